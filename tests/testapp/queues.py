@@ -1,0 +1,197 @@
+"""The Queuetopias of the tests. Their performers write what they do to a ledger, a file outside the database."""
+
+import asyncio
+import ctypes
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+from django.db import connections, transaction
+
+from queuetopia import Halt, Performer, Queuetopia, Retry, Skip, Snooze, action
+
+LEDGER = "QUEUETOPIA_TEST_LEDGER"
+
+
+def note(*words):
+    """Append one line to the ledger; O_APPEND keeps lines of several processes whole."""
+    line = " ".join(str(word) for word in (*words, time.clock_gettime(time.CLOCK_MONOTONIC), os.getpid())) + "\n"
+    with open(os.environ[LEDGER], "ab", buffering=0) as ledger:
+        ledger.write(line.encode())
+
+
+def pause():
+    """Hang for as long as this process lives."""
+    while True:
+        time.sleep(0.05)
+
+
+class LedgerPerformer(Performer):
+    def setup(self):
+        self.pid_at_setup = os.getpid()
+
+    @action
+    def noop(self, job):
+        pass
+
+    @action
+    def write(self, job, seq, lasts=0.0):
+        note("start", job.queue, seq, job.fence)
+        time.sleep(lasts)
+        note("end", job.queue, seq, job.fence)
+
+    @action("answer")
+    def give_answer(self, job, value=None):
+        return value
+
+    @action
+    def fail(self, job, times=10**9, text="refused"):
+        note("attempt", job.queue, job.attempts, job.fence)
+        if job.attempts <= times:
+            raise ConnectionError(text)
+
+    @action
+    def fail_at_random(self, job, seq, chance=0.3):
+        note("start", job.queue, seq, job.fence)
+        dice = random.random()  # noqa: S311
+        if dice < chance / 3:
+            os._exit(0)
+        if dice < chance:
+            raise ConnectionError("at random")
+        note("end", job.queue, seq, job.fence)
+
+    @action
+    def say(self, job, verdict, delay=0.0):
+        note("attempt", job.queue, job.attempts, job.fence)
+        raise {"retry": Retry("later", delay=delay), "snooze": Snooze(delay), "halt": Halt("no"), "skip": Skip("no")}[
+            verdict
+        ]
+
+    @action
+    def snooze_once(self, job, delay=0.0):
+        note("attempt", job.queue, job.attempts, job.fence)
+        path = f"{os.environ[LEDGER]}.{job.pk}"
+        if not os.path.exists(path):
+            open(path, "w").close()
+            raise Snooze(delay)
+
+    @action
+    def hang(self, job):
+        note("attempt", job.queue, job.attempts, job.fence)
+        pause()
+
+    @action
+    def hang_stubbornly(self, job):
+        note("attempt", job.queue, job.attempts, job.fence)
+        signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))
+        while True:
+            try:
+                pause()
+            except BaseException:  # noqa: S112 - that is the point
+                continue
+
+    @action
+    def hang_in_c(self, job):
+        note("attempt", job.queue, job.attempts, job.fence)
+        ctypes.PyDLL(None).sleep(3600)  # PyDLL keeps Python's global lock
+
+    @action
+    async def sleep_async(self, job, seq, lasts=0.1):
+        note("start", job.queue, seq, job.fence)
+        await asyncio.sleep(lasts)
+        note("end", job.queue, seq, job.fence)
+
+    @action
+    def bad_str(self, job):
+        raise BadStr
+
+    @action
+    def die(self, job, how, times=1):
+        note("attempt", job.queue, job.attempts, job.fence)
+        if job.attempts > times:
+            return
+        if how == "sys.exit":
+            sys.exit(0)
+        if how == "os._exit":
+            os._exit(0)
+        if how == "abort":
+            os.abort()
+        if how == "segfault":
+            ctypes.string_at(0)
+        if how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "close all":
+            os.closerange(3, 1024)
+            pause()
+        if how == "garble":
+            for descriptor in range(3, 64):
+                try:
+                    os.write(descriptor, b"garbage " * 8)
+                except OSError:
+                    continue
+            pause()
+
+    @action
+    def close_connections(self, job):
+        for connection in connections.all():
+            connection.close()
+
+    @action
+    def leave_transaction(self, job, times=1):
+        if job.attempts <= times:
+            transaction.atomic().__enter__()
+            from .models import Note
+
+            Note.objects.create(text="lost")
+
+    @action
+    def print_much(self, job):
+        sys.stdout.write("x" * 10_000_000)
+
+    @action
+    def return_object(self, job):
+        return object()
+
+    @action
+    def daemonise(self, job):
+        code = "import os,sys,time; os.setsid(); open(sys.argv[1],'w').write(str(os.getpid())); time.sleep(3600)"
+        subprocess.Popen([sys.executable, "-c", code, f"{os.environ[LEDGER]}.daemon"])
+        note("attempt", job.queue, job.attempts, job.fence)
+        if job.attempts == 1:
+            pause()
+
+    @action
+    def fork(self, job):
+        if os.fork() == 0:
+            return  # the child goes on with our code, and must not get anywhere
+        note("attempt", job.queue, job.attempts, job.fence)
+
+
+class BadStr(Exception):
+    def __str__(self):
+        raise RuntimeError("no text")
+
+
+class LedgerQueue(Queuetopia):
+    """Retries at once, so that tests need not wait."""
+
+    scope = "tests.ledger"
+    performer = LedgerPerformer
+    max_backoff = 0
+    max_attempts = 1_000_000
+
+
+class SlowRetryQueue(LedgerQueue):
+    """A failing job blocks its queue for seconds."""
+
+    scope = "tests.slow"
+    max_backoff = 3600
+    max_attempts = 3
+
+
+class OtherDatabaseQueue(LedgerQueue):
+    scope = "tests.other"
+    using = "other"
