@@ -1,0 +1,39 @@
+"""Persistent, blocking, per-queue jobs for Django.
+
+The public names load on first use, so that ``import queuetopia`` works before ``django.setup()``.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Queuetopia": "declaration",
+    "Performer": "performer",
+    "action": "performer",
+    "QueuetopiaError": "exceptions",
+    "InvalidJob": "exceptions",
+    "Refused": "exceptions",
+    "ReadOnlyJob": "exceptions",
+    "JobTimeout": "exceptions",
+    "WorkerDied": "exceptions",
+    "NodeDied": "exceptions",
+    "JobCancelled": "exceptions",
+    "Retry": "exceptions",
+    "Snooze": "exceptions",
+    "Halt": "exceptions",
+    "Skip": "exceptions",
+    "start_node": "supervisor",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name):
+    if name not in _HOMES:
+        raise AttributeError(f"module 'queuetopia' has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__():
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,27 @@
+"""Everything that differs between databases, and nothing else.
+
+``base.Backend`` is the contract, written with the ORM; ``sqlite``, ``mysql`` and ``postgresql`` override the few
+statements where the vendor differs or where speed needs it.
+"""
+
+from importlib import import_module
+
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connections
+
+_BY_VENDOR = {"postgresql": "postgresql", "mysql": "mysql", "sqlite": "sqlite"}
+
+
+def is_supported(alias: str) -> bool:
+    return connections[alias].vendor in _BY_VENDOR
+
+
+def backend_for(alias: str, **options):
+    """Return a Backend that works through the connection of ``alias``."""
+    vendor = connections[alias].vendor
+    if vendor not in _BY_VENDOR:
+        raise ImproperlyConfigured(
+            f"Queuetopia cannot use database {alias!r} ({vendor}): it works on {', '.join(sorted(_BY_VENDOR))}."
+        )
+    module = import_module(f".{_BY_VENDOR[vendor]}", __name__)
+    return module.Backend(alias, **options)

@@ -1,0 +1,483 @@
+"""The contract of a database, written with the ORM; SQLite and MySQL use it nearly as it stands.
+
+A Backend works through one connection. Web processes use it for the wake-up and for people's verbs; a scheduler
+opens a *session*: a connection of its own that holds one advisory lock per queue it serves and writes all claims
+and results, so that a write that succeeds proves the locks were alive.
+
+What a backend promises, and ``tests/test_backends.py`` tests for every one of them:
+
+- ``claim`` gives each queue to one caller, with a fence higher than all before, and only its head;
+- ``record`` writes a result only while the claim's fence is the queue's, and starts a queue's next job only after;
+- a queue found empty is cleared, committed, and looked at again in a new snapshot: no wake-up is lost.
+"""
+
+import copy
+import json
+import logging
+from collections.abc import Callable, Iterable
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from django.db import connections, models, transaction
+from django.db.models import Q
+from django.db.models.functions import Cast
+
+from .. import conf
+from ..attempts import ENDINGS, ERRORS_KEPT, FAILURES, Claim, Outcome, Verdict
+from ..models import Job, Node, Queue, Scope
+from .columns import DatabaseNow, database_now
+
+logger = logging.getLogger(__name__)
+
+PRIVATE = "+queuetopia"  # suffix of the alias under which a scheduler's own connection is known to the ORM
+
+CLAIM_COLUMNS = (
+    "id", "action", "params_text", "attempts", "scheduled_at", "timeout", "max_backoff", "max_attempts",
+    "on_exhausted", "attempted_at", "error", "state", "next_attempt_at",
+)  # fmt: skip
+
+
+class Ending(NamedTuple):
+    """A claim and how its attempt ended, to be recorded; ``teller`` is whoever waits for the commit."""
+
+    claim: Claim
+    outcome: Outcome
+    teller: Any = None
+
+
+class Recorded(NamedTuple):
+    """What came of recording a batch."""
+
+    written: list[Ending]  # as stored: a requested stop may have turned a failure into CANCEL
+    stale: list[Ending]  # refused: the queue is no longer held under this fence
+    claims: list[Claim]  # the next jobs of queues that were kept
+    released_due: bool  # a queue was let go that is due now
+
+
+class Backend:
+    """Statements on the tables of Job, Queue and Node through the connection of one alias."""
+
+    # Seconds between looks for a wake-up where the database cannot push one; None where it can.
+    looks_every: float | None = None
+
+    def __init__(self, alias: str):
+        self.alias = alias
+        self.held: set[int] = set()
+
+    @property
+    def connection(self):
+        return connections[self.alias]
+
+    @property
+    def in_session(self) -> bool:
+        """True on a scheduler's own connection; without one (testing.drain) no locks are taken."""
+        return self.alias.endswith(PRIVATE)
+
+    def now(self) -> datetime:
+        """Return the database's clock."""
+        return database_now(self.connection)
+
+    # The session of a scheduler
+
+    def open_session(self, lease: conf.Lease) -> None:
+        """Connect anew, outside Django's own connections, and make the server enforce the lease.
+
+        Raises SessionRefused when this connection cannot hold locks for us.
+        """
+        source = lock_alias(self.alias)
+        private = connections.create_connection(source)
+        private.settings_dict = self.session_settings(copy.deepcopy(private.settings_dict), lease)
+        private.alias = self.alias.removesuffix(PRIVATE) + PRIVATE
+        connections[private.alias] = private
+        self.alias = private.alias
+        self.held.clear()
+        private.connect()
+
+    def session_settings(self, settings: dict[str, Any], lease: conf.Lease) -> dict[str, Any]:
+        """Return the connection's settings as a session needs them: kept open, never pooled or checked."""
+        settings["OPTIONS"].pop("pool", None)
+        return {**settings, "CONN_MAX_AGE": None, "CONN_HEALTH_CHECKS": False, "AUTOCOMMIT": True}
+
+    def close_session(self) -> None:
+        """Close the session's connection; the server frees its locks. Never raises."""
+        if not self.in_session:
+            return
+        try:
+            self.connection.close()
+        except Exception as exc:
+            logger.info("closing session failed alias=%s error=%r", self.alias, exc)
+        del connections[self.alias]
+        self.alias = self.alias.removesuffix(PRIVATE)
+        self.held.clear()
+
+    def is_alive(self) -> bool:
+        """True while the session that took the locks still stands; asked after an error."""
+        return self.connection.connection is not None and self.connection.is_usable()
+
+    def fileno(self) -> int | None:
+        """Return the descriptor that becomes readable on a wake-up, or None: then ``looks_every`` holds."""
+        return None
+
+    def descriptors(self) -> list[int]:
+        """Return the descriptors that keep the locks while any process has them open; workers inherit them."""
+        return []
+
+    def has_news(self) -> bool:
+        """True when somebody may have made a queue due since the last call."""
+        return True
+
+    def try_lock(self, queue_ids: list[int]) -> list[int]:
+        """Take the advisory lock of each queue that is free; return those taken."""
+        self.held.update(queue_ids)
+        return queue_ids
+
+    def unlock(self, queue_ids: Iterable[int]) -> None:
+        """Give locks back, after the commit that released the queues."""
+        self.held.difference_update(queue_ids)
+
+    # Wake-ups
+
+    def wake(self, wakes: list[tuple[str, str, datetime]]) -> None:
+        """Make queues (scope, name, due at) due if nothing holds them; tell the schedulers. After the commit."""
+        for scope, name, due_at in sorted(wakes):
+            queue = Queue.objects.using(self.alias).filter(scope=scope, name=name)
+            if not self._make_due(queue, due_at) and not queue.exists():
+                new = Queue(scope=scope, name=name, due_at=due_at)
+                Queue.objects.using(self.alias).bulk_create([new], ignore_conflicts=True)
+                self._make_due(queue, due_at)
+        self.notify()
+
+    def _make_due(self, queues, due_at) -> int:
+        idle = queues.filter(held_by=None, current_job=None)
+        return idle.filter(Q(due_at=None) | Q(due_at__gt=due_at)).update(due_at=due_at)
+
+    def notify(self) -> None:
+        """Tell the schedulers to look now, where the database can."""
+
+    def lock_order(self, scope: str, queues: set[str]) -> None:
+        """Make creators of the same queues wait for each other until this transaction ends (commit_ordered)."""
+        for name in sorted(queues):
+            rows = Queue.objects.using(self.alias).filter(scope=scope, name=name)
+            if not rows.exists():
+                Queue.objects.using(self.alias).bulk_create([Queue(scope=scope, name=name)], ignore_conflicts=True)
+            list(rows.select_for_update())
+
+    # Claim
+
+    def claim(
+        self, scopes: list[str], limit: int, holder: UUID, *, now: datetime | None = None, only: str | None = None
+    ) -> tuple[list[Claim], bool]:
+        """Take up to ``limit`` due queues and mark their heads as running under a new fence.
+
+        Two transactions: the locks first, the heads in a new snapshot after, because a lock says nothing about
+        what the snapshot before it missed. Returns the claims, and whether there may be more to claim.
+        """
+        found = self.due_queues(scopes, limit, now, only)
+        locked = self.try_lock(found)
+        claims, rest = self.start_heads(locked, holder, now)
+        self.look_again(rest)
+        self.unlock(rest)
+        return claims, len(found) == limit or len(locked) < len(found)
+
+    def due_queues(self, scopes, limit, now, only=None) -> list[int]:
+        """Return the ids of due queues, longest due first. Per scope, so that unserved scopes cost nothing."""
+        now = now or self.now()
+        due: list[tuple[datetime, int]] = []
+        for scope in set(scopes) - self._paused_scopes(scopes):
+            queues = Queue.objects.using(self.alias).due(now).filter(scope=scope)
+            if only is not None:
+                queues = queues.filter(name=only)
+            due += queues.order_by("due_at").values_list("due_at", "id")[:limit]
+        return [queue_id for _, queue_id in sorted(due)[:limit]]
+
+    def _paused_scopes(self, scopes) -> set[str]:
+        paused = Scope.objects.using(self.alias).filter(paused_at__isnull=False, name__in=scopes)
+        return set(paused.values_list("name", flat=True))
+
+    def start_heads(self, queue_ids, holder, now=None) -> tuple[list[Claim], list[int]]:
+        """Mark the due heads of locked queues as running; return their claims and the queues let go instead."""
+        if not queue_ids:
+            return [], []
+        claims = []
+        with transaction.atomic(using=self.alias):
+            now = now or self.now()
+            queues = Queue.objects.using(self.alias).select_for_update().order_by("id")
+            for queue in queues.filter(pk__in=queue_ids, held_by=None, paused_at=None):
+                head, current_job, due_at = self._head(queue, now)
+                if head:
+                    claims.append(self._start(queue, head, holder, now))
+                else:
+                    Queue.objects.using(self.alias).filter(pk=queue.pk).update(current_job=current_job, due_at=due_at)
+        started = {claim.queue_id for claim in claims}
+        return claims, [queue_id for queue_id in queue_ids if queue_id not in started]
+
+    def _head(self, queue, now):
+        """Return (the job to start or None, the job that is the head already or None, when the head is due)."""
+        if queue.current_job is not None and (
+            current := self._jobs().filter(pk=queue.current_job, done_at=None).first()
+        ):
+            if current["state"] == Job.State.HALTED:
+                return None, queue.current_job, None
+            due_at = current["next_attempt_at"] or now
+            return (current if due_at <= now else None), queue.current_job, due_at
+        head = self._jobs().unfinished().in_queue(queue.scope, queue.name).in_order().first()
+        if head is None:
+            return None, None, None
+        if head["state"] == Job.State.HALTED:
+            return None, head["id"], None
+        return (head if head["scheduled_at"] <= now else None), None, head["scheduled_at"]
+
+    def _jobs(self):
+        text = Cast("params", models.TextField())
+        return Job.objects.using(self.alias).annotate(params_text=text).values(*CLAIM_COLUMNS)
+
+    def _start(self, queue, head, holder, now) -> Claim:
+        queue.fence += 1
+        Queue.objects.using(self.alias).filter(pk=queue.pk).update(
+            fence=queue.fence,
+            current_job=head["id"],
+            attempt=head["attempts"] + 1,
+            held_by=holder,
+            held_since=now,
+            stop_requested=False,
+            problem="",
+        )
+        return claim_of(queue, head)
+
+    def next_due(self, scopes: list[str]) -> float | None:
+        """Return the seconds until the next queue becomes due by time, or None."""
+        now = self.now()
+        served = set(scopes) - self._paused_scopes(scopes)
+        waiting = Queue.objects.using(self.alias).filter(paused_at=None, held_by=None, due_at__gt=now)
+        times = (
+            waiting.filter(scope=scope).order_by("due_at").values_list("due_at", flat=True).first() for scope in served
+        )
+        first = min(filter(None, times), default=None)
+        return None if first is None else (first - now).total_seconds()
+
+    # Record
+
+    def record(
+        self, endings: list[Ending], holder: UUID, node: str, keep: Callable[[Claim], bool], now: datetime | None = None
+    ) -> Recorded:
+        """Store how attempts ended, in one transaction, and let their queues go or start their next jobs.
+
+        keep: whether this claim's queue may go straight on with its next job.
+        node: what ``attempted_by`` says. Locks are given back after the commit.
+        """
+        result = Recorded([], [], [], False)
+        cleared, released, due = [], [], False
+        with transaction.atomic(using=self.alias):
+            now = now or self.now()
+            paused = self._paused_scopes({ending.claim.scope for ending in endings})
+            for ending in sorted(endings, key=lambda ending: ending.claim.queue_id):
+                queue = self._held_queue(ending.claim)
+                if queue is None:
+                    result.stale.append(ending)
+                    continue
+                if queue.stop_requested and ending.outcome.verdict not in ENDINGS:
+                    ending = ending._replace(outcome=ending.outcome._replace(verdict=Verdict.CANCEL))
+                self._write_job(ending, node, now)
+                result.written.append(ending)
+                may_go_on = keep(ending.claim) and queue.paused_at is None and queue.scope not in paused
+                claim, due_at, current_job = self._after(ending, queue, now, may_go_on, holder)
+                if claim:
+                    result.claims.append(claim)
+                    continue
+                self._let_go(queue, due_at, current_job)
+                due = due or (due_at is not None and due_at <= now)
+                released.append(queue.pk)
+                if current_job is None:
+                    cleared.append(queue.pk)
+        due = self.look_again(cleared) or due
+        self.unlock([*released, *(ending.claim.queue_id for ending in result.stale)])
+        return result._replace(released_due=due)
+
+    def _held_queue(self, claim):
+        held = Queue.objects.using(self.alias).select_for_update().filter(held_by__isnull=False)
+        return held.filter(pk=claim.queue_id, fence=claim.fence, current_job=claim.job_id).first()
+
+    def _write_job(self, ending, node, now):
+        claim, outcome = ending.claim, ending.outcome
+        if outcome.verdict == Verdict.RETURN:
+            return
+        job = Job.objects.using(self.alias).filter(pk=claim.job_id, done_at=None)
+        errors = job.values_list("errors", flat=True).first() if outcome.error else None
+        job.update(**job_values(claim, outcome, node, now, errors or []))
+
+    def _after(self, ending, queue, now, may_go_on, holder):
+        """Return (claim of the next job or None, due_at, current_job) for a queue whose attempt ended so."""
+        claim, outcome = ending.claim, ending.outcome
+        later = now + timedelta(seconds=outcome.delay)
+        if outcome.verdict == Verdict.RETURN:
+            return None, later, claim.job_id if claim.attempted else None
+        if outcome.verdict in (Verdict.RETRY, Verdict.SNOOZE, Verdict.INTERRUPT):
+            return None, later, claim.job_id
+        if outcome.verdict == Verdict.HALT:
+            return None, None, claim.job_id
+        queue.current_job = None
+        head, current_job, due_at = self._head(queue, now)
+        if head and may_go_on:
+            return self._start(queue, head, holder, now), None, None
+        return None, now if head else due_at, current_job
+
+    def _let_go(self, queue, due_at, current_job):
+        Queue.objects.using(self.alias).filter(pk=queue.pk).update(
+            due_at=due_at, current_job=current_job, attempt=0, held_by=None, held_since=None, stop_requested=False
+        )
+
+    def look_again(self, queue_ids: list[int]) -> bool:
+        """Make cleared queues due that have got a job meanwhile; True if one is due now.
+
+        In a new snapshot, after the commit that cleared them: whoever created a job before that commit saw the
+        queue held and did not wake it.
+        """
+        due = False
+        for queue in Queue.objects.using(self.alias).filter(pk__in=queue_ids, held_by=None, current_job=None):
+            jobs = Job.objects.using(self.alias).unfinished().in_queue(queue.scope, queue.name).in_order()
+            first = jobs.values_list("scheduled_at", flat=True).first()
+            if first is not None and self._make_due(Queue.objects.using(self.alias).filter(pk=queue.pk), first):
+                due = True
+        return due
+
+    def note_problem(self, claims: list[Claim], problem: Callable[[Claim], str]) -> None:
+        """Write on the queues why their heads cannot be served by this code."""
+        for claim in claims:
+            held = Queue.objects.using(self.alias).filter(pk=claim.queue_id, fence=claim.fence)
+            held.update(problem=problem(claim)[:500])
+
+    def forget_problems(self, scopes: list[str]) -> None:
+        """Make queues with a problem due: this node's code may know what the last one's did not."""
+        queues = Queue.objects.using(self.alias).filter(scope__in=scopes, held_by=None).exclude(problem="")
+        queues.update(problem="", due_at=DatabaseNow())
+
+    def stop_requests(self, claims: list[Claim]) -> set[int]:
+        """Return the ids of the running jobs among ``claims`` that a person asked to stop."""
+        asked = Queue.objects.using(self.alias).filter(
+            pk__in=[claim.queue_id for claim in claims], held_by__isnull=False, stop_requested=True
+        )
+        return set(asked.values_list("current_job", flat=True))
+
+    # Nodes
+
+    def register(self, node_id: UUID, host: str, pid: int, scopes: list[str]) -> None:
+        Node.objects.using(self.alias).create(id=node_id, host=host, pid=pid, scopes=scopes)
+
+    def beat(self, node_id: UUID, workers: list[dict]) -> bool:
+        """Prove that the node lives; False when a successor has fenced it."""
+        nodes = Node.objects.using(self.alias).filter(pk=node_id, fenced_at=None)
+        return bool(nodes.update(last_seen=DatabaseNow(), workers=workers))
+
+    def unregister(self, node_id: UUID) -> None:
+        Node.objects.using(self.alias).filter(pk=node_id).delete()
+
+    def other_nodes(self, node_id: UUID) -> list[Node]:
+        return list(Node.objects.using(self.alias).exclude(pk=node_id).defer("workers"))
+
+    def fence(self, node_id: UUID) -> None:
+        """Declare a node dead: its heartbeats are refused from now on, its queues may be taken over."""
+        Node.objects.using(self.alias).filter(pk=node_id, fenced_at=None).update(fenced_at=DatabaseNow())
+
+    def lost_claims(self, node_id: UUID, scopes: list[str], limit: int) -> list[tuple[Claim, str]]:
+        """Return the claims a dead node left behind, each with the type of the job's last error."""
+        queues = Queue.objects.using(self.alias).filter(held_by=node_id, scope__in=scopes)
+        lost = []
+        for queue in queues.order_by("id")[:limit]:
+            head = self._jobs().filter(pk=queue.current_job).first()
+            if head is not None:
+                errors = Job.objects.using(self.alias).values_list("errors", flat=True).get(pk=queue.current_job)
+                lost.append((claim_of(queue, head), errors[-1].get("type", "") if errors else ""))
+            else:
+                self._let_go(queue, DatabaseNow(), None)
+        return lost
+
+    def holds_nothing(self, node_id: UUID) -> bool:
+        return not Queue.objects.using(self.alias).filter(held_by=node_id).exists()
+
+    # The safety net
+
+    def sweep(self, scope: str, after: str, limit: int = 500) -> tuple[int, str | None]:
+        """Make idle queues due that have unfinished jobs, ``limit`` queues of the scope from name ``after`` on.
+
+        Repairs wake-ups lost by a crash between a commit and its wake. Returns how many queues were repaired and
+        the name to go on after, None at the end of the scope.
+        """
+        jobs = Job.objects.using(self.alias).unfinished().filter(scope=scope, queue__gt=after)
+        firsts = dict(jobs.order_by("queue").values_list("queue").annotate(first=models.Min("scheduled_at"))[:limit])
+        known = Queue.objects.using(self.alias).filter(scope=scope, name__in=firsts)
+        served = set(
+            known.filter(Q(held_by__isnull=False) | Q(current_job__isnull=False) | Q(due_at__isnull=False)).values_list(
+                "name", flat=True
+            )
+        )
+        idle = [(scope, name, first) for name, first in firsts.items() if name not in served]
+        if idle:
+            self.wake(idle)
+        return len(idle), max(firsts) if len(firsts) == limit else None
+
+    def has_work(self, scopes: list[str]) -> bool:
+        """True while a served queue runs, is due, or backs off: what --until-empty waits for."""
+        now = self.now()
+        served = set(scopes) - self._paused_scopes(scopes)
+        queues = Queue.objects.using(self.alias).filter(scope__in=served)
+        busy = Q(held_by__isnull=False) | Q(paused_at=None, due_at__lte=now)
+        backing_off = Q(paused_at=None, current_job__isnull=False, due_at__isnull=False)
+        return queues.filter(busy | backing_off).exists()
+
+
+def claim_of(queue, head) -> Claim:
+    return Claim(
+        job_id=head["id"],
+        queue_id=queue.pk,
+        scope=queue.scope,
+        queue=queue.name,
+        action=head["action"],
+        params=head["params_text"],
+        attempt=head["attempts"] + 1,
+        fence=queue.fence,
+        rev=queue.rev,
+        scheduled_at=head["scheduled_at"].isoformat(),
+        timeout=head["timeout"],
+        max_backoff=head["max_backoff"],
+        max_attempts=head["max_attempts"],
+        on_exhausted=head["on_exhausted"],
+        attempted=head["attempted_at"] is not None,
+        failed=bool(head["error"]),
+    )
+
+
+def job_values(claim: Claim, outcome: Outcome, node: str, now: datetime, errors: list[dict]) -> dict[str, Any]:
+    """Return the columns of a job whose attempt ended so. ``attempted_at`` is when the attempt ended."""
+    counted = outcome.verdict not in (Verdict.SNOOZE, Verdict.INTERRUPT)
+    values: dict[str, Any] = {"attempted_at": now, "attempted_by": node, "next_attempt_at": None}
+    if counted:
+        values["attempts"] = claim.attempt
+    if outcome.error:
+        entry = {
+            "attempt": claim.attempt,
+            "at": now.isoformat(),
+            "by": node,
+            "duration": round(outcome.duration, 6),
+            "counted": counted,
+            **outcome.error,
+        }
+        values["errors"] = [*errors, entry][-ERRORS_KEPT:]
+        if outcome.verdict in FAILURES:
+            values["error"] = f"{entry['type']}: {entry['message']}"
+    if outcome.verdict in (Verdict.RETRY, Verdict.SNOOZE, Verdict.INTERRUPT):
+        values["next_attempt_at"] = now + timedelta(seconds=outcome.delay)
+    elif outcome.verdict == Verdict.HALT:
+        values["state"] = Job.State.HALTED
+    else:
+        states = {Verdict.DONE: Job.State.DONE, Verdict.SKIP: Job.State.SKIPPED, Verdict.CANCEL: Job.State.CANCELLED}
+        values |= {"state": states[Verdict(outcome.verdict)], "done_at": now}
+        values["result"] = None if outcome.result is None else json.loads(outcome.result)
+    return values
+
+
+def lock_alias(alias: str) -> str:
+    """Return the alias whose connection carries the locks for ``alias``: past a pooler, if LOCK_DATABASE says so."""
+    direct = conf.setting("LOCK_DATABASE")
+    alias = alias.removesuffix(PRIVATE)
+    return direct.get(alias, alias) if isinstance(direct, dict) else direct or alias

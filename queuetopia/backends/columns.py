@@ -1,0 +1,74 @@
+"""Columns, defaults and indexes that each database spells differently; models.py is built of them."""
+
+from datetime import UTC
+
+from django.db import models
+
+
+class DatabaseNow(models.Func):
+    """The database's clock when the *statement* began, in UTC.
+
+    Django's own Now() is the session's local time on MySQL, whatever time zone that is.
+    """
+
+    template = "STATEMENT_TIMESTAMP()"
+    output_field = models.DateTimeField()
+    allowed_default = True
+
+    def as_mysql(self, compiler, connection, **context):
+        return self.as_sql(compiler, connection, template="UTC_TIMESTAMP(6)", **context)
+
+    def as_sqlite(self, compiler, connection, **context):
+        template = "STRFTIME('%%%%Y-%%%%m-%%%%d %%%%H:%%%%M:%%%%f', 'NOW')"
+        return self.as_sql(compiler, connection, template=template, **context)
+
+
+def database_now(connection):
+    """Return the database's clock as an aware datetime."""
+    sql = {
+        "postgresql": "SELECT clock_timestamp()",
+        "mysql": "SELECT UTC_TIMESTAMP(6)",
+        "sqlite": "SELECT STRFTIME('%Y-%m-%d %H:%M:%f000', 'NOW')",
+    }[connection.vendor]
+    with connection.cursor() as cursor:
+        cursor.execute(sql)
+        (now,) = cursor.fetchone()
+    if connection.vendor == "sqlite":
+        now = models.DateTimeField().to_python(now)
+    return now if now.tzinfo else now.replace(tzinfo=UTC)
+
+
+class ExactCharField(models.CharField):
+    """Text compared character by character: case and trailing spaces count on every database.
+
+    PostgreSQL and SQLite compare so by themselves. MySQL's default ignores case, and even its ``_bin``
+    collations pad with spaces, so the column names one that does not.
+    """
+
+    def db_type(self, connection):
+        if connection.vendor != "mysql":
+            return super().db_type(connection)
+        collation = "utf8mb4_nopad_bin" if connection.mysql_is_mariadb else "utf8mb4_0900_bin"
+        return f"varchar({self.max_length}) CHARACTER SET utf8mb4 COLLATE {collation}"
+
+
+class WhereNullIndex(models.Index):
+    """A partial index over ``fields`` of the rows where ``where_null`` is NULL.
+
+    MySQL has no partial indexes: there ``fallback`` (fields with ``where_null`` among them) is indexed whole.
+    """
+
+    def __init__(self, *, fields, where_null, fallback, name):
+        self.where_null, self.fallback = where_null, fallback
+        super().__init__(fields=fields, name=name, condition=models.Q(**{f"{where_null}__isnull": True}))
+
+    def create_sql(self, model, schema_editor, using="", **kwargs):
+        if schema_editor.connection.features.supports_partial_indexes:
+            return super().create_sql(model, schema_editor, using=using, **kwargs)
+        whole = models.Index(fields=self.fallback, name=self.name)
+        return whole.create_sql(model, schema_editor, using=using, **kwargs)
+
+    def deconstruct(self):
+        path, args, kwargs = super().deconstruct()
+        del kwargs["condition"]
+        return path, args, {**kwargs, "where_null": self.where_null, "fallback": self.fallback}

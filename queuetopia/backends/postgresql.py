@@ -1,0 +1,365 @@
+"""PostgreSQL: claims, results and wake-ups of many queues in one statement each.
+
+Why the claim has this shape (each line was a bug somewhere):
+
+- The candidates are picked and row-locked in a MATERIALIZED CTE with a LIMIT, and ``pg_try_advisory_lock`` stands in
+  the select list above it. In a WHERE the planner may call it for rows it then throws away (10,000 locks taken for
+  LIMIT 1), and evaluate it twice (the lock is re-entrant: it is never given back).
+- FOR NO KEY UPDATE SKIP LOCKED: two schedulers pick different queues instead of waiting for each other. The row
+  locks end with that first transaction; what lasts is the session's advisory lock.
+- The heads are read in a *second* transaction. The lock says who may start; it says nothing about what the snapshot
+  of the statement that took it has missed. In one statement a job that was just finished elsewhere runs twice.
+- The UPDATE that marks a head repeats the conditions on the row (``held_by``, ``rev``, ``paused_at``): if a person's
+  verb committed after our snapshot, PostgreSQL re-reads the row and the mark does not happen.
+- ``unnest`` + LATERAL per scope: each scope is one range of the index (scope, due_at), so that 100,000 due queues of
+  a scope nobody here serves are never looked at. CTEs have no statistics: columns are carried through instead of
+  joining a CTE back (a 200 x 200 join of two of them halved the rate).
+
+Locks are 64-bit numbers of a namespace (which tables) and the queue row's id, so that nothing collides.
+"""
+
+import binascii
+
+from django.db import connections, transaction
+
+from ..attempts import Claim, Verdict
+from ..exceptions import SessionLost, SessionRefused
+from ..models import Job, Queue, Scope
+from . import base
+
+CHANNEL = "queuetopia"
+
+JOB, QUEUE, SCOPE = (f'"{model._meta.db_table}"' for model in (Job, Queue, Scope))
+
+_JOB_COLUMNS = (
+    "id, action, params, scheduled_at, timeout, max_backoff, max_attempts, on_exhausted, attempted_at, error, "
+    "attempts, state, next_attempt_at"
+)
+
+_CANDIDATES = f"""
+    WITH due AS MATERIALIZED (
+        SELECT c.id FROM unnest(%(scopes)s::text[]) AS s (scope) CROSS JOIN LATERAL (
+            SELECT q.id, q.due_at FROM {QUEUE} q
+            WHERE q.scope = s.scope AND q.due_at <= %(now)s AND q.paused_at IS NULL AND q.held_by IS NULL
+              AND (%(only)s::text IS NULL OR q.name = %(only)s)
+            ORDER BY q.due_at LIMIT %(limit)s FOR NO KEY UPDATE OF q SKIP LOCKED
+        ) c
+        WHERE NOT EXISTS (SELECT 1 FROM {SCOPE} p WHERE p.name = s.scope AND p.paused_at IS NOT NULL)
+        ORDER BY c.due_at LIMIT %(limit)s
+    )
+    SELECT id, pg_try_advisory_lock(%(base)s + id) FROM due
+"""  # noqa: S608 - the names of our own tables
+
+# The next head of a queue row ``q``: the job it is set to, else the first in line.
+_HEAD = f"""
+    (SELECT {_JOB_COLUMNS} FROM {JOB} WHERE q.current_job IS NOT NULL AND id = q.current_job AND done_at IS NULL
+     UNION ALL
+     (SELECT {_JOB_COLUMNS} FROM {JOB}
+      WHERE q.current_job IS NULL AND scope = q.scope AND queue = q.name AND done_at IS NULL
+      ORDER BY scheduled_at, id LIMIT 1))
+"""  # noqa: S608
+
+_START = f"""
+    WITH h AS MATERIALIZED (
+        SELECT q.id AS qid, q.rev AS qrev, j.* FROM {QUEUE} q CROSS JOIN LATERAL {_HEAD} j
+        WHERE q.id = ANY(%(ids)s) AND j.state = 'pending' AND coalesce(j.next_attempt_at, j.scheduled_at) <= %(now)s
+    ), q AS (
+        UPDATE {QUEUE} q SET fence = q.fence + 1, current_job = h.id, attempt = h.attempts + 1, held_by = %(holder)s,
+               held_since = %(now)s, stop_requested = false, problem = ''
+        FROM h WHERE q.id = h.qid AND q.rev = h.qrev AND q.held_by IS NULL AND q.paused_at IS NULL
+        RETURNING q.id, q.scope, q.name, q.attempt, q.fence, q.rev, h.id AS jid, h.action, h.params, h.scheduled_at,
+                  h.timeout, h.max_backoff, h.max_attempts, h.on_exhausted, h.attempted_at, h.error
+    )
+    SELECT jid, id, scope, name, action, params::text, attempt, fence, rev, scheduled_at::text, timeout, max_backoff,
+           max_attempts, on_exhausted, attempted_at IS NOT NULL, error <> '' FROM q
+"""  # noqa: S608
+
+# Queue rows first, under fence, rev and current job; only what that UPDATE returns is written to the jobs. ``go`` is
+# NULL for a queue that must be let go. What an operator touched (rev) or a successor took (fence) is missing from
+# the answer and recorded one by one.
+_FINISH = f"""
+    WITH f AS MATERIALIZED (
+        SELECT * FROM unnest(%(jobs)s::bigint[], %(queues)s::bigint[], %(fences)s::bigint[], %(revs)s::bigint[],
+                             %(attempts)s::int[], %(results)s::text[], %(keeps)s::bool[])
+                      AS f (fid, qid, ffence, frev, fattempt, fresult, keep)
+    ), h AS MATERIALIZED (
+        SELECT f.*, j.*, f.keep AND j.scheduled_at <= %(now)s AND j.state = 'pending' AS go
+        FROM f JOIN {QUEUE} q ON q.id = f.qid LEFT JOIN LATERAL (
+            SELECT {_JOB_COLUMNS} FROM {JOB}
+            WHERE scope = q.scope AND queue = q.name AND done_at IS NULL AND id <> f.fid
+            ORDER BY scheduled_at, id LIMIT 1
+        ) j ON true
+    ), q AS (
+        UPDATE {QUEUE} q SET
+            fence = CASE WHEN go THEN q.fence + 1 ELSE q.fence END,
+            current_job = CASE WHEN go OR h.state = 'halted' THEN h.id END,
+            attempt = CASE WHEN go THEN h.attempts + 1 ELSE 0 END,
+            held_by = CASE WHEN go THEN q.held_by END,
+            held_since = CASE WHEN go THEN %(now)s::timestamptz END,
+            due_at = CASE WHEN go THEN q.due_at WHEN h.state = 'pending' THEN greatest(h.scheduled_at, %(now)s) END
+        FROM h WHERE q.id = h.qid AND q.fence = h.ffence AND q.rev = h.frev AND q.current_job = h.fid
+                 AND q.held_by IS NOT NULL AND NOT q.stop_requested
+        RETURNING h.fid, h.fattempt, h.fresult, h.go, q.due_at <= %(now)s AS due, q.id, q.scope, q.name, q.attempt,
+                  q.fence, q.rev, h.id AS jid, h.action, h.params, h.scheduled_at, h.timeout, h.max_backoff,
+                  h.max_attempts, h.on_exhausted, h.attempted_at, h.error
+    ), d AS (
+        UPDATE {JOB} j SET state = 'done', attempts = q.fattempt, attempted_at = %(now)s, attempted_by = %(node)s,
+               next_attempt_at = NULL, done_at = %(now)s, result = q.fresult::jsonb
+        FROM q WHERE j.id = q.fid AND j.done_at IS NULL
+    )
+    SELECT fid, go, due, jid, id, scope, name, action, params::text, attempt, fence, rev, scheduled_at::text, timeout,
+           max_backoff, max_attempts, on_exhausted, attempted_at IS NOT NULL, error <> '' FROM q
+"""  # noqa: S608
+
+_LOOK_AGAIN = f"""
+    UPDATE {QUEUE} q SET due_at = h.scheduled_at
+    FROM (SELECT q.id, j.scheduled_at FROM {QUEUE} q CROSS JOIN LATERAL (
+              SELECT scheduled_at FROM {JOB} WHERE scope = q.scope AND queue = q.name AND done_at IS NULL
+              ORDER BY scheduled_at, id LIMIT 1) j
+          WHERE q.id = ANY(%(ids)s)) h
+    WHERE q.id = h.id AND q.held_by IS NULL AND q.current_job IS NULL
+      AND (q.due_at IS NULL OR q.due_at > h.scheduled_at)
+    RETURNING q.id
+"""  # noqa: S608
+
+# A plain upsert would burn an id for each wake of a known queue. Rows are locked in the order of their ids: the
+# wakes of two commits that share queues would else deadlock.
+_WAKE = f"""
+    WITH w AS MATERIALIZED (
+        SELECT * FROM unnest(%(scopes)s::text[], %(names)s::text[], %(times)s::timestamptz[]) AS w (scope, name, due_at)
+    ), l AS MATERIALIZED (
+        SELECT q.id, w.due_at FROM w JOIN {QUEUE} q ON q.scope = w.scope AND q.name = w.name
+        WHERE q.held_by IS NULL AND q.current_job IS NULL AND (q.due_at IS NULL OR q.due_at > w.due_at)
+        ORDER BY q.id FOR NO KEY UPDATE OF q
+    ), u AS (
+        UPDATE {QUEUE} q SET due_at = l.due_at FROM l
+        WHERE q.id = l.id AND q.held_by IS NULL AND q.current_job IS NULL AND (q.due_at IS NULL OR q.due_at > l.due_at)
+        RETURNING 1
+    ), n AS (
+        INSERT INTO {QUEUE} AS q (scope, name, due_at)
+        SELECT scope, name, due_at FROM w
+        WHERE NOT EXISTS (SELECT 1 FROM {QUEUE} q WHERE q.scope = w.scope AND q.name = w.name)
+        ORDER BY scope, name
+        ON CONFLICT (scope, name) DO UPDATE SET due_at = excluded.due_at
+        WHERE q.held_by IS NULL AND q.current_job IS NULL AND (q.due_at IS NULL OR q.due_at > excluded.due_at)
+        RETURNING 1
+    )
+    SELECT pg_notify(%(channel)s, '') FROM (SELECT 1 FROM u UNION ALL SELECT 1 FROM n) x LIMIT 1
+"""  # noqa: S608
+
+_NEXT_DUE = f"""
+    SELECT extract(epoch FROM min(c.due_at) - clock_timestamp())::float
+    FROM unnest(%(scopes)s::text[]) AS s (scope) CROSS JOIN LATERAL (
+        SELECT q.due_at FROM {QUEUE} q
+        WHERE q.scope = s.scope AND q.due_at > statement_timestamp() AND q.paused_at IS NULL AND q.held_by IS NULL
+        ORDER BY q.due_at LIMIT 1) c
+    WHERE NOT EXISTS (SELECT 1 FROM {SCOPE} p WHERE p.name = s.scope AND p.paused_at IS NOT NULL)
+"""  # noqa: S608
+
+
+class Backend(base.Backend):
+    def __init__(self, alias):
+        super().__init__(alias)
+        self._pid: int | None = None
+
+    # The session
+
+    def session_settings(self, settings, lease):
+        settings = super().session_settings(settings, lease)
+        milliseconds = int(lease.kill * 2000)
+        settings["OPTIONS"] |= {
+            "application_name": "queuetopia",
+            "connect_timeout": 5,
+            "tcp_user_timeout": milliseconds,
+            "keepalives_idle": 2,
+            "keepalives_interval": 1,
+            "keepalives_count": 3,
+        }
+        return settings
+
+    def open_session(self, lease):
+        super().open_session(lease)
+        with self.connection.cursor() as cursor:
+            cursor.execute("SELECT pg_is_in_recovery(), pg_backend_pid()")
+            in_recovery, self._pid = cursor.fetchone()
+            if in_recovery:
+                raise SessionRefused(f"Database {self.alias!r} is a read-only standby; point it at the primary.")
+            self._refuse_pooler()
+            # The server itself ends a session that has been silent for the lease: its locks are free then.
+            cursor.execute(
+                "SELECT set_config('idle_session_timeout', %(lease)s, false),"
+                " set_config('idle_in_transaction_session_timeout', %(lease)s, false),"
+                " set_config('statement_timeout', %(statement)s, false),"
+                " set_config('tcp_user_timeout', %(lease)s, false)",
+                {"lease": str(int(lease.lease * 1000)), "statement": str(int(lease.fence * 500))},
+            )
+            cursor.execute(f"LISTEN {CHANNEL}")
+
+    def _refuse_pooler(self):
+        """Take a lock on this session and try it on another: a transaction pooler gives both or none of them."""
+        other = connections.create_connection(base.lock_alias(self.alias))
+        probe = lock_key(2**40 - 1)  # no queue's
+        try:
+            with self.connection.cursor() as mine, other.cursor() as theirs:
+                mine.execute("SELECT pg_try_advisory_lock_shared(%s)", [probe])
+                mine.execute("SELECT 1")
+                theirs.execute("SELECT pg_try_advisory_lock(%s)", [probe])
+                if theirs.fetchone()[0]:
+                    raise SessionRefused(
+                        f"Database {self.alias.removesuffix(base.PRIVATE)!r} is reached through a pooler in transaction "
+                        "mode, which gives one session's locks to many clients. Set QUEUETOPIA['LOCK_DATABASE'] to an "
+                        "alias that connects to PostgreSQL directly; web processes may go on through the pooler."
+                    )
+                mine.execute("SELECT pg_advisory_unlock_shared(%s)", [probe])
+        finally:
+            other.close()
+
+    def is_alive(self):
+        if not super().is_alive():
+            return False
+        with self.connection.cursor() as cursor:
+            cursor.execute("SELECT pg_backend_pid()")
+            return cursor.fetchone()[0] == self._pid
+
+    def fileno(self):
+        return self.connection.connection.fileno()
+
+    def descriptors(self):
+        return [self.fileno()]
+
+    def has_news(self):
+        libpq = self.connection.connection.pgconn
+        libpq.consume_input()  # raises OperationalError when the server has gone
+        news = False
+        while libpq.notifies() is not None:
+            news = True
+        return news
+
+    def try_lock(self, queue_ids):
+        if not self.in_session:
+            return super().try_lock(queue_ids)
+        wanted = [queue_id for queue_id in queue_ids if queue_id not in self.held]  # the lock is re-entrant
+        with self.connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT k, pg_try_advisory_lock(k) FROM unnest(%s::bigint[]) AS k", [list(map(lock_key, wanted))]
+            )
+            taken = {key for key, locked in cursor.fetchall() if locked}
+        return super().try_lock([queue_id for queue_id in wanted if lock_key(queue_id) in taken])
+
+    def unlock(self, queue_ids):
+        held = [queue_id for queue_id in queue_ids if queue_id in self.held]
+        if held and self.in_session:
+            with self.connection.cursor() as cursor:
+                cursor.execute(
+                    "SELECT bool_and(pg_advisory_unlock(k)) FROM unnest(%s::bigint[]) AS k", [list(map(lock_key, held))]
+                )
+                if not cursor.fetchone()[0]:
+                    raise SessionLost("a queue's lock was not ours any more")
+        super().unlock(held)
+
+    # Wake-ups
+
+    def wake(self, wakes):
+        arguments = {
+            "scopes": [scope for scope, _, _ in wakes],
+            "names": [name for _, name, _ in wakes],
+            "times": [due_at for _, _, due_at in wakes],
+            "channel": CHANNEL,
+        }
+        if self.connection.in_atomic_block:
+            self._run(_WAKE, arguments)
+            return
+        # A hint may commit asynchronously: the sweep finds what a crash of the server loses of it.
+        with transaction.atomic(using=self.alias):
+            self._run("SET LOCAL synchronous_commit = off", {})
+            self._run(_WAKE, arguments)
+
+    def notify(self):
+        self._run("SELECT pg_notify(%(channel)s, '')", {"channel": CHANNEL})
+
+    def lock_order(self, scope, queues):
+        names = sorted(f"{scope}|{name}" for name in queues)
+        for name in names:
+            self._run(
+                "SELECT pg_advisory_xact_lock(hashtextextended(%(name)s, %(seed)s))", {"name": name, "seed": _NAMESPACE}
+            )
+
+    # Claim
+
+    def claim(self, scopes, limit, holder, *, now=None, only=None):
+        if not self.in_session:
+            return super().claim(scopes, limit, holder, now=now, only=only)
+        found = self._run(_CANDIDATES, {
+            "scopes": scopes, "limit": limit, "only": only, "now": now or self.now(), "base": lock_key(0),
+        })  # fmt: skip
+        taken = [queue_id for queue_id, locked in found if locked]
+        self.held.update(taken)
+        claims, rest = self.start_heads(taken, holder, now)
+        self.look_again(rest)
+        self.unlock(rest)
+        return claims, len(found) == limit or len(taken) < len(found)
+
+    def start_heads(self, queue_ids, holder, now=None):
+        if not queue_ids:
+            return [], []
+        rows = self._run(_START, {"ids": queue_ids, "holder": holder, "now": now or self.now()})
+        claims = [Claim._make(row) for row in rows]
+        started = {claim.queue_id for claim in claims}
+        rest = [queue_id for queue_id in queue_ids if queue_id not in started]
+        # What is empty, halted or not due after all is rare and told apart one by one.
+        late, rest = super().start_heads(rest, holder, now)
+        return claims + late, rest
+
+    def next_due(self, scopes):
+        return self._run(_NEXT_DUE, {"scopes": scopes})[0][0]
+
+    # Record
+
+    def record(self, endings, holder, node, keep, now=None):
+        done = [ending for ending in endings if ending.outcome.verdict == Verdict.DONE]
+        others = [ending for ending in endings if ending.outcome.verdict != Verdict.DONE]
+        if not done:
+            return super().record(endings, holder, node, keep, now)
+        rows = self._run(_FINISH, {
+            "jobs": [claim.job_id for claim, *_ in done],
+            "queues": [claim.queue_id for claim, *_ in done],
+            "fences": [claim.fence for claim, *_ in done],
+            "revs": [claim.rev for claim, *_ in done],
+            "attempts": [claim.attempt for claim, *_ in done],
+            "results": [outcome.result for _, outcome, _ in done],
+            "keeps": self._may_go_on(done, keep),
+            "now": now or self.now(),
+            "node": node,
+        })  # fmt: skip
+        written = {row[0] for row in rows}
+        released = [row[4] for row in rows if not row[1]]
+        due = self.look_again(released) or any(row[2] for row in rows if not row[1])
+        self.unlock(released)
+        rest = others + [ending for ending in done if ending.claim.job_id not in written]
+        slow = super().record(rest, holder, node, keep, now) if rest else base.Recorded([], [], [], False)
+        return base.Recorded(
+            [ending for ending in done if ending.claim.job_id in written] + slow.written,
+            slow.stale,
+            [Claim._make(row[3:]) for row in rows if row[1]] + slow.claims,
+            bool(due) or slow.released_due,
+        )
+
+    def _may_go_on(self, endings, keep):
+        paused = self._paused_scopes({claim.scope for claim, *_ in endings})
+        return [keep(claim) and claim.scope not in paused for claim, *_ in endings]
+
+    def look_again(self, queue_ids):
+        return bool(queue_ids and self._run(_LOOK_AGAIN, {"ids": list(queue_ids)}))
+
+    def _run(self, sql, arguments):
+        with self.connection.cursor() as cursor:
+            cursor.execute(sql, arguments)
+            return cursor.fetchall() if cursor.description else []
+
+
+_NAMESPACE = binascii.crc32(f"queuetopia:{Queue._meta.db_table}".encode()) & 0x7FFFFF
+
+
+def lock_key(queue_id: int) -> int:
+    """Return the advisory lock's 64-bit number: 23 bits say whose tables, 40 bits are the queue row's id."""
+    return (_NAMESPACE << 40) + queue_id

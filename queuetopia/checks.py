@@ -1,0 +1,312 @@
+"""System checks: what a setting or a declaration would break later, each problem with its remedy.
+
+None raises, whatever the settings hold; only ``check_tables`` looks into a database.
+"""
+
+from collections import defaultdict
+from difflib import get_close_matches
+from typing import Any
+
+from django.apps import apps
+from django.core import checks
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connections, router
+from django.db.migrations.loader import MigrationLoader
+
+from . import conf
+from .backends import is_supported
+from .backends.checks import troubles
+from .declaration import Queuetopia, registered
+from .params import text_problem
+from .performer import (
+    Performer,
+    action_methods,
+    has_own_perform,
+    is_generator,
+    known_actions,
+    method_problem,
+    own_actions,
+)
+
+MAX_SCOPE = 128
+
+
+def _problem(number, message, hint):
+    kind = checks.Error if number.startswith("E") else checks.Warning
+    return kind(message, hint=hint, id=f"queuetopia.{number}")
+
+
+def _label(cls):
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _nearest(name, known):
+    """Return the hint for a name that is not among ``known``."""
+    known = [text for text in known if isinstance(text, str)]
+    close = get_close_matches(str(name), known, n=1)
+    return f"Did you mean {close[0]!r}?" if close else f"Known are: {', '.join(sorted(known)) or 'none'}."
+
+
+# Settings
+
+
+@checks.register("queuetopia")
+def check_settings(app_configs, **kwargs):
+    return [*_no_dicts(), *_unknown_keys(), *_bad_values(), *_undeclared_scopes()]
+
+
+def _settings():
+    try:
+        return conf.user_settings()
+    except ImproperlyConfigured:
+        return {}
+
+
+def _part(name):
+    """Return DEFAULTS or SCOPES as a dict, whatever it is."""
+    part = _settings().get(name)
+    return part if isinstance(part, dict) else {}
+
+
+def _no_dicts():
+    found = {}
+    for read, *args in (
+        [conf.user_settings],
+        [conf.default_options],
+        *([conf.scope_options, scope] for scope in ("", *_part("SCOPES"))),
+    ):
+        try:
+            read(*args)
+        except ImproperlyConfigured as exc:
+            found[str(exc)] = _problem("E001", str(exc), 'Write it as {"name": value, …}, or leave it out.')
+    return found.values()
+
+
+def _unknown_keys():
+    for key in _settings():
+        if key not in conf.SETTINGS:
+            yield _problem("E002", f"QUEUETOPIA has the unknown key {key!r}.", _nearest(key, conf.SETTINGS))
+
+
+def _bad_values():
+    for key, clean in conf.CLEAN_SETTINGS.items():
+        if key in _settings():
+            try:
+                clean(_settings()[key])
+            except (ValueError, TypeError, ArithmeticError) as exc:
+                hint = f"Mend it, or leave it out for {conf.SETTINGS[key]!r}."
+                yield _problem("E003", f"QUEUETOPIA[{key!r}]: {exc}.", hint)
+
+
+def _undeclared_scopes():
+    declared = [queuetopia.scope for queuetopia in registered()]
+    for scope in _part("SCOPES"):
+        if scope not in declared:
+            message = f"QUEUETOPIA['SCOPES'] has options for {scope!r}, a scope that no class declares."
+            yield _problem("W001", message, _nearest(scope, declared))
+
+
+# Options
+
+
+@checks.register("queuetopia")
+def check_options(app_configs, **kwargs):
+    return [problem for where, options in _option_sources() for problem in _bad_options(where, options)]
+
+
+def _option_sources():
+    """Yield (where, options as written) for each place that can hold options."""
+    yield "QUEUETOPIA['DEFAULTS']", _part("DEFAULTS")
+    for scope, options in _part("SCOPES").items():
+        yield f"QUEUETOPIA['SCOPES'][{scope!r}]", options if isinstance(options, dict) else {}
+    for base in dict.fromkeys(base for queuetopia in registered() for base in queuetopia.__mro__):
+        if base not in Queuetopia.__mro__:
+            yield _label(base), {name: value for name, value in vars(base).items() if _is_option(name, value)}
+
+
+def _is_option(name, value):
+    """True for an option, and for what can only be meant as one: a plain value with a lower-case name."""
+    if name in conf.OPTIONS or name in ("performer", "scope"):
+        return name in conf.OPTIONS
+    return name[:1].islower() and not callable(value) and not hasattr(type(value), "__get__")
+
+
+def _bad_options(where, options):
+    for name, value in options.items():
+        if name not in conf.OPTIONS:
+            yield _problem("E004", f"{where} has the unknown option {name!r}.", _nearest(name, conf.OPTIONS))
+            continue
+        try:
+            conf.OPTIONS[name].clean(value)
+        except (ValueError, TypeError, ArithmeticError) as exc:
+            hint = f"Mend it, or leave it out for {conf.OPTIONS[name].default!r}."
+            yield _problem("E005", f"{where}: option {name!r}: {exc}.", hint)
+
+
+# Scopes
+
+
+@checks.register("queuetopia")
+def check_scopes(app_configs, **kwargs):
+    problems, classes = [], defaultdict(list)
+    for queuetopia in registered():
+        if trouble := _scope_trouble(queuetopia.scope):
+            hint = f'Set scope to a text of 1 to {MAX_SCOPE} characters, as in scope = "shop.mail".'
+            problems.append(_problem("E006", f"{queuetopia.label}: its scope {trouble}.", hint))
+        else:
+            classes[queuetopia.scope].append(queuetopia.label)
+    for scope, labels in classes.items():
+        if len(labels) > 1:
+            message = f"{' and '.join(labels)} have one scope, {scope!r}: their jobs would mix."
+            problems.append(_problem("E007", message, "Give each class a scope of its own."))
+    return problems
+
+
+def _scope_trouble(scope):
+    if not isinstance(scope, str):
+        return f"is a {type(scope).__name__}, not a str"
+    if not 1 <= len(scope) <= MAX_SCOPE:
+        return f"has {len(scope)} characters"
+    return text_problem(scope)
+
+
+# Performers
+
+
+@checks.register("queuetopia")
+def check_performers(app_configs, **kwargs):
+    problems, performers = [], {}
+    for queuetopia in registered():
+        performer: Any = queuetopia.performer
+        if isinstance(performer, type) and issubclass(performer, Performer):
+            performers[performer] = _label(performer)
+        else:
+            message = f"{queuetopia.label}: its performer {performer!r} is no subclass of Performer."
+            hint = "Write class MailPerformer(Performer), and set performer to the class itself."
+            problems.append(_problem("E008", message, hint))
+    for performer, label in performers.items():
+        problems += [*_bad_methods(performer, label), *_doubled(performer), *_bad_actions(performer, label)]
+    return problems
+
+
+def _bad_methods(performer, label):
+    hint = "Write it as a plain method, as in def send_mail(self, job, email_address, body)."
+    for action, method in action_methods(performer).items():
+        if trouble := method_problem(performer, method):
+            yield _problem("E009", f"{label}.{method} cannot run action {action!r}: {trouble}.", hint)
+    if is_generator(performer.perform):
+        yield _problem("E009", f"{label}.perform is a generator: a call would run nothing.", hint)
+
+
+def _doubled(performer):
+    for base in performer.__mro__:
+        methods = defaultdict(list)
+        for action, method in own_actions(base):
+            methods[action].append(method)
+        for action, names in methods.items():
+            if len(names) > 1:
+                message = f"{_label(base)} has several methods for action {action!r}: {', '.join(names)}."
+                yield _problem("E010", message, "Only the last would run: give each a name of its own.")
+
+
+def _bad_actions(performer, label):
+    listed = performer.actions
+    if not isinstance(listed, list | tuple | set | frozenset) or not all(isinstance(n, str) for n in listed):
+        message = f"{label}.actions is {listed!r}, no sequence of names."
+        yield _problem("E011", message, 'Write it as actions = ("send_mail",).')
+    elif not has_own_perform(performer):
+        if not known_actions(performer):
+            message = f"{label} has no action: create_job would refuse every job."
+            yield _problem("W003", message, "Mark its methods with @action, or write perform(self, job).")
+        for name in listed:
+            if name not in action_methods(performer):
+                hint = "Mark its method with @action; actions is for a perform of your own."
+                yield _problem("E011", f"{label}.actions lists {name!r}, and no method is that action.", hint)
+    elif known_actions(performer) is None:
+        message = f"{label} has its own perform and no actions: create_job cannot refuse a wrong action."
+        yield _problem("W002", message, 'List what it performs: actions = ("send_mail", …).')
+
+
+# Databases
+
+
+@checks.register("queuetopia")
+def check_databases(app_configs, **kwargs):
+    aliases, problems = _databases()
+    for alias, labels in aliases.items():
+        used = f"Database {alias!r} of {', '.join(labels)}"
+        problems += _unusable(alias, used) or [*_kept_out(alias, used), *_bad_server(alias, used)]
+    return problems
+
+
+def _databases():
+    """Return {alias: labels of its classes}, and the problems of classes whose alias cannot be told."""
+    aliases, problems = defaultdict(list), []
+    for queuetopia in registered():
+        try:
+            aliases[queuetopia.database()].append(queuetopia.label)
+        except (ImproperlyConfigured, TypeError):
+            continue  # An option or the scope is wrong: their checks say so.
+        except Exception as exc:  # The routers are the project's.
+            message = f"DATABASE_ROUTERS cannot tell the database of {queuetopia.label}: {exc!r}."
+            problems.append(_problem("E014", message, "Mend the router, or set the option using."))
+    return aliases, problems
+
+
+def _unusable(alias, used):
+    hint = "Use PostgreSQL, MySQL, MariaDB or SQLite with its driver, or another alias by the option using."
+    try:
+        if is_supported(alias):
+            return []
+        reason = f"its vendor is {connections[alias].vendor!r}"
+    except Exception as exc:  # An ENGINE may raise anything when it is imported.
+        reason = str(exc)
+    return [_problem("E012", f"{used} cannot be used: {reason}.", hint)]
+
+
+def _kept_out(alias, used):
+    try:
+        models = apps.get_app_config("queuetopia").get_models()
+        names = [model.__name__ for model in models if not router.allow_migrate_model(alias, model)]
+    except Exception as exc:  # The routers are the project's.
+        names = [repr(exc)]
+    if names:
+        message = f"{used}: DATABASE_ROUTERS keep Queuetopia's tables out of it: {', '.join(names)}."
+        hint = f"Let allow_migrate({alias!r}, 'queuetopia') be True, or set the option using."
+        yield _problem("E014", message, hint)
+
+
+def _bad_server(alias, used):
+    locks = _settings().get("LOCK_DATABASE")
+    has_lock_database = alias in locks if isinstance(locks, dict) else locks is not None
+    for number, trouble, hint in troubles(connections[alias], has_lock_database=has_lock_database):
+        yield _problem(number, f"{used} {trouble}.", hint)
+
+
+@checks.register(checks.Tags.database)
+def check_tables(app_configs, databases=None, **kwargs):
+    """Warn of missing tables; an error would stop ``migrate`` from making them."""
+    aliases = [alias for alias in _databases()[0] if alias in (databases or ()) and not _unusable(alias, "")]
+    return [problem for alias in aliases for problem in _missing_tables(alias)]
+
+
+def _missing_tables(alias):
+    try:
+        missing = _missing(connections[alias])
+    except Exception as exc:  # The network, other apps' migrations.
+        hint = f"Check DATABASES[{alias!r}]."
+        yield _problem("W007", f"Database {alias!r} does not say what tables it has: {exc}.", hint)
+        return
+    if missing:
+        hint = f"Run: manage.py migrate queuetopia --database {alias}"
+        yield _problem("W007", f"Database {alias!r} lacks Queuetopia's {', '.join(missing)}.", hint)
+
+
+def _missing(connection):
+    """Return the names of our tables, or else of our migrations, that the database does not have."""
+    tables = {model._meta.db_table for model in apps.get_app_config("queuetopia").get_models()}
+    loader = MigrationLoader(connection)
+    leaves = loader.graph.leaf_nodes("queuetopia")
+    steps = {step for leaf in leaves for step in loader.graph.forwards_plan(leaf)}
+    unapplied = [name for app, name in steps.difference(loader.applied_migrations) if app == "queuetopia"]
+    return sorted(tables.difference(connection.introspection.table_names())) or sorted(unapplied)

@@ -1,0 +1,261 @@
+"""The one place that reads settings: ``settings.QUEUETOPIA`` and the options' precedence.
+
+``QUEUETOPIA`` holds ``DEFAULTS`` and ``SCOPES`` (options, below) and the keys of ``SETTINGS``.
+An option is looked up in this order: job, SCOPES, class, DEFAULTS, built-in.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
+from typing import Any
+
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+from django.core.signals import setting_changed
+
+DAY = 86_400.0
+LONGEST = 366 * DAY
+MOST_ATTEMPTS = 2**31 - 2  # a 32-bit column, and one more attempt after a retry
+ON_EXHAUSTED = ("halt", "skip", "retry")
+
+SETTINGS: dict[str, Any] = {
+    "DEFAULTS": {},
+    "SCOPES": {},
+    "LOCK_DATABASE": None,  # alias whose connection holds the locks, past a pooler; None: the jobs' own
+    "LEASE": 15,  # seconds after which a vanished node's queues may be taken over
+    "ENABLED": True,  # False: run_queuetopia says so and ends
+    "MAX_PARAMS_BYTES": 262_144,
+    "AUTODISCOVER": "queues",  # module imported from every installed app; None: none
+}
+
+
+def clean_seconds(value, *, above=None, at_least=None, at_most=LONGEST):
+    """Return ``value`` (seconds or timedelta) as float seconds; ValueError says what is wrong."""
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise ValueError(f"{value!r} is neither a number of seconds nor a timedelta")
+    if isinstance(seconds, float) and not math.isfinite(seconds):
+        raise ValueError(f"{value!r} is not a finite number of seconds")
+    if above is not None and seconds <= above:
+        raise ValueError(f"{value!r} is not more than {above} seconds")
+    if at_least is not None and seconds < at_least:
+        raise ValueError(f"{value!r} is less than {at_least} seconds")
+    if seconds > at_most:
+        raise ValueError(f"{value!r} is more than {at_most:.0f} seconds; the unit is seconds, not milliseconds")
+    return float(seconds)
+
+
+def clean_timeout(value):
+    return clean_seconds(value, above=0)
+
+
+def clean_max_backoff(value):
+    return clean_seconds(value, at_least=0)
+
+
+def clean_max_attempts(value):
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{value!r} is not a whole number")
+    if not 1 <= value <= MOST_ATTEMPTS:
+        raise ValueError(f"{value!r} is not between 1 and {MOST_ATTEMPTS}")
+    return value
+
+
+def clean_on_exhausted_name(value):
+    if value not in ON_EXHAUSTED:
+        raise ValueError(f"{value!r} is none of {', '.join(map(repr, ON_EXHAUSTED))}")
+    return value
+
+
+def _clean_on_exhausted(value):
+    if callable(value):
+        return value
+    return clean_on_exhausted_name(value)
+
+
+def _clean_jitter(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ValueError(f"{value!r} is not a fraction between 0 and 1")
+    return float(value)
+
+
+def _clean_poll_interval(value):
+    return clean_seconds(value, above=0, at_most=DAY)
+
+
+def _clean_using(value):
+    return None if value is None else _clean_alias(value)
+
+
+def _clean_alias(value):
+    if value not in settings.DATABASES:
+        raise ValueError(f"{value!r} is not a database alias; DATABASES has {', '.join(settings.DATABASES)}")
+    return value
+
+
+def _clean_bool(value):
+    if not isinstance(value, bool):
+        raise ValueError(f"{value!r} is not True or False")
+    return value
+
+
+def _clean_retention(value):
+    return None if value is None else clean_seconds(value, at_least=0, at_most=100 * LONGEST)
+
+
+def _clean_names(value):
+    if isinstance(value, str) or not all(isinstance(name, str) for name in value):
+        raise ValueError(f"{value!r} is not a sequence of param names")
+    return tuple(value)
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a Queuetopia: its built-in default and what makes a value usable."""
+
+    default: Any
+    clean: Callable[[Any], Any]
+
+
+OPTIONS: dict[str, Option] = {
+    "timeout": Option(60.0, clean_timeout),
+    "max_backoff": Option(DAY, clean_max_backoff),
+    "max_attempts": Option(20, clean_max_attempts),
+    "on_exhausted": Option("halt", _clean_on_exhausted),
+    "jitter": Option(0.0, _clean_jitter),
+    "poll_interval": Option(60.0, _clean_poll_interval),
+    "using": Option(None, _clean_using),
+    "commit_ordered": Option(False, _clean_bool),
+    "retention": Option(7 * DAY, _clean_retention),
+    "sensitive_params": Option((), _clean_names),
+}
+JOB_OPTIONS: dict[str, Callable[[Any], Any]] = {
+    "timeout": clean_timeout,
+    "max_backoff": clean_max_backoff,
+    "max_attempts": clean_max_attempts,
+    "on_exhausted": clean_on_exhausted_name,
+}
+
+
+def user_settings() -> dict[str, Any]:
+    """Return ``settings.QUEUETOPIA``; ImproperlyConfigured when it is no dict."""
+    return _dict(getattr(settings, "QUEUETOPIA", {}), "QUEUETOPIA")
+
+
+def setting(name: str) -> Any:
+    """Return ``QUEUETOPIA[name]`` or its built-in value."""
+    return user_settings().get(name, SETTINGS[name])
+
+
+def default_options() -> dict[str, Any]:
+    return _dict(setting("DEFAULTS"), "QUEUETOPIA['DEFAULTS']")
+
+
+def scope_options(scope: str) -> dict[str, Any]:
+    scopes = _dict(setting("SCOPES"), "QUEUETOPIA['SCOPES']")
+    return _dict(scopes.get(scope, {}), f"QUEUETOPIA['SCOPES'][{scope!r}]")
+
+
+def _dict(value, where):
+    if not isinstance(value, dict):
+        raise ImproperlyConfigured(f"{where} is a {type(value).__name__}; it must be a dict.")
+    return value
+
+
+@cache
+def option(queuetopia: type, name: str) -> Any:
+    """Return option ``name`` of a Queuetopia class, in stored form (seconds are float).
+
+    SCOPES wins over the class, the class over DEFAULTS, DEFAULTS over the built-in.
+    """
+    known = OPTIONS[name]
+    for source, options in (
+        ("SCOPES", scope_options(queuetopia.scope)),  # type: ignore[attr-defined]
+        (queuetopia.__qualname__, _class_options(queuetopia)),
+        ("DEFAULTS", default_options()),
+    ):
+        if name in options:
+            try:
+                return known.clean(options[name])
+            except (ValueError, TypeError) as exc:
+                raise ImproperlyConfigured(f"Option {name} in {source}: {exc}.") from exc
+    return known.default
+
+
+def _class_options(queuetopia):
+    return {name: vars(base)[name] for base in reversed(queuetopia.__mro__) for name in OPTIONS if name in vars(base)}
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The times of one node's lease, in seconds (HAZARDS: F + K < L, F >= 2 heartbeats).
+
+    lease: the server ends a silent lock session after this long.
+    fence: a scheduler that has not reached the database for this long kills its workers.
+    kill: bound on how long that killing takes.
+    heartbeat: how often the scheduler proves that it lives.
+    """
+
+    lease: float
+
+    kill = 1.0
+
+    @property
+    def fence(self):
+        return 0.6 * self.lease
+
+    @property
+    def heartbeat(self):
+        return self.lease / 5
+
+    @property
+    def takeover(self):
+        """How long after a node's last heartbeat all its processes are certainly gone."""
+        return self.fence + self.kill
+
+
+def lease() -> Lease:
+    return Lease(clean_lease(setting("LEASE")))
+
+
+def clean_lease(value):
+    """LEASE in seconds; at least 3, so that fence + kill stay below it."""
+    return clean_seconds(value, at_least=3, at_most=DAY)
+
+
+def _clean_lock_database(value):
+    if value is not None:
+        for alias in [*value, *value.values()] if isinstance(value, dict) else [value]:
+            _clean_alias(alias)
+    return value
+
+
+def _clean_max_params_bytes(value):
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{value!r} is not a positive whole number of bytes")
+    return value
+
+
+def _clean_autodiscover(value):
+    if value is not None and not (isinstance(value, str) and all(map(str.isidentifier, value.split(".")))):
+        raise ValueError(f"{value!r} is neither a module's name nor None")
+    return value
+
+
+CLEAN_SETTINGS: dict[str, Callable[[Any], Any]] = {
+    "LOCK_DATABASE": _clean_lock_database,
+    "LEASE": clean_lease,
+    "ENABLED": _clean_bool,
+    "MAX_PARAMS_BYTES": _clean_max_params_bytes,
+    "AUTODISCOVER": _clean_autodiscover,
+}
+
+
+def _forget_options(*, setting, **kwargs):
+    if setting == "QUEUETOPIA":
+        option.cache_clear()
+
+
+setting_changed.connect(_forget_options, dispatch_uid="queuetopia.conf")

@@ -1,0 +1,124 @@
+"""Everything Queuetopia raises.
+
+QueuetopiaError
+├── InvalidJob              create_job was given something that could not run or be stored
+├── Refused                 a verb (retry, skip, cancel, …) does not apply to the job as it is
+├── ReadOnlyJob             save() or delete() on the job a performer was handed
+├── SessionLost             the scheduler's database session, and with it its locks, is gone
+├── SessionRefused          this database connection cannot carry a scheduler; the text says why
+├── AttemptEnded            how an attempt ended when the performer did not say so itself
+│   ├── JobTimeout          it outlived its timeout and was killed
+│   ├── WorkerDied          its worker process ended without a result
+│   ├── NodeDied            its whole node vanished
+│   ├── JobCancelled        a person asked to stop it
+│   ├── JobInterrupted      our own stop cut it short; it is not counted
+│   └── OpenTransaction     the performer returned with a transaction still open
+└── Verdict                 raised *by* a performer to say what comes next
+    ├── Retry(delay=None)   a failed attempt; the next one after ``delay`` instead of the backoff
+    ├── Snooze(delay)       not now: uses no attempt
+    ├── Halt(reason)        stop here and hold the queue until a person decides
+    └── Skip(reason)        give this job up; the queue goes on
+"""
+
+import math
+from datetime import timedelta
+
+from django.core.exceptions import ValidationError
+
+
+class QueuetopiaError(Exception):
+    """Base of everything raised by Queuetopia."""
+
+
+class InvalidJob(ValidationError, QueuetopiaError):
+    """A job that could not run or be stored; nothing was written.
+
+    ``message_dict`` is keyed by the argument's name (``params``, ``timeout``, in bulk ``jobs[3].params``).
+    """
+
+
+class Refused(QueuetopiaError):
+    """A verb that does not apply to the job or queue as it is now; the text says why."""
+
+
+class ReadOnlyJob(QueuetopiaError):
+    """The job handed to a performer is a copy made from the claim; only the scheduler writes the row."""
+
+
+class SessionLost(QueuetopiaError):
+    """The scheduler's database session ended, so its locks may be someone else's by now."""
+
+
+class SessionRefused(QueuetopiaError):
+    """The connection cannot hold a scheduler's locks; the text names the remedy."""
+
+
+class AttemptEnded(QueuetopiaError):
+    """An attempt that ended otherwise than by the performer's own return or exception."""
+
+
+class JobTimeout(AttemptEnded):
+    """The attempt lasted longer than the job's timeout and was killed."""
+
+
+class WorkerDied(AttemptEnded):
+    """The worker process ended before it reported a result."""
+
+
+class NodeDied(AttemptEnded):
+    """The node that ran the attempt vanished; its successor counted the attempt."""
+
+
+class JobCancelled(AttemptEnded):
+    """A person asked to stop the running job."""
+
+
+class JobInterrupted(AttemptEnded):
+    """The node was stopped; the attempt goes back to the head of its queue, not counted."""
+
+
+class OpenTransaction(AttemptEnded):
+    """The performer returned with a transaction open; it was rolled back, so its work is not stored."""
+
+
+class Verdict(QueuetopiaError):
+    """What a performer raises to say what comes next; not an error by itself."""
+
+
+def _seconds(delay):
+    seconds = delay.total_seconds() if isinstance(delay, timedelta) else delay
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise TypeError(f"delay must be seconds or a timedelta, not {type(delay).__name__}")
+    if not math.isfinite(seconds) or seconds < 0:
+        raise ValueError(f"delay must be finite and not negative, not {delay!r}")
+    return float(seconds)
+
+
+class Retry(Verdict):
+    """Fail this attempt; make the next one after ``delay`` (seconds or timedelta; None: the backoff)."""
+
+    def __init__(self, reason="", *, delay=None):
+        super().__init__(reason or "retry asked for")
+        self.delay = None if delay is None else _seconds(delay)
+
+
+class Snooze(Verdict):
+    """Come back after ``delay`` (seconds or timedelta); uses no attempt, and the queue waits."""
+
+    def __init__(self, delay):
+        super().__init__(f"snoozed for {delay}")
+        self.delay = _seconds(delay)
+
+
+class Halt(Verdict):
+    """Halt the job: its queue stays blocked until a person retries, skips or cancels."""
+
+    def __init__(self, reason="halted by the performer"):
+        super().__init__(reason)
+
+
+class Skip(Verdict):
+    """Give the job up as ``skipped``; its queue goes on with the next one."""
+
+    def __init__(self, reason="skipped by the performer"):
+        super().__init__(reason)

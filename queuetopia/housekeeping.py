@@ -1,0 +1,227 @@
+"""What a scheduler does beside running jobs: successions, requests to stop, the sweep, retention, the end.
+
+Nothing here is on the way of a job; each step is short, so that the loop is never kept from it for long.
+"""
+
+import logging
+import signal
+import socket
+
+from django.db import DatabaseError, InterfaceError, OperationalError
+
+from . import exceptions, jobs, node_file
+from .attempts import Outcome, Verdict, describe
+from .backends.base import Ending, Recorded
+from .channel import uptime
+from .declaration import by_scope
+from .models import Job
+
+logger = logging.getLogger(__name__)
+
+LOOK_FOR_DEAD = 1.0  # seconds between looks for dead nodes and for requests to stop a job
+STEP = 0.01  # seconds between two steps of a sweep or of pruning
+STANDBY_LOCK = 0  # no queue has this id
+TAKEN_AT_ONCE = 500  # queues of a dead node that one step takes over
+
+
+def keep_house(scheduler) -> None:
+    now = uptime()
+    for store in scheduler.stores:
+        store.wake_by_time()
+        if scheduler.is_stopping:
+            continue
+        with scheduler.session(store):
+            if now >= store.peers_at:
+                store.peers_at = now + LOOK_FOR_DEAD
+                take_over_dead_nodes(scheduler, store)
+                stop_what_people_asked(scheduler, store)
+            if now >= store.poll_at:
+                store.poll_at = now + store.poll_interval
+                store.may_have_due = True
+                store.sweeping = store.sweeping or [(scope, "") for scope in store.scopes]
+                store.pruning = store.pruning or list(store.scopes)
+                return_forgotten(scheduler, store)
+            if now >= store.step_at and (store.sweeping or store.pruning):
+                store.step_at = now + STEP
+                sweep_step(store)
+                prune_step(store)
+
+
+# Succession
+
+
+def take_over_dead_nodes(scheduler, store) -> None:
+    """Fence nodes that are certainly dead, and make the queues they held run again.
+
+    Certainly dead: fenced already; on this host with its file unlocked; or silent for longer than its processes
+    can have lived. The lost attempt is counted, from the queue's row.
+    """
+    others = store.backend.other_nodes(store.node_id)
+    store.has_peers = False
+    if not others:
+        return
+    now = store.backend.now()
+    for node in others:
+        age = (now - node.last_seen).total_seconds()
+        if node.fenced_at is None and age < scheduler.lease.takeover and not _died_here(node):
+            store.has_peers = True
+            continue
+        store.backend.fence(node.id)
+        _take_over(scheduler, store, node)
+
+
+def _died_here(node):
+    return node.host == socket.gethostname() and node_file.is_dead(node.id)
+
+
+def _take_over(scheduler, store, node):
+    known = {ending.claim.queue_id for ending in store.endings}
+    lost = store.backend.lost_claims(node.id, store.scopes, TAKEN_AT_ONCE)
+    locked = set(store.backend.try_lock([claim.queue_id for claim, _ in lost if claim.queue_id not in known]))
+    for claim, last_error in lost:
+        if claim.queue_id in locked:
+            exc = exceptions.NodeDied(f"node {node} vanished while it ran the job")
+            # The first attempt after a crash is made at once; a job that keeps killing its nodes backs off.
+            delay = None if last_error == "NodeDied" else 0.0
+            outcome = jobs.failed(by_scope()[claim.scope], claim, exc, delay=delay)
+            store.endings.append(Ending(claim, outcome, (None, 0)))
+    if locked:
+        logger.warning("taking over node=%s dead=%s queues=%d", scheduler.node, node, len(locked))
+    elif store.backend.holds_nothing(node.id):
+        store.backend.unregister(node.id)
+        logger.info("dead node removed node=%s dead=%s", scheduler.node, node)
+    if len(locked) == TAKEN_AT_ONCE:
+        store.peers_at = 0.0
+
+
+def wait_for_turn(scheduler) -> bool:
+    """Wait, as a standby, until no other node serves these scopes; False when told to stop meanwhile."""
+    logger.info("standing by node=%s", scheduler.node)
+    while not all(_is_our_turn(scheduler, store) for store in scheduler.stores):
+        scheduler._tell_supervisor()
+        if signal.SIGTERM in scheduler._signals.wait(0.5):
+            scheduler.stop()
+            return False
+    return True
+
+
+def _is_our_turn(scheduler, store):
+    with scheduler.session(store):
+        backend = store.backend
+        if STANDBY_LOCK not in backend.held and not backend.try_lock([STANDBY_LOCK]):
+            return False
+        now = backend.now()
+        return not any(
+            node.fenced_at is None
+            and (now - node.last_seen).total_seconds() < scheduler.lease.takeover
+            and set(node.scopes) & set(store.scopes)
+            and not _died_here(node)
+            for node in backend.other_nodes(store.node_id)
+        )
+
+
+def stop_what_people_asked(scheduler, store) -> None:
+    claims = [claim for owner, claim in scheduler.pool.claims() if owner is store]
+    if claims and (job_ids := store.backend.stop_requests(claims)):
+        scheduler.pool.stop_jobs(store, job_ids)
+
+
+def return_forgotten(scheduler, store) -> None:
+    """Let go of queues that are held in this node's name but in nobody's hands: what an error in between lost."""
+    known = {claim.queue_id for owner, claim in [*scheduler.pool.claims(), *scheduler.waiting] if owner is store}
+    known |= {ending.claim.queue_id for ending in store.endings}
+    for claim, _ in store.backend.lost_claims(store.node_id, store.scopes, TAKEN_AT_ONCE):
+        if claim.queue_id not in known:
+            logger.error(
+                "queue held by nobody, let go node=%s scope=%s queue=%r", scheduler.node, claim.scope, claim.queue
+            )
+            store.endings.append(Ending(claim, Outcome(claim.job_id, claim.fence, Verdict.RETURN)))
+
+
+# The safety net and retention
+
+
+def sweep_step(store) -> None:
+    if store.sweeping:
+        scope, after = store.sweeping[0]
+        repaired, go_on_after = store.backend.sweep(scope, after)
+        if repaired:
+            logger.info("sweep found lost wake-ups scope=%s queues=%d", scope, repaired)
+            store.may_have_due = True
+        if go_on_after is None:
+            store.sweeping.pop(0)
+        else:
+            store.sweeping[0] = (scope, go_on_after)
+
+
+def prune_step(store) -> None:
+    if store.pruning and jobs.prune(by_scope()[store.pruning[0]], alias=store.alias) == 0:
+        store.pruning.pop(0)
+
+
+# Recording what a database may refuse
+
+
+def record_storable(store, endings: list[Ending], node: str, keep) -> Recorded:
+    """Record a batch; if the database refuses something in it, record one by one, and what it refuses as a failure.
+
+    An attempt must be closed whatever its result or error holds.
+    """
+    _note_problems(store, endings)
+    try:
+        return store.backend.record(endings, store.node_id, node, keep)
+    except (OperationalError, InterfaceError):
+        raise
+    except DatabaseError as exc:
+        logger.error("batch refused by the database, recording one by one cause=%r", str(exc))
+    parts = [_record_one(store, ending, node, keep) for ending in endings]
+    return Recorded(
+        [ending for part in parts for ending in part.written],
+        [ending for part in parts for ending in part.stale],
+        [claim for part in parts for claim in part.claims],
+        any(part.released_due for part in parts),
+    )
+
+
+def _record_one(store, ending, node, keep):
+    try:
+        return store.backend.record([ending], store.node_id, node, keep)
+    except (OperationalError, InterfaceError):
+        raise
+    except DatabaseError as exc:
+        logger.error("result refused by the database job=%d cause=%r", ending.claim.job_id, str(exc))
+    unstorable = exceptions.AttemptEnded("the database refused to store the attempt's result or error")
+    error = {**describe(unstorable), "traceback": ""}
+    outcome = jobs.failed(by_scope()[ending.claim.scope], ending.claim, unstorable)._replace(error=error)
+    return store.backend.record([ending._replace(outcome=outcome)], store.node_id, node, keep)
+
+
+def _note_problems(store, endings):
+    """Write on the queue why a job was given back: unknown action, or a setup() that failed."""
+    problems = {
+        ending.claim.queue_id: ending.outcome.error["message"]
+        for ending in endings
+        if ending.outcome.verdict == Verdict.RETURN and ending.outcome.error
+    }
+    if problems:
+        claims = [ending.claim for ending in endings if ending.claim.queue_id in problems]
+        store.backend.note_problem(claims, lambda claim: problems[claim.queue_id])
+
+
+# The end of --until-empty
+
+
+def is_empty(scheduler) -> bool:
+    """True when every served queue is empty, halted, paused or only scheduled for later."""
+    for store in scheduler.stores:
+        with scheduler.session(store):
+            if store.may_have_due or store.sweeping or store.poll_at == 0.0 or store.backend.has_work(store.scopes):
+                return False
+    return True
+
+
+def has_halted(scheduler) -> bool:
+    return any(
+        Job.objects.using(store.alias).unfinished().halted().filter(scope__in=store.scopes).exists()
+        for store in scheduler.stores
+    )

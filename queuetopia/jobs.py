@@ -1,0 +1,416 @@
+"""The life of a job, in order: build, create, decide what an attempt's end means, retry, skip, cancel, prune.
+
+Every function that a person's verb calls takes the queue's row first (raising its ``rev``), then the job's, in
+one transaction, and leaves a JobEvent: so a verb and the running claim never decide on the same thing twice.
+"""
+
+import logging
+import random
+from contextlib import contextmanager, nullcontext
+from datetime import datetime, timedelta
+from difflib import get_close_matches
+from functools import partial
+
+from django.db import transaction
+from django.db.models import F
+from django.db.models.expressions import DatabaseDefault
+from django.utils import timezone
+
+from . import conf, signals
+from . import params as params_module
+from .attempts import Claim, Outcome, Verdict, backoff, describe, storable
+from .backends import backend_for
+from .exceptions import InvalidJob, Refused
+from .models import Job, JobEvent, Queue, Scope
+from .performer import known_actions, param_problems
+
+logger = logging.getLogger(__name__)
+
+MAX_QUEUE_NAME = 255
+INSERT_BATCH = 1_000  # rows of one INSERT
+
+
+# Build and create
+
+
+def build(queuetopia, *, queue, action, params, scheduled_at, **options) -> Job:
+    """Return an unsaved Job, or raise InvalidJob with every problem found, keyed by argument."""
+    problems: dict[str, list[str]] = {}
+    params = {} if params is None else params
+    _check_queue(queue, problems)
+    _check_action(queuetopia, action, problems)
+    _check_params(queuetopia, action, params, problems)
+    _check_scheduled_at(scheduled_at, problems)
+    given = {}
+    for name, value in options.items():
+        if value is not None:
+            try:
+                given[name] = conf.JOB_OPTIONS[name](value)
+            except (ValueError, TypeError, OverflowError) as exc:
+                problems[name] = [f"{exc}. Leave it out to use the option of {queuetopia.__name__}."]
+    if problems:
+        raise InvalidJob(problems)
+    if scheduled_at is not None:
+        given["scheduled_at"] = scheduled_at
+    return Job(scope=queuetopia.scope, queue=queue, action=action, params=params, **given)
+
+
+def _check_queue(queue, problems):
+    if not isinstance(queue, str):
+        problems["queue"] = [f"must be a str, not {type(queue).__name__}."]
+    elif not 1 <= len(queue) <= MAX_QUEUE_NAME:
+        problems["queue"] = [f"has {len(queue)} characters; a queue's name has 1 to {MAX_QUEUE_NAME}."]
+    elif problem := params_module.text_problem(queue):
+        problems["queue"] = [f"{problem}."]
+
+
+def _check_action(queuetopia, action, problems):
+    if not isinstance(action, str):
+        problems["action"] = [f"must be a str, not {type(action).__name__}."]
+        return
+    known = known_actions(queuetopia.performer)
+    if known is None or action in known:
+        if problem := params_module.text_problem(action) or (
+            None if 1 <= len(action) <= 255 else "has no 1-255 characters"
+        ):
+            problems["action"] = [f"{problem}."]
+        return
+    close = get_close_matches(action, known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"it knows: {', '.join(sorted(known)) or 'none'}."
+    problems["action"] = [f"{queuetopia.performer.__name__} has no action {action[:100]!r}; {hint}"]
+
+
+def _check_params(queuetopia, action, params, problems):
+    try:
+        size = len(params_module.dumps(params))
+    except params_module.InvalidParams as exc:
+        problems["params"] = [f"{exc}."]
+        return
+    limit = conf.setting("MAX_PARAMS_BYTES")
+    if size > limit:
+        problems["params"] = [
+            f"take {size} bytes as JSON, over QUEUETOPIA['MAX_PARAMS_BYTES'] = {limit}; store the data elsewhere "
+            "and pass its key."
+        ]
+    elif isinstance(action, str) and (wrong := param_problems(queuetopia.performer, action, params)):
+        problems["params"] = [f"{problem}." for problem in wrong]
+
+
+def _check_scheduled_at(scheduled_at, problems):
+    if scheduled_at is None:
+        return
+    if not isinstance(scheduled_at, datetime):
+        problems["scheduled_at"] = [f"must be an aware datetime, not {type(scheduled_at).__name__}."]
+    elif timezone.is_naive(scheduled_at):
+        problems["scheduled_at"] = ["is a naive datetime; use django.utils.timezone.now() or make_aware()."]
+    elif not 1971 <= scheduled_at.year <= 9998:
+        problems["scheduled_at"] = [f"is in the year {scheduled_at.year}, outside 1971-9998."]
+
+
+def create(queuetopia, jobs: list[Job]) -> list[Job]:
+    """INSERT the jobs in the caller's transaction; after commit wake the schedulers and send job_created."""
+    _check_bulk(queuetopia, jobs)
+    if not jobs:
+        return jobs
+    alias = queuetopia.database()
+    commit_ordered = queuetopia.option("commit_ordered")
+    with transaction.atomic(using=alias) if commit_ordered or len(jobs) > 1 else nullcontext():
+        if commit_ordered:
+            backend_for(alias).lock_order(queuetopia.scope, {job.queue for job in jobs})
+        if len(jobs) == 1:
+            jobs[0].save(using=alias, force_insert=True)
+        else:
+            Job.objects.using(alias).bulk_create(jobs, batch_size=INSERT_BATCH)
+        _read_scheduled_at(jobs, alias)
+        transaction.on_commit(partial(_announce, queuetopia, jobs, alias), using=alias, robust=True)
+    return jobs
+
+
+def _check_bulk(queuetopia, jobs):
+    problems = {}
+    for index, job in enumerate(jobs):
+        if not isinstance(job, Job):
+            problems[f"jobs[{index}]"] = [f"is a {type(job).__name__}; make it with {queuetopia.__name__}.job()."]
+        elif job.scope != queuetopia.scope:
+            problems[f"jobs[{index}].scope"] = [f"is {job.scope!r}; make it with {queuetopia.__name__}.job()."]
+        elif job.pk is not None:
+            problems[f"jobs[{index}]"] = [f"is stored already, as job {job.pk}."]
+    if problems:
+        raise InvalidJob(problems)
+
+
+def _read_scheduled_at(jobs, alias):
+    # MySQL does not return columns from an INSERT.
+    unread = [job for job in jobs if isinstance(job.scheduled_at, DatabaseDefault)]
+    if unread:
+        times = dict(
+            Job.objects.using(alias).filter(pk__in=[job.pk for job in unread]).values_list("pk", "scheduled_at")
+        )
+        for job in unread:
+            job.scheduled_at = times[job.pk]
+
+
+def _announce(queuetopia, jobs, alias):
+    due: dict[str, datetime] = {}
+    for job in jobs:
+        due[job.queue] = min(job.scheduled_at, due.get(job.queue, job.scheduled_at))
+    try:
+        backend_for(alias).wake([(queuetopia.scope, queue, at) for queue, at in due.items()])
+    except Exception as exc:
+        logger.warning(
+            "wake-up failed scope=%s jobs=%d error=%r; the sweep finds them", queuetopia.scope, len(jobs), exc
+        )
+    if signals.job_created.has_listeners(queuetopia):
+        for job in jobs:
+            send(signals.job_created, queuetopia, job=job)
+
+
+def send(signal, queuetopia, **arguments):
+    """Send a signal; a receiver that raises is logged and changes nothing."""
+    for receiver, answer in signal.send_robust(sender=queuetopia, **arguments):
+        if isinstance(answer, Exception):
+            logger.error("receiver failed receiver=%r", receiver, exc_info=answer)
+
+
+# What an attempt's end means
+
+
+def failed(
+    queuetopia, claim: Claim, exc: BaseException, *, duration=0.0, secrets=(), delay=None, next_step=None
+) -> Outcome:
+    """Return the Outcome of a failed attempt.
+
+    delay: seconds asked for by Retry or the performer's backoff(); None means the built-in formula.
+    next_step: what a callable ``on_exhausted`` said; None means the option's name, "halt" for a callable.
+    """
+    exhausted = claim.attempt >= (claim.max_attempts or queuetopia.option("max_attempts"))
+    if exhausted and next_step is None:
+        configured = claim.on_exhausted or queuetopia.option("on_exhausted")
+        next_step = "halt" if callable(configured) else configured
+    verdict = {"halt": Verdict.HALT, "skip": Verdict.SKIP}.get(next_step, Verdict.RETRY) if exhausted else Verdict.RETRY
+    if delay is None:
+        cap = queuetopia.option("max_backoff") if claim.max_backoff is None else claim.max_backoff
+        delay = backoff(claim.attempt, cap) * (1 + random.random() * queuetopia.option("jitter"))  # noqa: S311
+    return Outcome(
+        claim.job_id,
+        claim.fence,
+        verdict,
+        delay=delay if verdict is Verdict.RETRY else 0.0,
+        error=describe(exc, secrets),
+        duration=duration,
+        exhausted=exhausted,
+    )
+
+
+# What a person can do
+
+
+def retry(queuetopia, job, *, by="", reason="") -> Job:
+    """Make the next attempt of a backing-off or halted job now; a halted job gets one attempt more.
+
+    ``job`` is a Job or its id. Returns the job as stored. Raises Refused when the job is running, has ended or
+    was never attempted.
+    """
+    with _verb(queuetopia, job, "retry", by, reason) as verb:
+        verb.refuse_unless_blocked("retried")
+        job = verb.job
+        if job.state == Job.State.HALTED and job.attempts >= (job.max_attempts or queuetopia.option("max_attempts")):
+            job.max_attempts = job.attempts + 1
+        job.state = Job.State.PENDING
+        job.next_attempt_at = verb.now
+        job.save(using=verb.alias, update_fields=["state", "next_attempt_at", "max_attempts"])
+        verb.update_queue(due_at=verb.now)
+    return job
+
+
+def skip(queuetopia, job, *, by="", reason="") -> Job:
+    """Give a backing-off or halted job up (``skipped``); its queue goes on at once.
+
+    ``job`` is a Job or its id. Returns the job as stored. Raises Refused when the job is running, has ended or
+    was never attempted.
+    """
+    with _verb(queuetopia, job, "skip", by, reason) as verb:
+        verb.refuse_unless_blocked("skipped")
+        verb.end(Job.State.SKIPPED)
+        verb.send_after_commit(signals.job_skipped, job=verb.job, exc=None)
+        if verb.job.error:
+            verb.send_after_commit(signals.queue_unblocked, job=verb.job, queue=verb.job.queue)
+    return verb.job
+
+
+def cancel(queuetopia, job, *, by="", reason="") -> str:
+    """Cancel a job that was never attempted, anywhere in line; ask a running one to stop.
+
+    ``job`` is a Job or its id. Returns "cancelled", "running" (its worker is asked to stop it; should it finish
+    first, it is done) or "finished" (it had ended before). Raises Refused when the job was attempted and is not
+    running: that one is skipped or retried.
+    """
+    with _verb(queuetopia, job, "cancel", by, reason) as verb:
+        if verb.job.is_ended():
+            verb.leave_no_event()
+            return "finished"
+        if verb.is_running():
+            verb.update_queue(stop_requested=True)
+            return "running"
+        if verb.job.attempted_at is not None:
+            raise Refused(f"Job {verb.job.pk} has been attempted and holds its queue: skip it, or retry it.")
+        verb.end(Job.State.CANCELLED)
+        verb.send_after_commit(signals.job_cancelled, job=verb.job)
+    return "cancelled"
+
+
+class _Verb:
+    """One verb at work on one job: both rows are locked, and what it does is kept as a JobEvent."""
+
+    def __init__(self, queuetopia, alias, job, queue):
+        self.queuetopia, self.alias, self.job, self.queue = queuetopia, alias, job, queue
+        self.now = backend_for(alias).now()
+        self.before = self._state()
+        self.leaves_event = True
+
+    def _state(self):
+        return {"state": self.job.state, "attempts": self.job.attempts, "running": self.is_running()}
+
+    def is_running(self):
+        return self.queue.current_job == self.job.pk and self.queue.held_by is not None
+
+    def refuse_unless_blocked(self, participle):
+        job = self.job
+        if job.is_ended():
+            raise Refused(
+                f"Job {job.pk} cannot be {participle}: it is {job.state} since {job.done_at:%Y-%m-%d %H:%M:%S %Z}."
+            )
+        if self.is_running():
+            raise Refused(
+                f"Job {job.pk} cannot be {participle}: it is running, attempt {self.queue.attempt} since "
+                f"{self.queue.held_since:%Y-%m-%d %H:%M:%S %Z}. Wait for its end, or cancel it first."
+            )
+        if job.attempted_at is None:
+            raise Refused(f"Job {job.pk} cannot be {participle}: it waits in line and was never attempted. Cancel it.")
+
+    def end(self, state):
+        self.job.state, self.job.done_at, self.job.next_attempt_at = state, self.now, None
+        self.job.save(using=self.alias, update_fields=["state", "done_at", "next_attempt_at"])
+        if self.queue.current_job == self.job.pk:
+            # Due, not cleared: the next claim finds the new head or empties the queue, and looks again.
+            self.update_queue(current_job=None, due_at=self.now)
+
+    def update_queue(self, **values):
+        Queue.objects.using(self.alias).filter(pk=self.queue.pk).update(**values)
+
+    def send_after_commit(self, signal, **arguments):
+        transaction.on_commit(partial(send, signal, self.queuetopia, **arguments), using=self.alias, robust=True)
+
+    def leave_no_event(self):
+        self.leaves_event = False
+
+    def leave_event(self, verb, by, reason):
+        if self.leaves_event:
+            _leave_event(
+                self.alias, verb, by, reason, self.job.scope, self.job.queue, self.job.pk, self.before, self._state()
+            )
+
+
+@contextmanager
+def _verb(queuetopia, job, verb, by, reason):
+    alias = queuetopia.database()
+    pk = job.pk if isinstance(job, Job) else job
+    jobs = Job.objects.using(alias).filter(scope=queuetopia.scope, pk=pk)
+    with transaction.atomic(using=alias):
+        queue_name = jobs.values_list("queue", flat=True).first()
+        if queue_name is None:
+            raise Refused(f"There is no job {pk} in {queuetopia.scope}.")
+        queue = _locked_queue(alias, queuetopia.scope, queue_name)
+        work = _Verb(queuetopia, alias, jobs.select_for_update().get(), queue)
+        yield work
+        work.leave_event(verb, by, reason)
+        transaction.on_commit(backend_for(alias).notify, using=alias, robust=True)
+
+
+def _locked_queue(alias, scope, name) -> Queue:
+    """Return the queue's row, locked until the transaction ends, its ``rev`` raised; make it if there is none."""
+    rows = Queue.objects.using(alias).filter(scope=scope, name=name)
+    if not rows.update(rev=F("rev") + 1):
+        Queue.objects.using(alias).bulk_create([Queue(scope=scope, name=name)], ignore_conflicts=True)
+        rows.update(rev=F("rev") + 1)
+    return rows.select_for_update().get()
+
+
+def _leave_event(alias, verb, by, reason, scope, queue="", job=None, before=None, after=None):
+    JobEvent.objects.using(alias).create(
+        verb=verb,
+        scope=scope,
+        queue=queue,
+        job=job,
+        by=storable(by, 255),
+        reason=storable(reason, 500),
+        before=before or {},
+        after=after or {},
+    )
+
+
+def pause(queuetopia, queue=None, *, by="", reason=""):
+    """Start nothing new in the queue (None: in the whole scope) until it is resumed; the running job finishes.
+
+    Pausing what is paused replaces who and why. A queue may be paused before its first job.
+    """
+    alias = queuetopia.database()
+    paused = {
+        "paused_at": backend_for(alias).now(),
+        "paused_by": storable(by, 255),
+        "paused_reason": storable(reason, 500),
+    }
+    _set_pause(queuetopia, alias, queue, "pause", by, reason, paused)
+
+
+def resume(queuetopia, queue=None, *, by="", reason=""):
+    """Serve a paused queue (None: the scope) again, at once. Raises Refused when it is not paused."""
+    alias = queuetopia.database()
+    running = {"paused_at": None, "paused_by": "", "paused_reason": ""}
+    _set_pause(queuetopia, alias, queue, "resume", by, reason, running)
+
+
+def _set_pause(queuetopia, alias, queue, verb, by, reason, values):
+    scope = queuetopia.scope
+    if queue is not None:
+        problems = {}
+        _check_queue(queue, problems)
+        if problems:
+            raise InvalidJob(problems)
+    with transaction.atomic(using=alias):
+        if queue is None:
+            Scope.objects.using(alias).bulk_create([Scope(name=scope)], ignore_conflicts=True)
+            row = Scope.objects.using(alias).select_for_update().get(name=scope)
+        else:
+            row = _locked_queue(alias, scope, queue)
+        if verb == "resume" and row.paused_at is None:
+            raise Refused(f"{scope}{'' if queue is None else f'/{queue}'} is not paused.")
+        before = {"paused": row.paused_at is not None, "by": row.paused_by, "reason": row.paused_reason}
+        type(row).objects.using(alias).filter(pk=row.pk).update(**values)
+        _leave_event(
+            alias, verb, by, reason, scope, queue or "", None, before, {"paused": values["paused_at"] is not None}
+        )
+        # due_at is kept up to date while a queue is paused, so that a wake-up is all that resuming needs.
+        transaction.on_commit(backend_for(alias).notify, using=alias, robust=True)
+
+
+# Prune
+
+
+def prune(queuetopia, *, older_than=None, batch=1_000, alias=None) -> int:
+    """Delete up to ``batch`` jobs that ended before the retention (and what people did to them); return how many.
+
+    older_than: seconds or timedelta instead of the option ``retention``; with a retention of None nothing is
+    deleted. No unfinished job is ever deleted.
+    """
+    keep = queuetopia.option("retention") if older_than is None else conf.OPTIONS["retention"].clean(older_than)
+    if keep is None:
+        return 0
+    alias = alias or queuetopia.database()
+    cutoff = backend_for(alias).now() - timedelta(seconds=keep)
+    ended = Job.objects.using(alias).filter(scope=queuetopia.scope, done_at__lt=cutoff)
+    ids = list(ended.order_by("done_at").values_list("pk", flat=True)[:batch])
+    with transaction.atomic(using=alias):
+        JobEvent.objects.using(alias).filter(job__in=ids).delete()
+        ended.filter(pk__in=ids).delete()
+    return len(ids)

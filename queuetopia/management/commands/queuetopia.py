@@ -1,0 +1,434 @@
+"""``manage.py queuetopia``: look at jobs and queues, and decide about them."""
+
+import argparse
+import getpass
+import json
+import os
+from datetime import datetime
+from difflib import get_close_matches
+from functools import partial
+
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management.base import BaseCommand, CommandError
+from django.db import DatabaseError, connections
+from django.utils import timezone
+
+from ... import jobs, status
+from ...conf import DAY
+from ...declaration import by_scope
+from ...exceptions import InvalidJob, Refused
+from ...models import Job, Queue
+from ...status import QueueState, visible
+
+PRUNE_BATCH = 1_000
+COLUMNS = ("STATE", "QUEUE", "JOBS", "OLDEST", "JOB", "ATTEMPT", "SINCE", "NEXT", "WHY")
+LONGEST_NAME, LONGEST_TEXT = 40, 100  # characters shown unless --verbosity is 2 or more
+
+VERBS = {
+    "retry": "make the next attempt of backing-off or halted jobs now",
+    "skip": "give backing-off or halted jobs up; their queues go on",
+    "cancel": "cancel jobs that were never attempted, ask running ones to stop",
+    "pause": "start nothing new in a queue or a whole scope; running jobs finish",
+    "resume": "serve a paused queue or scope again, at once",
+}
+
+
+class Command(BaseCommand):
+    help = "Look at jobs and queues, and decide about them. Exit code 1 if anything was refused."
+    # Whoever has to unblock a queue now must not be stopped by a check of something else.
+    requires_system_checks = []
+
+    def add_arguments(self, parser):
+        verbs = parser.add_subparsers(title="verbs", dest="verb", metavar="VERB", required=True)
+        verb = _add_verb(verbs, "status", "show the nodes, what they run, and the queues, blocked ones first")
+        verb.add_argument("scopes", nargs="*", metavar="SCOPE", help="all scopes if none is given")
+        verb.add_argument("--queues", type=int, default=20, metavar="N", help="listed per scope (20)")
+        for name in ("retry", "skip", "cancel"):
+            verb = _add_verb(verbs, name, VERBS[name], decides=True)
+            verb.add_argument("job_ids", nargs="+", type=int, metavar="JOB_ID")
+            verb.add_argument("--scope", help="of the jobs; found by their ids if left out")
+            verb.add_argument("--database", choices=tuple(connections), help="where the ids are looked up")
+        for name in ("pause", "resume"):
+            verb = _add_verb(verbs, name, VERBS[name], decides=True)
+            verb.add_argument("scope", metavar="SCOPE")
+            verb.add_argument("queue", nargs="?", metavar="QUEUE", help="the whole scope if left out")
+        verb = _add_verb(verbs, "prune", "delete jobs that ended before the retention, no unfinished one")
+        verb.add_argument("scopes", nargs="*", metavar="SCOPE", help="all scopes if none is given")
+        verb.add_argument("--older-than", type=float, metavar="DAYS", help="instead of the option retention")
+
+    def handle(self, *, verb, **options):
+        self.verbosity, self.as_json = options["verbosity"], options["json"]
+        answer = getattr(self, f"answer_{verb}")
+        try:
+            if verb == "status":
+                answer(**options)
+            else:
+                self.tell(verb, answer(**options))
+        except (Refused, ImproperlyConfigured) as exc:
+            raise CommandError(visible(exc)) from exc
+        except DatabaseError as exc:
+            raise CommandError(f"The database refused: {visible(exc)}. Is it migrated (manage.py migrate)?") from exc
+
+    # What a person can do: each yields one result per job, queue or scope.
+
+    def answer_retry(self, **options):
+        return _each_job(_retry, **options)
+
+    def answer_skip(self, **options):
+        return _each_job(_skip, **options)
+
+    def answer_cancel(self, **options):
+        return _each_job(_cancel, **options)
+
+    def answer_pause(self, **options):
+        return _one_queue(_pause, **options)
+
+    def answer_resume(self, **options):
+        return _one_queue(_resume, **options)
+
+    def answer_prune(self, scopes, older_than, **options):
+        seconds = None if older_than is None else older_than * DAY
+        for queuetopia in _chosen(scopes):
+            yield _tried(partial(_prune, queuetopia, seconds), scope=queuetopia.scope)
+
+    def tell(self, verb, results):
+        """Print what was done; raise CommandError with what was refused."""
+        told = []
+        for result in results:
+            told.append(result)
+            if result["ok"] and self.verbosity and not self.as_json:
+                self.write(result["message"])
+        if self.as_json:
+            self.write_json({"verb": verb, "results": told})
+        if refused := [visible(result["message"]) for result in told if not result["ok"]]:
+            raise CommandError("\n".join(refused))
+
+    # Status
+
+    def answer_status(self, scopes, queues, **options):
+        chosen = _chosen(scopes)
+        databases = {queuetopia.database() for queuetopia in chosen} if scopes else status.databases()
+        answer = {
+            "nodes": [node for alias in sorted(databases) for node in status.nodes(alias)],
+            "scopes": [status.scope_status(queuetopia, queues=queues) for queuetopia in chosen],
+            "unknown_scopes": [scope for alias in databases for scope in status.unknown_scopes(alias) if not scopes],
+        }
+        if self.as_json:
+            self.write_json(answer)
+            return
+        self.write_nodes(answer["nodes"])
+        for scope in answer["scopes"]:
+            self.write_scope(scope)
+        for scope in answer["unknown_scopes"]:
+            self.stdout.write()
+            self.write(
+                f"{scope['scope']} (database {scope['database']}): {scope['unfinished']} unfinished jobs wait "
+                f"untouched: {scope['problem']}.",
+                self.style.ERROR,
+            )
+
+    def write_nodes(self, nodes):
+        if not nodes:
+            self.write("No node is running. Start one: manage.py run_queuetopia", self.style.WARNING)
+        for node in nodes:
+            alive = "alive" if node["alive"] else "fenced" if node["fenced_at"] else "not seen any more"
+            self.write(
+                f"node {node['node']} (database {node['database']}): {alive}, last seen {_span(node['age'])} "
+                f"ago, started {_local(node['started_at'])}, holds {node['held']} queues, serves "
+                f"{', '.join(node['scopes'])}",
+                self.style.SUCCESS if node["alive"] else self.style.ERROR,
+            )
+            for worker in node["workers"]:
+                self.write_worker(worker, node["at"])
+
+    def write_worker(self, worker, now):
+        name = "started since the last heartbeat" if worker["pid"] is None else f"worker {worker['pid']}"
+        self.write(f"  {name}:{'' if worker['jobs'] else ' idle'}")
+        for job in worker["jobs"]:
+            self.write(
+                f"    job {job['job']} ({job['action']} of {job['scope']}/{job['queue']}), attempt "
+                f"{job['attempt']}, for {_ago(job['since'], now)}"
+            )
+
+    def write_scope(self, scope):
+        found, queues = scope["jobs"], scope["queue_counts"]
+        self.stdout.write()
+        name = f"{scope['scope']} ({scope['class']}, database {scope['database']})"
+        self.write(name, self.style.MIGRATE_HEADING)
+        if scope["paused"]:
+            self.write(f"  paused {_paused(scope['paused'])}", self.style.WARNING)
+        waits = _waits(found["oldest"], scope["at"])
+        self.write(
+            f"  {found['unfinished']} unfinished jobs: {found['waiting']} waiting, {found['running']} running, "
+            f"{found['backing_off']} backing off, {found['halted']} halted"
+            f"{f'; the oldest is due for {waits}' if waits else ''}"
+        )
+        self.write(
+            f"  {queues['not_empty']} queues: {queues['blocked']} blocked, {queues['running']} running, "
+            f"{queues['paused']} paused, {queues['problem']} with a problem"
+        )
+        if scope["queues"]:
+            self.write_queues(scope["queues"], scope["at"])
+        if (more := queues["not_empty"] - len(scope["queues"])) > 0:
+            self.write(f"  and {more} more; --queues N lists up to {status.MOST_QUEUES}")
+
+    def write_queues(self, queues, now):
+        rows = [self.cells(queue, now) for queue in queues]
+        widths = [max(map(len, column)) for column in zip(COLUMNS, *rows, strict=True)]
+        styles = {
+            QueueState.HALTED: self.style.ERROR,
+            QueueState.BACKING_OFF: self.style.WARNING,
+            QueueState.PAUSED: self.style.WARNING,
+            QueueState.RUNNING: self.style.SUCCESS,
+        }
+        for row in (COLUMNS, *rows):
+            line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            self.write(f"  {line.rstrip()}", styles.get(row[0]))
+
+    def cells(self, queue, now):
+        begun = queue["job"] is not None
+        runs = queue["state"] == QueueState.RUNNING
+        return (
+            queue["state"],
+            self.cut(queue["queue"], LONGEST_NAME),
+            str(queue["depth"]),
+            _waits(queue["oldest"], now),
+            self.cut(f"{queue['job']} {queue['action']}", LONGEST_NAME) if begun else "",
+            f"{queue['attempt']}/{queue['max_attempts']}" if begun else "",
+            _ago(queue["since"], now),
+            "" if runs else _ahead(queue["next_attempt_at"] or queue["due_at"], now),
+            self.cut(_why(queue), LONGEST_TEXT),
+        )
+
+    def cut(self, text, limit):
+        text = visible(text)
+        return text if len(text) <= limit or self.verbosity > 1 else text[: limit - 1] + "…"
+
+    def write(self, text, style=None):
+        self.stdout.write((style or str)(visible(text)))
+
+    def write_json(self, answer):
+        # Escaped to ASCII, so that no text in it can steer a terminal.
+        self.stdout.write(json.dumps(answer, indent=2, default=_json_default))
+
+
+def _add_verb(verbs, name, text, decides=False):
+    verb = verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    verb.add_argument("--json", action="store_true", help="for machines")
+    if decides:
+        verb.add_argument("--by", help="who decides; the user of the operating system if left out")
+        verb.add_argument("--reason", default="", help="why; kept with who and when")
+    # Django's own options may stand behind the verb too; a default here would win over one given before it.
+    again = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+    verb.add_argument("-v", "--verbosity", type=int, choices=[0, 1, 2, 3], **again)
+    for option in ("--settings", "--pythonpath"):
+        verb.add_argument(option, **again)
+    for option in ("--traceback", "--no-color", "--force-color"):
+        verb.add_argument(option, action="store_true", **again)
+    return verb
+
+
+def _known(scope):
+    known = by_scope()
+    if scope in known:
+        return known[scope]
+    close = get_close_matches(scope, known, n=3)
+    hint = f"Did you mean {' or '.join(close)}?" if close else f"Known are: {', '.join(sorted(known)) or 'none'}."
+    raise Refused(f"No class of this code has the scope {scope!r}. {hint}")
+
+
+def _chosen(scopes):
+    return [_known(scope) for scope in scopes] if scopes else list(by_scope().values())
+
+
+def _person(by):
+    if by is not None:
+        return by
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return f"uid {os.getuid()}"
+
+
+def _tried(act, **about):
+    """Return a result: what it is about, and what ``act`` says it did or why it could not."""
+    try:
+        return {**about, "ok": True, **act()}
+    except InvalidJob as exc:
+        problems = (f"{name} {problem}" for name, found in exc.message_dict.items() for problem in found)
+        return {**about, "ok": False, "message": " ".join(problems)}
+    except (Refused, DatabaseError) as exc:
+        return {**about, "ok": False, "message": str(exc)}
+
+
+# Verbs on jobs
+
+
+def _each_job(act, job_ids, scope, database, by, reason, **options):
+    if scope is not None:
+        _known(scope)
+    why = {"by": _person(by), "reason": reason}
+    for job_id in job_ids:
+        yield _tried(partial(_on_job, act, job_id, scope, database, why), job=job_id)
+
+
+def _on_job(act, job_id, scope, database, why):
+    queuetopia = _class_of(job_id, scope, database)
+    answer, job, message = act(queuetopia, job_id, why)
+    return {
+        "scope": job.scope,
+        "queue": job.queue,
+        "action": job.action,
+        "state": job.state,
+        "attempts": job.attempts,
+        "answer": answer,
+        "message": f"{_name(job)} {message}.",
+    }
+
+
+def _class_of(job_id, scope, database):
+    """Return the Queuetopia that owns the job's row. Raises Refused when there is none, or more than one."""
+    aliases = [database] if database else [_known(scope).database()] if scope else status.databases()
+    found = {}
+    for alias in aliases:
+        for name in Job.objects.using(alias).filter(pk=job_id).values_list("scope", flat=True):
+            if scope in (None, name):
+                found[alias] = name
+    if not found:
+        raise Refused(
+            f"There is no job {job_id} in {f'{scope} in ' if scope else ''}database {' or '.join(aliases)}. "
+            "Ended jobs are deleted after their retention; manage.py queuetopia status lists blocked ones."
+        )
+    if len(found) > 1:
+        raise Refused(f"There is a job {job_id} in each of the databases {', '.join(found)}: add --database.")
+    ((alias, name),) = found.items()
+    queuetopia = _known(name)
+    if queuetopia.database() != alias:
+        raise Refused(
+            f"Job {job_id} of {name} is in database {alias}, where nothing serves it: "
+            f"{queuetopia.__name__} keeps its jobs in {queuetopia.database()}."
+        )
+    return queuetopia
+
+
+def _retry(queuetopia, job_id, why):
+    job = queuetopia.retry(job_id, **why)
+    most = job.max_attempts or queuetopia.option("max_attempts")
+    when = "starts when its queue is resumed" if status.is_paused(queuetopia, job.queue) else "is due now"
+    return "retried", job, f"is retried: attempt {job.attempts + 1} of {most} {when}"
+
+
+def _skip(queuetopia, job_id, why):
+    job = queuetopia.skip(job_id, **why)
+    then = "is paused" if status.is_paused(queuetopia, job.queue) else "goes on"
+    return "skipped", job, f"is skipped; its queue {then}"
+
+
+def _cancel(queuetopia, job_id, why):
+    answer = queuetopia.cancel(job_id, **why)
+    job = queuetopia.jobs().get(pk=job_id)
+    if answer == "finished":
+        raise Refused(f"{_name(job)} cannot be cancelled: it is {job.state} since {_local(job.done_at)}.")
+    if answer == "running":
+        return answer, job, "is running and asked to stop: cancelled, unless it is done before"
+    return answer, job, "is cancelled"
+
+
+def _name(job):
+    return f"Job {job.pk} ({job.action} of {job.scope}/{job.queue})"
+
+
+# Verbs on queues and scopes
+
+
+def _one_queue(act, scope, queue, by, reason, **options):
+    why = {"by": _person(by), "reason": reason}
+    yield _tried(partial(act, _known(scope), queue, why), scope=scope, queue=queue)
+
+
+def _pause(queuetopia, queue, why):
+    is_new = queue is not None and not _exists(queuetopia, queue)
+    queuetopia.pause(queue, **why)
+    note = " It has had no job so far: is the name right?" if is_new else ""
+    return {"message": f"{_place(queuetopia, queue)} is paused: what runs finishes, nothing new starts.{note}"}
+
+
+def _resume(queuetopia, queue, why):
+    queuetopia.resume(queue, **why)
+    is_still = queue is not None and status.is_paused(queuetopia, queue)
+    note = f", but all of {queuetopia.scope} is paused" if is_still else ""
+    return {"message": f"{_place(queuetopia, queue)} is resumed{note}."}
+
+
+def _place(queuetopia, queue):
+    return queuetopia.scope if queue is None else f"{queuetopia.scope}/{queue}"
+
+
+def _exists(queuetopia, queue):
+    rows = Queue.objects.using(queuetopia.database()).filter(scope=queuetopia.scope, name=queue)
+    return rows.exists() or queuetopia.jobs().filter(queue=queue).exists()
+
+
+def _prune(queuetopia, seconds):
+    deleted = 0
+    try:
+        while batch := jobs.prune(queuetopia, older_than=seconds, batch=PRUNE_BATCH):
+            deleted += batch
+            if batch < PRUNE_BATCH:
+                break
+    except ValueError as exc:
+        raise Refused(f"--older-than: {exc}.") from exc
+    keeps_all = seconds is None and queuetopia.option("retention") is None
+    note = "; its retention is None, for ever" if keeps_all else ""
+    return {"deleted": deleted, "message": f"{queuetopia.scope}: {deleted} ended jobs deleted{note}."}
+
+
+# Words
+
+
+def _why(queue):
+    """Say what a person wants to know of a queue first."""
+    reasons = [
+        queue["problem"],
+        queue["held_by"] and f"on {queue['held_by']}",
+        not queue["held_by"] and queue["error"],
+        queue["paused"] and f"paused {_paused(queue['paused'])}",
+    ]
+    return "; ".join(reason for reason in reasons if reason)
+
+
+def _paused(paused):
+    by = f" by {paused['by']}" if paused["by"] else ""
+    reason = f": {paused['reason']}" if paused["reason"] else ""
+    return f"since {_local(paused['at'])}{by}{reason}"
+
+
+def _local(moment):
+    return timezone.localtime(moment).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _ago(moment, now):
+    return "" if moment is None else _span((now - moment).total_seconds())
+
+
+def _waits(moment, now):
+    return "" if moment is None or moment > now else _ago(moment, now)
+
+
+def _ahead(moment, now):
+    if moment is None:
+        return ""
+    seconds = (moment - now).total_seconds()
+    return f"in {_span(seconds)}" if seconds > 0 else "now"
+
+
+def _span(seconds):
+    """Return a duration in the largest unit of which it has at least two."""
+    for unit, size in (("d", DAY), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
+
+
+def _json_default(value):
+    return value.isoformat() if isinstance(value, datetime) else str(value)

@@ -1,0 +1,122 @@
+"""``manage.py run_queuetopia``: serve the queues until told to stop."""
+
+import atexit
+import os
+import sys
+import threading
+from difflib import get_close_matches
+
+from django.core.checks import Tags
+from django.core.management.base import BaseCommand, CommandError
+from django.utils import autoreload
+
+from ... import conf
+from ...declaration import by_scope
+from ...scheduler import Options
+from ...supervisor import Supervisor
+
+
+class Command(BaseCommand):
+    help = "Run the jobs of all Queuetopias, or of the scopes named. SIGTERM or Ctrl-C stops gracefully, twice at once."
+    requires_migrations_checks = False
+
+    def add_arguments(self, parser):
+        parser.add_argument("scopes", nargs="*", metavar="SCOPE", help="scopes to serve; default: all")
+        parser.add_argument(
+            "--processes", type=_positive(int), default=os.cpu_count() or 1, help="worker processes; default: CPUs"
+        )
+        parser.add_argument(
+            "--concurrency", type=_positive(int), default=1, help="attempts at once per worker process; default: 1"
+        )
+        parser.add_argument(
+            "--poll-interval",
+            type=_positive(float),
+            help="seconds between looks for lost wake-ups; default: the scopes' option",
+        )
+        parser.add_argument(
+            "--grace", type=_not_negative, default=30.0, help="seconds running jobs have to end on a stop; default: 30"
+        )
+        parser.add_argument(
+            "--until-empty",
+            action="store_true",
+            help="end when every queue is empty, halted, paused or scheduled for later; exit code 1 if one is halted",
+        )
+        parser.add_argument("--standby", action="store_true", help="wait until no other node serves these scopes")
+        parser.add_argument("--reload", action="store_true", help="restart when code changes (development)")
+
+    def handle(self, *, scopes, **given):
+        if not conf.setting("ENABLED"):
+            self.stderr.write(self.style.WARNING("Not running: QUEUETOPIA['ENABLED'] is False."))
+            return
+        self._refuse_unknown(scopes)
+        self._check_databases(scopes)
+        options = Options(
+            scopes=scopes,
+            processes=given["processes"],
+            concurrency=given["concurrency"],
+            poll_interval=given["poll_interval"],
+            grace=given["grace"],
+            until_empty=given["until_empty"],
+            standby=given["standby"],
+            progress=sys.stderr.isatty(),
+            verbosity=given["verbosity"],
+        )
+        if given["reload"]:
+            self._run_reloading(options)
+        elif code := Supervisor(options).run():
+            sys.exit(code)
+
+    def _refuse_unknown(self, scopes):
+        known = by_scope()
+        if not known:
+            raise CommandError(
+                "No Queuetopia is declared. Put a class with a performer into the module 'queues' of an installed app."
+            )
+        for scope in scopes:
+            if scope not in known:
+                close = get_close_matches(scope, known, n=1)
+                hint = f"Did you mean {close[0]!r}?" if close else f"There are: {', '.join(sorted(known))}."
+                raise CommandError(f"No Queuetopia has the scope {scope!r}. {hint}")
+
+    def _check_databases(self, scopes):
+        served = [queuetopia for scope, queuetopia in by_scope().items() if not scopes or scope in scopes]
+        self.check(tags=[Tags.database], databases=sorted({queuetopia.database() for queuetopia in served}))
+
+    def _run_reloading(self, options):
+        """Run under Django's autoreloader, which calls us in a thread; the main thread is where signals arrive."""
+        if os.environ.get(autoreload.DJANGO_AUTORELOAD_ENV) != "true":
+            autoreload.run_with_reloader(lambda: None)
+            return
+        supervisor = Supervisor(options)
+        ended = threading.Event()
+
+        def run():
+            try:
+                supervisor.run()
+            finally:
+                ended.set()
+
+        def stop():
+            supervisor.request_stop()
+            ended.wait(options.grace + 10)
+
+        atexit.register(stop)
+        autoreload.run_with_reloader(run)
+
+
+def _positive(kind):
+    def parse(text):
+        value = kind(text)
+        if not 0 < value < float("inf"):
+            raise ValueError(text)
+        return value
+
+    parse.__name__ = f"positive {kind.__name__}"  # what argparse calls it in its error
+    return parse
+
+
+def _not_negative(text):
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise ValueError(text)
+    return value

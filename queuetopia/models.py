@@ -1,0 +1,255 @@
+"""The tables: Job is the one table of jobs, Queue the bookkeeping the scheduler looks at.
+
+There is no foreign key between them: a job carries its scope and queue as text, so that creating a job
+neither reads nor locks a Queue row. This module reads only; ``jobs.py`` and ``backends/`` write.
+"""
+
+import uuid
+
+from django.db import models
+from django.utils.translation import gettext_lazy as _
+
+from .backends.columns import DatabaseNow, ExactCharField, WhereNullIndex
+from .exceptions import ReadOnlyJob
+from .params import ParamsField
+
+
+class JobQuerySet(models.QuerySet):
+    def unfinished(self):
+        """Jobs that are neither done nor given up; none of them is ever deleted."""
+        return self.filter(done_at=None)
+
+    def ended(self):
+        return self.filter(done_at__isnull=False)
+
+    def pending(self):
+        return self.filter(state=Job.State.PENDING)
+
+    def halted(self):
+        return self.filter(state=Job.State.HALTED)
+
+    def in_queue(self, scope, queue):
+        return self.filter(scope=scope, queue=queue)
+
+    def in_order(self):
+        """The order in which the jobs of one queue run."""
+        return self.order_by("scheduled_at", "id")
+
+
+class Job(models.Model):
+    """One unit of work: an action with its params, in one queue of one scope."""
+
+    class State(models.TextChoices):
+        PENDING = "pending", _("pending")
+        DONE = "done", _("done")
+        HALTED = "halted", _("halted")
+        SKIPPED = "skipped", _("skipped")
+        CANCELLED = "cancelled", _("cancelled")
+
+    id = models.BigAutoField(primary_key=True)
+    scope = ExactCharField(_("scope"), max_length=128)
+    queue = ExactCharField(_("queue"), max_length=255)
+    action = ExactCharField(_("action"), max_length=255)
+    params = ParamsField(_("params"), default=dict)
+
+    # What was given for this job; None means: looked up at each attempt.
+    timeout = models.FloatField(_("timeout (s)"), null=True)
+    max_backoff = models.FloatField(_("max. backoff (s)"), null=True)
+    max_attempts = models.PositiveIntegerField(_("max. attempts"), null=True)
+    on_exhausted = models.CharField(_("on exhausted"), max_length=16, null=True)  # noqa: DJ001
+
+    scheduled_at = models.DateTimeField(_("scheduled at"), db_default=DatabaseNow())
+    state = models.CharField(_("state"), max_length=16, choices=State, default=State.PENDING)
+    attempts = models.PositiveIntegerField(_("attempts"), default=0)
+    attempted_at = models.DateTimeField(_("attempted at"), null=True)
+    attempted_by = models.CharField(_("attempted by"), max_length=255, default="")
+    next_attempt_at = models.DateTimeField(_("next attempt at"), null=True)
+    done_at = models.DateTimeField(_("done at"), null=True)
+    error = models.TextField(_("last error"), default="")
+    errors = models.JSONField(_("errors"), default=list)
+    result = models.JSONField(_("result"), null=True)
+
+    fence: int | None = None  # set on the job a performer is handed
+    _is_claim = False
+
+    objects = JobQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("job")
+        verbose_name_plural = _("jobs")
+        indexes = (
+            WhereNullIndex(  # the head of a queue
+                fields=["scope", "queue", "scheduled_at", "id"],
+                where_null="done_at",
+                fallback=["scope", "queue", "done_at", "scheduled_at", "id"],
+                name="queuetopia_job_head",
+            ),
+            models.Index(fields=["scope", "done_at"], name="queuetopia_job_ended"),  # retention
+        )
+        constraints = (
+            models.CheckConstraint(
+                condition=models.Q(timeout=None) | models.Q(timeout__gt=0), name="queuetopia_job_timeout"
+            ),
+            models.CheckConstraint(
+                condition=models.Q(max_backoff=None) | models.Q(max_backoff__gte=0),
+                name="queuetopia_job_max_backoff",
+            ),
+            models.CheckConstraint(
+                condition=models.Q(max_attempts=None) | models.Q(max_attempts__gte=1),
+                name="queuetopia_job_max_attempts",
+            ),
+            models.CheckConstraint(
+                condition=models.Q(state__in=["pending", "halted"], done_at=None)
+                | models.Q(state__in=["done", "skipped", "cancelled"], done_at__isnull=False),
+                name="queuetopia_job_done_at",
+            ),
+        )
+
+    def __str__(self):
+        return f"job {self.pk} ({self.action}) of {self.scope}/{self.queue}"
+
+    def is_ended(self):
+        return self.done_at is not None
+
+    def is_backing_off(self):
+        """True for a pending job that has been attempted: it holds its queue."""
+        return self.state == self.State.PENDING and self.attempted_at is not None
+
+    def is_due(self, now):
+        return self.state == self.State.PENDING and (self.next_attempt_at or self.scheduled_at) <= now
+
+    def save(self, *args, **kwargs):
+        self._refuse_if_claim("save")
+        super().save(*args, **kwargs)
+
+    def delete(self, *args, **kwargs):
+        self._refuse_if_claim("delete")
+        return super().delete(*args, **kwargs)
+
+    def _refuse_if_claim(self, verb):
+        if self._is_claim:
+            raise ReadOnlyJob(
+                f"Job {self.pk} was handed to a performer: {verb}() would race with the scheduler, which writes the "
+                "row. Return, raise, or keep your data in a model of your own."
+            )
+
+
+class QueueQuerySet(models.QuerySet):
+    def due(self, now):
+        """Queues whose head may run and that nobody serves."""
+        return self.filter(due_at__lte=now, paused_at=None, held_by=None)
+
+    def held(self):
+        return self.filter(held_by__isnull=False)
+
+    def paused(self):
+        return self.filter(paused_at__isnull=False)
+
+    def blocked(self):
+        """Queues whose head was attempted, has not ended, and is not running now."""
+        return self.filter(current_job__isnull=False, held_by=None)
+
+
+class Queue(models.Model):
+    """What the scheduler knows of one queue. The row appears with the first job and stays.
+
+    due_at: when the head may run; None: nothing to do now.
+    current_job: the head from its first attempt until it ends, whatever newer jobs' times say.
+    held_by, held_since, fence, attempt: who runs it, since when, under which number, which attempt.
+    rev: raised by every verb of a person, so that a decision made before it is made again.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    scope = ExactCharField(_("scope"), max_length=128)
+    name = ExactCharField(_("name"), max_length=255)
+    due_at = models.DateTimeField(_("due at"), null=True)
+    current_job = models.BigIntegerField(_("current job"), null=True)
+    attempt = models.PositiveIntegerField(_("attempt"), db_default=0)
+    held_by = models.UUIDField(_("held by"), null=True)
+    held_since = models.DateTimeField(_("held since"), null=True)
+    fence = models.BigIntegerField(_("fence"), db_default=0)
+    rev = models.BigIntegerField(_("revision"), db_default=0)
+    stop_requested = models.BooleanField(_("stop requested"), db_default=False)
+    problem = models.CharField(_("problem"), max_length=500, db_default="")
+    paused_at = models.DateTimeField(_("paused at"), null=True)
+    paused_by = models.CharField(_("paused by"), max_length=255, db_default="")
+    paused_reason = models.CharField(_("reason"), max_length=500, db_default="")
+
+    objects = QueueQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("queue")
+        verbose_name_plural = _("queues")
+        indexes = (
+            WhereNullIndex(  # the queues that are due
+                fields=["scope", "due_at"],
+                where_null="paused_at",
+                fallback=["scope", "paused_at", "due_at"],
+                name="queuetopia_queue_due",
+            ),
+        )
+        constraints = (models.UniqueConstraint(fields=["scope", "name"], name="queuetopia_queue_name"),)
+
+    def __str__(self):
+        return f"{self.scope}/{self.name}"
+
+    def is_running(self):
+        return self.held_by is not None
+
+
+class Node(models.Model):
+    """One run of a scheduler: its lease on all the queues it holds. Removed at a clean end, else swept."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4)
+    host = models.CharField(_("host"), max_length=255)
+    pid = models.PositiveIntegerField(_("pid"))
+    scopes = models.JSONField(_("scopes"), default=list)
+    workers = models.JSONField(_("workers"), default=list)
+    started_at = models.DateTimeField(_("started at"), db_default=DatabaseNow())
+    last_seen = models.DateTimeField(_("last seen"), db_default=DatabaseNow())
+    fenced_at = models.DateTimeField(_("fenced at"), null=True)
+
+    class Meta:
+        verbose_name = _("node")
+        verbose_name_plural = _("nodes")
+
+    def __str__(self):
+        return f"{self.host}:{self.pid}"
+
+
+class Scope(models.Model):
+    """A scope somebody paused, or did once."""
+
+    name = ExactCharField(_("name"), max_length=128, unique=True)
+    paused_at = models.DateTimeField(_("paused at"), null=True)
+    paused_by = models.CharField(_("paused by"), max_length=255, default="")
+    paused_reason = models.CharField(_("reason"), max_length=500, default="")
+
+    class Meta:
+        verbose_name = _("scope")
+        verbose_name_plural = _("scopes")
+
+    def __str__(self):
+        return self.name
+
+
+class JobEvent(models.Model):
+    """What a person did to a job, a queue or a scope: who, when, why, and the state before and after."""
+
+    verb = models.CharField(_("verb"), max_length=32)
+    scope = ExactCharField(_("scope"), max_length=128)
+    queue = ExactCharField(_("queue"), max_length=255, default="")
+    job = models.BigIntegerField(_("job"), null=True)
+    at = models.DateTimeField(_("at"), db_default=DatabaseNow())
+    by = models.CharField(_("by"), max_length=255, default="")
+    reason = models.CharField(_("reason"), max_length=500, default="")
+    before = models.JSONField(_("before"), default=dict)
+    after = models.JSONField(_("after"), default=dict)
+
+    class Meta:
+        verbose_name = _("event")
+        verbose_name_plural = _("events")
+        indexes = (models.Index(fields=["job"], name="queuetopia_event_job"),)
+
+    def __str__(self):
+        return f"{self.verb} {self.scope}/{self.queue}"

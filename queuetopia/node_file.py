@@ -1,0 +1,70 @@
+"""A file that is locked while any process of a node lives; it tells successors on the same host at once.
+
+The lock belongs to the open file description, which the node's workers inherit. Who gets the lock of another
+node's file knows that all its processes are dead and need not wait for its lease.
+"""
+
+import contextlib
+import fcntl
+import os
+import tempfile
+from uuid import UUID
+
+
+class NodeFile:
+    def __init__(self, path: str, descriptor: int | None):
+        self._path, self._descriptor = path, descriptor
+
+    @classmethod
+    def create(cls, node_id: UUID) -> "NodeFile":
+        """Create and lock the node's file; without a usable folder successors wait for the lease instead."""
+        path = _path(node_id)
+        if path is None:
+            return cls("", None)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return cls(path, descriptor)
+
+    def descriptors(self) -> list[int]:
+        return [] if self._descriptor is None else [self._descriptor]
+
+    def remove(self) -> None:
+        if self._descriptor is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(self._path)
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def is_dead(node_id: UUID) -> bool:
+    """True when the node ran on this host and none of its processes is left. Its file is removed then."""
+    path = _path(node_id)
+    if path is None:
+        return False
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except OSError:
+        return False  # another host's node, or one that ended cleanly
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    else:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        return True
+    finally:
+        os.close(descriptor)
+
+
+def _path(node_id):
+    """Return the file's path in a folder that only this user can write to, or None."""
+    folder = os.path.join(tempfile.gettempdir(), f"queuetopia-{os.getuid()}")
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        state = os.lstat(folder)
+    except OSError:
+        return None
+    if state.st_uid != os.getuid() or state.st_mode & 0o022 or not os.path.isdir(folder):
+        return None
+    return os.path.join(folder, f"{node_id}.node")

@@ -1,0 +1,305 @@
+"""All workers of a node: hand out, collect, time out, bury the dead, replace them.
+
+What comes of it is left in two places for the scheduler: ``ended`` (attempts with their outcomes) and
+``unstarted`` (claims that never ran and may be handed out again).
+"""
+
+import contextlib
+import heapq
+import logging
+import selectors
+from collections.abc import Callable
+from typing import Any
+
+from . import exceptions, jobs
+from .attempts import Claim, Outcome, Verdict, describe
+from .backends.base import Ending
+from .channel import uptime
+from .declaration import by_scope
+from .worker import timeout_text
+from .worker_process import Assignment, WorkerProcess
+
+logger = logging.getLogger(__name__)
+
+YIELD_TIME = 1.0  # seconds an attempt has to end after it was asked to stop
+CONDEMNED_TIME = 5.0  # seconds a worker's other attempts have to end when one of them does not
+
+
+class Pool:
+    def __init__(self, *, size: int, slots: int, verbosity: int, descriptors: Callable[[], list[int]], node: str):
+        self.size, self.slots = size, slots
+        self.workers: list[WorkerProcess] = []
+        self.ended: list[tuple[Any, Ending]] = []  # (store, how it ended)
+        self.unstarted: list[tuple[Any, Claim]] = []  # (store, claim)
+        self.in_flight: dict[int, WorkerProcess] = {}  # by ticket
+        self.deadline = 0.0
+        self.selector = selectors.DefaultSelector()
+        self._timers: list[tuple[float, int]] = []  # (uptime, ticket)
+        self._verbosity, self._descriptors, self._node = verbosity, descriptors, node
+        self._last_ticket = 0
+        self._boot_failures = 0
+        self._start_at = 0.0
+        self._untold: list[Ending] = []  # ends that any worker may tell, because their own is dead
+
+    # Hand out
+
+    def room(self) -> int:
+        """Return how many more claims the workers have room for."""
+        return sum(max(0, worker.room()) for worker in self.workers)
+
+    def claims(self) -> list[tuple[Any, Claim]]:
+        return [(a.store, a.claim) for worker in self.workers for a in worker.assigned.values()]
+
+    def hand_out(self, waiting) -> None:
+        """Give claims from the left of ``waiting`` to the least busy workers with room, one message each."""
+        batches: dict[int, tuple[WorkerProcess, list]] = {}
+        while waiting:
+            free = [worker for worker in self.workers if worker.room() > 0]
+            if not free:
+                break
+            worker = min(free, key=lambda worker: len(worker.assigned))
+            assignment = self._assign(worker, *waiting.popleft())
+            batches.setdefault(worker.pid, (worker, []))[1].append((assignment.ticket, assignment.claim))
+        for worker, batch in batches.values():
+            worker.send("run", batch)
+
+    def _assign(self, worker, store, claim):
+        self._last_ticket += 1
+        timeout = claim.timeout or by_scope()[claim.scope].option("timeout")
+        assignment = Assignment(self._last_ticket, claim, store, timeout)
+        worker.assigned[assignment.ticket] = assignment
+        self.in_flight[assignment.ticket] = worker
+        heapq.heappush(self._timers, (uptime() + timeout, assignment.ticket))
+        return assignment
+
+    def take_back(self) -> None:
+        """Ask for all that has not been started."""
+        for worker in self.workers:
+            worker.asked_back = True
+            worker.send("give_back")
+
+    # Collect
+
+    def collect(self) -> None:
+        """Read what the workers say and bury those that have died."""
+        for worker in list(self.workers):
+            # Asked before reading: what a process wrote before it died is read before it is buried.
+            has_ended = worker.has_ended()
+            for message in worker.receive():
+                self._understand(worker, message)
+            if has_ended or worker.closed:
+                self.bury(worker)
+            elif not worker.ready and uptime() > worker.boots_until:
+                logger.error("worker did not get ready pid=%d; does an import or a database hang?", worker.pid)
+                self.kill(worker)
+
+    def _understand(self, worker, message):
+        match message:
+            case ["ready", _]:
+                worker.ready = True
+                self._boot_failures = 0
+                untold, self._untold = self._untold, []
+                for ending in untold:
+                    self.tell(ending)
+            case ["end", int(ticket), [*outcome]] if len(outcome) == len(Outcome._fields):
+                self._ended(worker, ticket, Outcome._make(outcome))
+            case ["returned", [*tickets]]:
+                worker.asked_back = False
+                for assignment in filter(None, [self._take(worker, ticket) for ticket in tickets]):
+                    self.unstarted.append((assignment.store, assignment.claim))
+            case _:
+                logger.error("worker sent an unknown message pid=%d", worker.pid)
+                worker.closed = True
+
+    def _ended(self, worker, ticket, outcome):
+        assignment = self._take(worker, ticket)
+        if assignment is None or outcome.fence != assignment.claim.fence:
+            return
+        if outcome.verdict != Verdict.RETURN:
+            worker.note_duration(outcome.duration)
+        teller = (worker, ticket) if outcome.wants_news else None
+        self.ended.append((assignment.store, Ending(assignment.claim, outcome, teller)))
+
+    def _take(self, worker, ticket):
+        self.in_flight.pop(ticket, None)
+        return worker.assigned.pop(ticket, None)
+
+    def bury(self, worker) -> None:
+        """Turn what a dead or useless worker had in its hands into outcomes; what it had not started is given back."""
+        running = worker.board.running()
+        self.workers.remove(worker)
+        with contextlib.suppress(KeyError, ValueError):
+            self.selector.unregister(worker.channel)
+        if not worker.has_ended():
+            worker.kill()
+        worker.bury()
+        for ticket, assignment in list(worker.assigned.items()):
+            self._take(worker, ticket)
+            if ticket in running:
+                outcome = self._cut_short(worker, assignment, uptime() - running[ticket])
+                # Whoever is told needs the hooks asked for: the scheduler does not know who listens.
+                self.ended.append((assignment.store, Ending(assignment.claim, outcome, (None, 0))))
+            else:
+                self.unstarted.append((assignment.store, assignment.claim))
+        self._note_death(worker)
+
+    def _note_death(self, worker):
+        if worker.ready:
+            if worker.closed or not worker.killed:
+                logger.warning("worker died node=%s cause=%s", self._node, worker.end_text())
+            return
+        self._boot_failures += 1
+        delay = min(0.25 * 2**self._boot_failures, 30.0)
+        self._start_at = uptime() + delay
+        logger.error("worker did not start node=%s cause=%s; next try in %g s", self._node, worker.end_text(), delay)
+
+    def _cut_short(self, worker, assignment, duration):
+        claim = assignment.claim
+        queuetopia = by_scope()[claim.scope]
+        if assignment.stopping == "JobTimeout":
+            return jobs.failed(queuetopia, claim, exceptions.JobTimeout(timeout_text(claim)), duration=duration)
+        if assignment.stopping == "JobCancelled":
+            return Outcome(claim.job_id, claim.fence, Verdict.CANCEL, duration=duration)
+        if worker.killed and not worker.closed:
+            error = describe(exceptions.JobInterrupted(f"{self._node} cut it short; the attempt is not counted"))
+            return Outcome(claim.job_id, claim.fence, Verdict.INTERRUPT, error=error, duration=duration)
+        return jobs.failed(queuetopia, claim, exceptions.WorkerDied(worker.end_text()), duration=duration)
+
+    def replace(self) -> None:
+        """Start workers until as many serve as are wanted; slower and slower while they die at their start."""
+        serving = sum(worker.condemned_at is None and not worker.killed for worker in self.workers)
+        while serving < self.size and uptime() >= self._start_at:
+            worker = WorkerProcess.start(self.slots, self._descriptors(), self._verbosity)
+            worker.board.deadline = self.deadline
+            self.workers.append(worker)
+            serving += 1
+
+    # Time out
+
+    def time_out(self) -> None:
+        """Stop attempts that outlived their timeout, then workers that do not yield; take back what waits behind."""
+        now = uptime()
+        while self._timers and self._timers[0][0] <= now:
+            _, ticket = heapq.heappop(self._timers)
+            if (worker := self.in_flight.get(ticket)) is not None:
+                self._check_time(worker, worker.assigned[ticket], now)
+        for worker in list(self.workers):
+            if worker.condemned_at is not None and (now >= worker.condemned_at or not worker.has_healthy_attempts()):
+                self.kill(worker)
+            elif worker.is_stuck(now):
+                worker.asked_back = True
+                worker.send("give_back")
+
+    def _check_time(self, worker, assignment, now):
+        if assignment.stopping:
+            worker.condemn(now + CONDEMNED_TIME)
+            return
+        started = worker.board.running().get(assignment.ticket)
+        if started is not None and now - started >= assignment.timeout:
+            self.stop_attempt(worker, assignment, "JobTimeout")
+        else:
+            heapq.heappush(self._timers, ((started or now) + assignment.timeout, assignment.ticket))
+
+    def stop_attempt(self, worker, assignment, reason: str) -> None:
+        """Stop a running attempt: alone in its process it is killed, else it is asked, and killed if it does not yield."""
+        assignment.stopping = reason
+        if worker.board.slots == 1:
+            self.kill(worker)
+        else:
+            worker.send("stop", assignment.ticket, reason)
+            heapq.heappush(self._timers, (uptime() + YIELD_TIME, assignment.ticket))
+
+    def stop_jobs(self, store, job_ids: set[int]) -> None:
+        """Stop the running attempts of these jobs because a person asked for it."""
+        for worker in list(self.workers):
+            for assignment in list(worker.assigned.values()):
+                if assignment.store is store and assignment.claim.job_id in job_ids and not assignment.stopping:
+                    if assignment.ticket in worker.board.running():
+                        self.stop_attempt(worker, assignment, "JobCancelled")
+
+    def kill(self, worker) -> None:
+        """Kill a worker now, and settle what it had in its hands; what it said before is heard."""
+        worker.kill()
+        worker.process.wait()
+        for message in worker.receive():
+            self._understand(worker, message)
+        worker.closed = False
+        self.bury(worker)
+
+    def kill_all(self) -> None:
+        for worker in self.workers:
+            worker.kill()
+        for worker in list(self.workers):
+            self.kill(worker)
+
+    # What follows the commit
+
+    def tell(self, ending: Ending) -> None:
+        """Have the worker that ran the attempt, else any other, call the hooks and send the signals of its end."""
+        worker, ticket = ending.teller
+        if worker not in self.workers:
+            worker, ticket = next((worker for worker in self.workers if worker.ready), None), 0
+        if worker is None:
+            self._untold.append(ending)
+        else:
+            worker.send("news", ticket, ending.claim, ending.outcome)
+
+    def forget(self, ending: Ending) -> None:
+        """Tell the worker that no commit will follow: its result was refused."""
+        worker, ticket = ending.teller
+        if worker in self.workers:
+            worker.send("forget", ticket)
+
+    # For the loop
+
+    def extend_lease(self, deadline: float) -> None:
+        """Nothing starts in a worker after this uptime, unless it is moved on again."""
+        self.deadline = deadline
+        for worker in self.workers:
+            worker.board.deadline = deadline
+
+    def watch(self, selector) -> None:
+        """Register the workers' channels, for writing too where something is left to send."""
+        self.selector = selector
+        for worker in self.workers:
+            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if worker.has_unsent() else 0)
+            try:
+                key = selector.get_key(worker.channel)
+            except KeyError:
+                selector.register(worker.channel, events, worker)
+            else:
+                if key.events != events:
+                    selector.modify(worker.channel, events, worker)
+
+    def timers(self):
+        """Yield the uptimes at which something is to be done here."""
+        if self._timers:
+            yield self._timers[0][0]
+        if len(self.workers) < self.size:
+            yield self._start_at
+        for worker in self.workers:
+            if not worker.ready:
+                yield worker.boots_until
+            if worker.condemned_at is not None:
+                yield worker.condemned_at
+            if worker.has_jobs_ahead():
+                yield uptime() + 0.02
+
+    def report(self) -> list[dict]:
+        """Return each worker's pid and the jobs it runs, for the node's row."""
+        return [
+            {
+                "pid": worker.pid,
+                "jobs": sorted(worker.assigned[t].claim.job_id for t in worker.board.running() if t in worker.assigned),
+            }
+            for worker in self.workers
+        ]
+
+    def say_goodbye(self) -> None:
+        for worker in self.workers:
+            worker.send("bye")
+
+    def all_ended(self) -> bool:
+        for worker in self.workers:
+            worker.flush()
+        return all(worker.has_ended() for worker in self.workers)

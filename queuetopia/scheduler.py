@@ -1,0 +1,424 @@
+"""The loop of one node: wake, collect, time out, record, claim, hand out, beat.
+
+One process, no threads, no user code. It owns one database session per database (a Store) and the workers (a
+Pool). What it knows can always be thrown away: the truth is in the rows, and a successor goes on from there.
+"""
+
+import contextlib
+import logging
+import os
+import selectors
+import signal
+import socket
+from collections import deque
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from django.db import DatabaseError, InterfaceError, OperationalError
+
+from . import conf, exceptions, housekeeping
+from .attempts import ENDINGS, FAILURES, Claim, Outcome, Verdict, masked, readable
+from .backends.base import Ending
+from .channel import uptime
+from .declaration import by_scope
+from .performer import known_actions
+from .pool import Pool
+from .processes import Signals
+from .progress import Progress
+from .store import Store
+from .supervisor import CRASHED, REFUSED
+
+logger = logging.getLogger(__name__)
+
+MOST_HELD = 1_000  # queues held at once: PostgreSQL's lock table is finite, and full it refuses everybody
+SLICE = 20  # jobs a queue may go straight on with while others wait
+LOCK_RETRY = 0.1  # seconds until a queue is tried again whose lock somebody still held
+MOST_ERRORS = 10  # errors in a row after which the scheduler gives up and is started anew
+
+
+@dataclass
+class Options:
+    """What ``run_queuetopia`` was told."""
+
+    scopes: list[str] = field(default_factory=list)  # empty: all
+    processes: int = 1
+    concurrency: int = 1  # attempts at once per worker process
+    poll_interval: float | None = None  # seconds; None: the scopes' own
+    grace: float = 30.0  # seconds that running jobs have to end on a stop
+    until_empty: bool = False
+    standby: bool = False
+    slice: int = SLICE
+    progress: bool = False
+    verbosity: int = 1
+
+
+class Scheduler:
+    def __init__(self, options: Options, supervisor: int | None = None):
+        """supervisor: descriptor on which a byte is written for each heartbeat."""
+        self.options = options
+        self.lease = conf.lease()
+        self.node = f"{socket.gethostname()}:{os.getpid()}"
+        self.stores = self._stores()
+        self.waiting: deque[tuple[Store, Claim]] = deque()  # claimed, not handed out
+        self.pool = Pool(
+            size=options.processes,
+            slots=options.concurrency,
+            verbosity=options.verbosity,
+            descriptors=lambda: [descriptor for store in self.stores for descriptor in store.descriptors()],
+            node=self.node,
+        )
+        self.exit_code = 0
+        self.stop_at: float | None = None  # uptime at which what still runs is killed
+        self._beat_at = 0.0
+        self._errors = 0
+        self._supervisor = supervisor
+        self._signals = Signals(signal.SIGTERM, signal.SIGCHLD)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._signals, selectors.EVENT_READ)
+        self._progress = Progress(self.stores) if options.progress and options.until_empty else None
+
+    def _stores(self):
+        scopes: dict[str, list[str]] = {}
+        for scope, queuetopia in by_scope().items():
+            if not self.options.scopes or scope in self.options.scopes:
+                scopes.setdefault(queuetopia.database(), []).append(scope)
+        return [Store(alias, names, self.options.poll_interval) for alias, names in scopes.items()]
+
+    @property
+    def is_stopping(self):
+        return self.stop_at is not None
+
+    # The life of the node
+
+    def run(self) -> int:
+        """Serve until told to stop, or until the queues are empty; return the exit code."""
+        failures = 0
+        while True:
+            try:
+                self.open()
+                failures = 0
+                self.serve()
+                self.close()
+                return self.exit_code
+            except (exceptions.SessionLost, DatabaseError, InterfaceError, OSError) as exc:
+                self.drop()
+                failures += 1
+                delay = min(0.05 * 2**failures, 5.0)
+                logger.error("database session lost node=%s cause=%r; next try in %.1f s", self.node, str(exc), delay)
+                if self._is_stopped_within(delay):
+                    return 1
+
+    def _is_stopped_within(self, seconds):
+        """Wait without a session; the supervisor is told that we live and hold nothing."""
+        until = uptime() + seconds
+        while (left := until - uptime()) > 0 and not self.is_stopping:
+            self._tell_supervisor()
+            if signal.SIGTERM in self._signals.wait(min(left, 1.0)):
+                self.stop()
+        return self.is_stopping
+
+    def open(self) -> None:
+        """Open the sessions, announce the node, start the workers: they inherit the locks' descriptors."""
+        for store in self.stores:
+            store.open(self.lease, self._selector)
+        if self.options.standby and not housekeeping.wait_for_turn(self):
+            return
+        for store in self.stores:
+            store.register(self.node)
+        self._beat_at = 0.0
+        self.beat()
+        self._settle()
+        if self._progress:
+            self._progress.begin()
+        logger.info(
+            "node started node=%s scopes=%s", self.node, ",".join(s for store in self.stores for s in store.scopes)
+        )
+
+    def _settle(self):
+        """After a lost session: record what had ended, and give back what we cut short ourselves."""
+        for store in self.stores:
+            locked = set(store.backend.try_lock([ending.claim.queue_id for ending in store.endings]))
+            store.endings = [ending for ending in store.endings if ending.claim.queue_id in locked]
+            self._record(store)
+
+    def serve(self) -> None:
+        while not self.is_finished():
+            try:
+                self.wait()
+                self.collect()
+                self.record()
+                self.claim()
+                self.hand_out()
+                self.beat()
+                housekeeping.keep_house(self)
+                self._errors = 0
+            except (exceptions.SessionLost, OSError):
+                raise
+            except Exception:
+                # The workers go on with their jobs, and what they report is recorded next time.
+                self._survive_error()
+
+    def _survive_error(self):
+        self._errors += 1
+        logger.exception("scheduler error node=%s", self.node)
+        if self._errors >= MOST_ERRORS:
+            raise exceptions.SessionLost(f"{MOST_ERRORS} errors in a row")
+        for store in self.stores:
+            store.refuse_if_lost()
+        self._signals.wait(0.05)
+
+    def close(self) -> None:
+        """End cleanly: the workers finish their hooks, the node's row goes, the locks go with the session."""
+        self.pool.say_goodbye()
+        until = max(self.stop_at or 0.0, uptime() + 5.0)
+        while not self.pool.all_ended() and uptime() < until:
+            self._signals.wait(0.05)
+        self.pool.kill_all()
+        for store in self.stores:
+            store.unregister(self._selector)
+        if self._progress:
+            self._progress.end()
+        logger.info("node stopped node=%s", self.node)
+
+    def drop(self) -> None:
+        """The locks may be gone: kill what runs *first*, then the sessions. What had ended, and what we cut short,
+        is kept and recorded in the next session if the fences still stand."""
+        self.pool.kill_all()
+        self._take_from_pool()
+        self._return_waiting()
+        for store in self.stores:
+            store.close(self._selector)
+
+    # Wake
+
+    def wait(self) -> None:
+        """Sleep until something happens: a signal, a wake-up, a worker's message, or a timer."""
+        self.pool.watch(self._selector)
+        for key, events in self._selector.select(self._sleep()):
+            if isinstance(key.data, Store):
+                key.data.news_at = 0.0
+            elif key.data is not None and events & selectors.EVENT_WRITE:
+                key.data.flush()
+        if uptime() > self.pool.deadline:
+            raise exceptions.SessionLost("the fence has passed: this process stood still, or the database did")
+        for store in self.stores:
+            with self.session(store):
+                store.listen()
+        for number in self._signals.received():
+            if number == signal.SIGTERM:
+                self.stop()
+
+    def _sleep(self):
+        """Return the seconds until the next timer, 0 when there is something to do."""
+        if self._has_something_to_do():
+            return 0
+        timers = [self._beat_at, *self.pool.timers()]
+        if self.stop_at is not None:
+            timers.append(self.stop_at)
+        for store in self.stores:
+            with self.session(store):
+                timers += store.timers(may_claim=not self.is_stopping and self.pool.room() > 0)
+        return max(0.0, min(timers) - uptime())
+
+    def _has_something_to_do(self):
+        if self.pool.ended or self.pool.unstarted or (self.waiting and (self.is_stopping or self.pool.room() > 0)):
+            return True
+        may_claim = not self.is_stopping and self.room() > 0
+        return any(store.endings or (store.may_have_due and may_claim) for store in self.stores)
+
+    def stop(self) -> None:
+        """First call: nothing new starts, what runs has the grace time. Second call: it has none; exit code 1."""
+        if self.stop_at is None:
+            logger.info("stopping node=%s grace=%g", self.node, self.options.grace)
+            self.stop_at = uptime() + self.options.grace
+            self.pool.take_back()
+        else:
+            logger.warning("stopping at once node=%s", self.node)
+            self.stop_at = uptime()
+            self.exit_code = 1
+
+    def is_finished(self) -> bool:
+        if self.pool.in_flight or self.waiting or self.pool.ended or any(store.endings for store in self.stores):
+            return False
+        if not self.is_stopping and self.options.until_empty and housekeeping.is_empty(self):
+            self.exit_code = int(housekeeping.has_halted(self))
+            return True
+        return self.is_stopping
+
+    # Collect
+
+    def collect(self) -> None:
+        """Hear the workers, stop what outlived its time, replace who died."""
+        self.pool.collect()
+        self.pool.time_out()
+        if self.stop_at is not None and uptime() >= self.stop_at:
+            self.pool.kill_all()
+        self._take_from_pool()
+        if not self.is_stopping:
+            self.pool.replace()
+
+    def _take_from_pool(self):
+        for store, ending in self.pool.ended:
+            store.endings.append(ending)
+        self.waiting.extendleft(reversed(self.pool.unstarted))
+        self.pool.ended.clear()
+        self.pool.unstarted.clear()
+
+    # Record
+
+    def record(self) -> None:
+        for store in self.stores:
+            self._record(store)
+
+    def _record(self, store) -> None:
+        """Store how attempts ended and take what may follow them; what is refused as stale is logged and dropped."""
+        if not store.endings:
+            return
+        endings = store.endings[:MOST_HELD]
+        with self.session(store):
+            recorded = housekeeping.record_storable(
+                store, endings, self.node, lambda claim: self._may_keep(store, claim)
+            )
+        del store.endings[: len(endings)]
+        self.waiting.extend((store, claim) for claim in recorded.claims)
+        store.end_streaks(endings, recorded.claims)
+        store.note_due(recorded)
+        for ending in recorded.stale:
+            logger.warning("stale result refused node=%s %s", self.node, _name(ending.claim))
+            if ending.teller:
+                self.pool.forget(ending)
+        for ending in recorded.written:
+            self._follow(ending)
+        if self._progress:
+            self._progress.advance(sum(ending.outcome.verdict in ENDINGS for ending in recorded.written))
+
+    def _may_keep(self, store, claim):
+        """A queue goes straight on with its next job, but while others wait only for a bounded slice."""
+        if self.is_stopping or not self.pool.workers:
+            return False
+        streak = store.streaks[claim.queue_id] = store.streaks.get(claim.queue_id, 0) + 1
+        return streak < self.options.slice or not (store.may_have_due or self.waiting)
+
+    def _follow(self, ending):
+        """Log a committed end, and have it told to hooks and receivers."""
+        claim, outcome = ending.claim, ending.outcome
+        if outcome.verdict in FAILURES:
+            self._log_failure(claim, outcome)
+        elif outcome.verdict == Verdict.INTERRUPT:
+            logger.warning("attempt interrupted, not counted node=%s %s", self.node, _name(claim))
+        if ending.teller and outcome.verdict in FAILURES | ENDINGS:
+            self.pool.tell(ending)
+
+    def _log_failure(self, claim, outcome):
+        message = outcome.error["message"].splitlines() or [""]
+        cause = f"{outcome.error['type']}: {message[0][:200]}"
+        if outcome.verdict == Verdict.RETRY:
+            logger.warning(
+                "attempt failed %s attempt=%d cause=%r next_in=%gs", _name(claim), claim.attempt, cause, outcome.delay
+            )
+            return
+        params = masked(readable(claim.params), by_scope()[claim.scope].option("sensitive_params"))
+        logger.error(
+            "job %s %s attempt=%d cause=%r params=%r; %s\n%s",
+            "halted" if outcome.verdict == Verdict.HALT else "skipped",
+            _name(claim),
+            claim.attempt,
+            cause,
+            params,
+            "its queue is blocked until it is retried or skipped"
+            if outcome.verdict == Verdict.HALT
+            else "its queue goes on",
+            outcome.error["traceback"].encode("unicode_escape", "backslashreplace").decode().replace("\\n", "\n"),
+        )
+
+    # Claim
+
+    def room(self) -> int:
+        held = len(self.waiting) + sum(len(store.endings) for store in self.stores)
+        return min(self.pool.room(), MOST_HELD - len(self.pool.in_flight)) - held
+
+    def claim(self) -> None:
+        """Take due queues while there is room to run their heads."""
+        for store in self.stores:
+            limit = self.room()
+            if self.is_stopping or limit <= 0 or not store.may_have_due:
+                continue
+            with self.session(store):
+                claims, more = store.backend.claim(store.scopes, limit, store.node_id)
+            store.may_have_due = more and bool(claims)
+            store.knows_next = False
+            if more and not claims:
+                store.claim_at = uptime() + LOCK_RETRY
+                store.knows_next = True
+            for claim in claims:
+                self._accept(store, claim)
+
+    def _accept(self, store, claim):
+        known = known_actions(by_scope()[claim.scope].performer)
+        if known is None or claim.action in known:
+            self.waiting.append((store, claim))
+            return
+        logger.error("unknown action, job left untouched node=%s %s action=%r", self.node, _name(claim), claim.action)
+        error = {"message": f"This code has no action {claim.action!r}; job {claim.job_id} waits for code that has."}
+        outcome = Outcome(claim.job_id, claim.fence, Verdict.RETURN, delay=store.poll_interval, error=error)
+        store.endings.append(Ending(claim, outcome))
+
+    # Hand out
+
+    def hand_out(self) -> None:
+        if self.is_stopping:
+            self._return_waiting()
+        else:
+            self.pool.hand_out(self.waiting)
+
+    def _return_waiting(self):
+        for store, claim in self.waiting:
+            store.endings.append(Ending(claim, Outcome(claim.job_id, claim.fence, Verdict.RETURN)))
+        self.waiting.clear()
+
+    # Beat
+
+    def beat(self) -> None:
+        """Prove in every database that this node lives; until the fence time after that, workers may start jobs."""
+        began = uptime()
+        if began < self._beat_at:
+            return
+        for store in self.stores:
+            with self.session(store):
+                store.beat(self.pool.report())
+        self.pool.extend_lease(began + self.lease.fence)
+        self._beat_at = began + self.lease.heartbeat
+        self._tell_supervisor()
+
+    def _tell_supervisor(self):
+        if self._supervisor is not None:
+            with contextlib.suppress(BlockingIOError, BrokenPipeError):
+                os.write(self._supervisor, b".")
+
+    @contextmanager
+    def session(self, store):
+        """Turn any error that leaves the session dead into SessionLost; others are the caller's."""
+        try:
+            yield
+        except (OperationalError, InterfaceError):
+            store.refuse_if_lost()
+            raise
+
+
+def _name(claim):
+    return f"scope={claim.scope} queue={claim.queue!r} job={claim.job_id} action={claim.action!r} fence={claim.fence}"
+
+
+def main(options: dict) -> int:
+    """Run the scheduler of one node in this process; return its exit code."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor decides what Ctrl-C means
+    heartbeat = options.pop("heartbeat")
+    os.set_blocking(heartbeat, False)
+    try:
+        return Scheduler(Options(**options), heartbeat).run()
+    except exceptions.SessionRefused as exc:
+        logger.error("cannot start: %s", exc)
+        return REFUSED
+    except Exception:
+        logger.exception("scheduler crashed")
+        return CRASHED

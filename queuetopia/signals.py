@@ -1,0 +1,29 @@
+"""What happens to jobs, as Django signals. Receivers run after the commit; one that raises is logged.
+
+The sender is the Queuetopia class. ``job_created`` and what a person's verb does (``job_skipped``,
+``job_cancelled``, ``queue_unblocked``) are sent where the caller is; everything else in a worker process.
+
+==================  ==================================================================================
+job_created         job
+job_started         job (sent before the performer runs)
+job_done            job
+job_failed          job, exc: after each failed attempt, the last one included
+job_halted          job, exc: the job holds its queue until a person decides
+job_skipped         job, exc: given up by on_exhausted or Skip; by a person: exc is None
+job_cancelled       job
+queue_blocked       job, queue, exc: the head failed or halted; nothing else of the queue runs
+queue_unblocked     job, queue: the job that blocked the queue has ended
+==================  ==================================================================================
+"""
+
+from django.dispatch import Signal
+
+job_created = Signal()
+job_started = Signal()
+job_done = Signal()
+job_failed = Signal()
+job_halted = Signal()
+job_skipped = Signal()
+job_cancelled = Signal()
+queue_blocked = Signal()
+queue_unblocked = Signal()

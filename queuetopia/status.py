@@ -1,0 +1,318 @@
+"""How things stand: what runs where, what is blocked and why. Reads only.
+
+Every function costs a fixed number of queries, whatever the number of queues: counting is the database's work,
+and what is listed has a LIMIT. The parts are read one after the other, so that a busy system's numbers may differ
+by the jobs that ended in between. Texts are as stored: ``visible`` makes them safe for a terminal.
+"""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from django.db import router
+from django.db.models import Case, Count, Min, Q, When
+
+from . import conf
+from .backends import backend_for
+from .declaration import by_scope, registered
+from .models import Job, Node, Queue, Scope
+
+MOST_QUEUES = 1_000  # queues listed of one scope
+MOST_NODES = 200  # nodes listed of one database
+MOST_RUNNING = 1_000  # running jobs listed of one database
+MOST_UNKNOWN = 100  # unknown scopes listed of one database
+
+
+class QueueState(StrEnum):
+    """What a queue does now, in the order in which queues are listed."""
+
+    HALTED = "halted"
+    BACKING_OFF = "backing off"
+    RUNNING = "running"
+    PAUSED = "paused"
+    READY = "ready"
+    SCHEDULED = "scheduled"
+    EMPTY = "empty"
+
+
+_LISTED_AT = {state: position for position, state in enumerate(QueueState)}
+
+
+def queue_state(queue: Queue, current: Job | None, now: datetime, *, scope_is_paused: bool = False) -> QueueState:
+    """Return what the queue does; ``current`` is the row of its current job, if it has one.
+
+    A paused queue that runs or is blocked is shown as that: the pause shows beside it.
+    """
+    if queue.held_by is not None:
+        return QueueState.RUNNING
+    if current is not None and not current.is_ended():
+        return QueueState.HALTED if current.state == Job.State.HALTED else QueueState.BACKING_OFF
+    if queue.paused_at is not None:
+        return QueueState.PAUSED
+    if queue.due_at is None:
+        return QueueState.EMPTY
+    if scope_is_paused:
+        return QueueState.PAUSED
+    return QueueState.READY if queue.due_at <= now else QueueState.SCHEDULED
+
+
+def scope_status(queuetopia, queues: int = 20) -> dict[str, Any]:
+    """Return how a scope does now. Datetimes are aware; all else is JSON.
+
+    queues: how many queues to list, blocked ones first; empty ones never are.
+
+    - ``scope``, ``class``, ``database``, ``at`` (the database's clock), ``paused`` (at, by, reason; or None)
+    - ``nodes``: those that serve the scope: node, alive
+    - ``jobs``: unfinished ones: unfinished, waiting, running, backing_off, halted, oldest (its ``scheduled_at``)
+    - ``queue_counts``: not_empty, blocked (= backing_off + halted), backing_off, halted, running, paused, problem
+    - ``queues``: queue, state, problem, paused, depth, oldest, job, action, attempt, max_attempts, error,
+      next_attempt_at, due_at, held_by, since, fence; the job's keys are None while none of its jobs is begun
+    """
+    alias, scope = queuetopia.database(), queuetopia.scope
+    now = backend_for(alias).now()
+    paused = _pause_of(Scope.objects.using(alias).filter(name=scope).first())
+    all_nodes = list(Node.objects.using(alias).defer("workers").order_by("started_at", "id")[:MOST_NODES])
+    jobs = _job_counts(alias, scope)
+    queue_counts = _queue_counts(alias, scope, halted=jobs["halted"])
+    jobs["running"], jobs["backing_off"] = queue_counts["running"], queue_counts["backing_off"]
+    jobs["waiting"] = max(0, jobs.pop("pending") - jobs["running"] - jobs["backing_off"])
+    rows = _first_queues(alias, scope, now, max(0, min(queues, MOST_QUEUES)))
+    return {
+        "scope": scope,
+        "class": queuetopia.label,
+        "database": alias,
+        "at": now,
+        "paused": paused,
+        "nodes": [{"node": str(node), "alive": _is_alive(node, now)} for node in all_nodes if scope in node.scopes],
+        "jobs": jobs,
+        "queue_counts": queue_counts,
+        "queues": _described(
+            queuetopia, alias, rows, now, {node.pk: str(node) for node in all_nodes}, paused is not None
+        ),
+    }
+
+
+def _job_counts(alias, scope):
+    unfinished = Job.objects.using(alias).unfinished().filter(scope=scope)
+    by_state = {
+        state: (n, oldest) for state, n, oldest in unfinished.values_list("state", Count("id"), Min("scheduled_at"))
+    }
+    return {
+        "unfinished": sum(n for n, _ in by_state.values()),
+        "pending": by_state.get(Job.State.PENDING, (0, None))[0],
+        "halted": by_state.get(Job.State.HALTED, (0, None))[0],
+        "oldest": min((oldest for _, oldest in by_state.values()), default=None),
+    }
+
+
+_BLOCKED = Q(current_job__isnull=False, held_by=None)
+_NOT_EMPTY = (
+    Q(held_by__isnull=False)
+    | Q(current_job__isnull=False)
+    | Q(paused_at__isnull=False)
+    | Q(due_at__isnull=False)
+    | ~Q(problem="")
+)
+
+
+def _queue_counts(alias, scope, halted):
+    counts = (
+        Queue.objects.using(alias)
+        .filter(scope=scope)
+        .aggregate(
+            not_empty=Count("id", filter=_NOT_EMPTY),
+            blocked=Count("id", filter=_BLOCKED),
+            running=Count("id", filter=Q(held_by__isnull=False)),
+            paused=Count("id", filter=Q(paused_at__isnull=False)),
+            problem=Count("id", filter=~Q(problem="")),
+        )
+    )
+    # A halted job is the head of its queue, so there are as many halted queues.
+    return {**counts, "halted": halted, "backing_off": max(0, counts["blocked"] - halted)}
+
+
+def _first_queues(alias, scope, now, limit):
+    """Return the rows to list. That a blocked queue's job is halted shows in its row: nothing is due."""
+    rank = Case(
+        When(held_by__isnull=False, then=_LISTED_AT[QueueState.RUNNING]),
+        When(current_job__isnull=False, due_at=None, then=_LISTED_AT[QueueState.HALTED]),
+        When(Q(current_job__isnull=False) | ~Q(problem=""), then=_LISTED_AT[QueueState.BACKING_OFF]),
+        When(paused_at__isnull=False, then=_LISTED_AT[QueueState.PAUSED]),
+        When(due_at__lte=now, then=_LISTED_AT[QueueState.READY]),
+        default=_LISTED_AT[QueueState.SCHEDULED],
+    )
+    return list(Queue.objects.using(alias).filter(_NOT_EMPTY, scope=scope).order_by(rank, "due_at", "id")[:limit])
+
+
+def _described(queuetopia, alias, rows, now, nodes, scope_is_paused):
+    unfinished = (
+        Job.objects.using(alias).unfinished().filter(scope=queuetopia.scope, queue__in=[row.name for row in rows])
+    )
+    lines = {name: (n, oldest) for name, n, oldest in unfinished.values_list("queue", Count("id"), Min("scheduled_at"))}
+    heads = (
+        Job.objects.using(alias)
+        .defer("params", "errors", "result")
+        .in_bulk([row.current_job for row in rows if row.current_job is not None])
+    )
+    described = []
+    for row in rows:
+        job = heads.get(row.current_job)
+        state = queue_state(row, job, now, scope_is_paused=scope_is_paused)
+        depth, oldest = lines.get(row.name, (0, None))
+        described.append(
+            {
+                "queue": row.name,
+                "state": str(state),
+                "problem": row.problem or None,
+                "paused": _pause_of(row),
+                "depth": depth,
+                "oldest": oldest,
+                **_job_keys(queuetopia, row, job),
+                "due_at": row.due_at,
+                "held_by": None if row.held_by is None else nodes.get(row.held_by, f"unknown node {row.held_by}"),
+                "since": _since(row, job, state),
+                "fence": row.fence,
+            }
+        )
+    return sorted(described, key=_place)
+
+
+def _place(queue):
+    place = _LISTED_AT[QueueState(queue["state"])]
+    return min(place, _LISTED_AT[QueueState.BACKING_OFF]) if queue["problem"] else place
+
+
+def _job_keys(queuetopia, row, job):
+    if job is None:
+        return dict.fromkeys(("job", "action", "attempt", "max_attempts", "error", "next_attempt_at"))
+    return {
+        "job": job.pk,
+        "action": job.action,
+        "attempt": job.attempts if row.held_by is None else row.attempt,
+        "max_attempts": job.max_attempts or queuetopia.option("max_attempts"),
+        "error": job.error or None,
+        "next_attempt_at": job.next_attempt_at,
+    }
+
+
+def _since(row, job, state):
+    if state is QueueState.RUNNING:
+        return row.held_since
+    if state in (QueueState.HALTED, QueueState.BACKING_OFF):
+        return job.attempted_at
+    return row.paused_at if state is QueueState.PAUSED else None
+
+
+def _pause_of(row: Queue | Scope | None) -> dict[str, Any] | None:
+    if row is None or row.paused_at is None:
+        return None
+    return {"at": row.paused_at, "by": row.paused_by, "reason": row.paused_reason}
+
+
+def is_paused(queuetopia, queue: str) -> bool:
+    """True while nothing new starts in the queue, because it or its scope is paused."""
+    alias, scope = queuetopia.database(), queuetopia.scope
+    return (
+        Scope.objects.using(alias).filter(name=scope, paused_at__isnull=False).exists()
+        or Queue.objects.using(alias).paused().filter(scope=scope, name=queue).exists()
+    )
+
+
+def nodes(alias: str) -> list[dict[str, Any]]:
+    """Return the nodes of a database, each with its workers and what they run now.
+
+    - ``node`` (host:pid), ``host``, ``pid``, ``database``, ``scopes``, ``started_at``, ``last_seen``, ``age`` (seconds
+      since then), ``alive``, ``fenced_at``, ``held`` (queues it holds)
+    - ``workers``: pid, and ``jobs``: job, scope, queue, action, attempt, since
+
+    Which worker has which job is told with the heartbeats; a job started since the last one is listed under a
+    worker whose pid is None. ``alive`` is False once a successor may take the node's queues over.
+    """
+    now = backend_for(alias).now()
+    rows = list(Node.objects.using(alias).order_by("started_at", "id")[:MOST_NODES])
+    held = Queue.objects.using(alias).filter(held_by__in=[row.pk for row in rows])
+    counts = dict(held.values_list("held_by", Count("id")))
+    running = _running_jobs(alias, held)
+    return [
+        {
+            "node": str(row),
+            "host": row.host,
+            "pid": row.pid,
+            "database": alias,
+            "at": now,
+            "scopes": row.scopes,
+            "started_at": row.started_at,
+            "last_seen": row.last_seen,
+            "age": max(0.0, (now - row.last_seen).total_seconds()),
+            "alive": _is_alive(row, now),
+            "fenced_at": row.fenced_at,
+            "held": counts.get(row.pk, 0),
+            "workers": _workers(row, running.get(row.pk, {})),
+        }
+        for row in rows
+    ]
+
+
+def _running_jobs(alias, held):
+    """Return {node id: {job id: what it is}} of the longest running jobs."""
+    queues = list(held.order_by("held_since", "id")[:MOST_RUNNING])
+    ids = [queue.current_job for queue in queues]
+    actions = dict(Job.objects.using(alias).filter(pk__in=ids).values_list("id", "action"))
+    running: dict[Any, dict[int, dict[str, Any]]] = {}
+    for queue in queues:
+        running.setdefault(queue.held_by, {})[queue.current_job] = {
+            "job": queue.current_job,
+            "scope": queue.scope,
+            "queue": queue.name,
+            "action": actions.get(queue.current_job),
+            "attempt": queue.attempt,
+            "since": queue.held_since,
+        }
+    return running
+
+
+def _workers(node, running):
+    # A job that is not the node's any more has ended since the heartbeat that named it.
+    workers = [
+        {"pid": worker["pid"], "jobs": [running.pop(job) for job in worker["jobs"] if job in running]}
+        for worker in node.workers
+    ]
+    return [*workers, {"pid": None, "jobs": list(running.values())}] if running else workers
+
+
+def _is_alive(node, now):
+    return node.fenced_at is None and (now - node.last_seen).total_seconds() < conf.lease().takeover
+
+
+def unknown_scopes(alias: str) -> list[dict[str, Any]]:
+    """Return the scopes that have unfinished jobs in this database and no class in this code that serves them there.
+
+    Each with ``scope``, ``database``, ``unfinished``, ``oldest`` and ``problem``. Their jobs wait untouched.
+    """
+    known = {scope: queuetopia for scope, queuetopia in by_scope().items()}
+    here = [scope for scope, queuetopia in known.items() if queuetopia.database() == alias]
+    strays = Job.objects.using(alias).unfinished().exclude(scope__in=here).order_by("scope")
+    return [
+        {
+            "scope": scope,
+            "database": alias,
+            "unfinished": unfinished,
+            "oldest": oldest,
+            "problem": (
+                f"{known[scope].__name__} looks for its jobs in database {known[scope].database()!r}"
+                if scope in known
+                else "no code here knows this scope"
+            ),
+        }
+        for scope, unfinished, oldest in strays.values_list("scope", Count("id"), Min("scheduled_at"))[:MOST_UNKNOWN]
+    ]
+
+
+def databases() -> list[str]:
+    """Return the aliases in which this code keeps jobs."""
+    return sorted({router.db_for_write(Job), *(queuetopia.database() for queuetopia in registered())})
+
+
+def visible(text: object) -> str:
+    r"""Return the text with all that a terminal would not print as a character escaped (``\x1b``, ``\n``, ``\u202e``)."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(text))

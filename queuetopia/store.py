@@ -1,0 +1,134 @@
+"""One database of a node: its session, the node's identity in it, and what is to be done there next."""
+
+import os
+import selectors
+import socket
+import uuid
+
+from . import exceptions
+from .attempts import Claim
+from .backends import backend_for
+from .backends.base import Ending
+from .channel import uptime
+from .declaration import by_scope
+from .node_file import NodeFile
+
+
+class Store:
+    def __init__(self, alias: str, scopes: list[str], poll_interval: float | None):
+        self.scopes = scopes
+        self.backend = backend_for(alias)
+        self.node_id: uuid.UUID | None = None
+        self.poll_interval = poll_interval or min(by_scope()[scope].option("poll_interval") for scope in scopes)
+        self.endings: list[Ending] = []  # ended, not recorded
+        self.streaks: dict[int, int] = {}  # jobs run in a row, by queue
+        self.may_have_due = True  # something may be due: claim
+        self.claim_at: float | None = None  # uptime at which the next queue becomes due by time
+        self.knows_next = False  # claim_at is right
+        self.news_at = 0.0  # uptime at which to look for a wake-up
+        self.poll_at = 0.0
+        self.peers_at = 0.0
+        self.step_at = 0.0  # the next step of sweeping or pruning
+        self.sweeping: list[tuple[str, str]] = []  # (scope, queue after which to go on)
+        self.pruning: list[str] = []  # scopes
+        self.has_peers = False
+        self._file: NodeFile | None = None
+
+    @property
+    def alias(self):
+        return self.backend.alias
+
+    # The session
+
+    def open(self, lease, selector) -> None:
+        self.backend.open_session(lease)
+        if (descriptor := self.backend.fileno()) is not None:
+            selector.register(descriptor, selectors.EVENT_READ, self)
+
+    def register(self, node: str) -> None:
+        """Announce a new node; the one we were in the last session is dead, for we killed its workers."""
+        if self.node_id is not None:
+            self.backend.fence(self.node_id)
+        self.node_id = uuid.uuid4()
+        self._file = NodeFile.create(self.node_id)
+        self.backend.register(self.node_id, socket.gethostname(), os.getpid(), self.scopes)
+        self.backend.forget_problems(self.scopes)
+        self.may_have_due, self.poll_at, self.peers_at = True, 0.0, 0.0
+
+    def beat(self, workers: list[dict]) -> None:
+        if not self.backend.beat(self.node_id, workers):
+            raise exceptions.SessionLost("a successor has fenced this node")
+
+    def unregister(self, selector) -> None:
+        if self.node_id is not None:
+            self.backend.unregister(self.node_id)
+        self.backend.notify()  # whoever waits for our queues may have them now
+        self.close(selector)
+
+    def close(self, selector) -> None:
+        for key in [key for key in selector.get_map().values() if key.data is self]:
+            selector.unregister(key.fd)
+        self.backend.close_session()
+        if self._file is not None:
+            self._file.remove()
+            self._file = None
+
+    def refuse_if_lost(self) -> None:
+        """Raise SessionLost unless the session that took the locks still stands."""
+        try:
+            alive = self.backend.is_alive()
+        except Exception as exc:
+            raise exceptions.SessionLost(f"the session on {self.alias} is gone: {exc}") from exc
+        if not alive:
+            raise exceptions.SessionLost(f"the session on {self.alias} is gone")
+
+    def descriptors(self) -> list[int]:
+        """What the workers inherit: while they live, the locks and the node's file stay locked."""
+        return [*self.backend.descriptors(), *(self._file.descriptors() if self._file else [])]
+
+    # What is to be done
+
+    def listen(self) -> None:
+        """Look for a wake-up if it is time to."""
+        now = uptime()
+        if now < self.news_at:
+            return
+        self.news_at = now + self.backend.looks_every if self.backend.looks_every is not None else float("inf")
+        if self.backend.has_news():
+            self.may_have_due = True
+            self.peers_at = 0.0  # it may be a request to stop a job
+
+    def timers(self, *, may_claim: bool):
+        """Yield the uptimes at which something is to be done here."""
+        if may_claim:
+            if not self.knows_next:
+                seconds = self.backend.next_due(self.scopes)
+                self.claim_at = None if seconds is None else uptime() + seconds
+                self.knows_next = True
+            if self.claim_at is not None:
+                yield self.claim_at
+        yield from (self.news_at, self.poll_at, self.peers_at)
+        if self.sweeping or self.pruning:
+            yield self.step_at
+
+    def wake_by_time(self) -> None:
+        """Claim again when a queue has become due by the clock."""
+        if self.claim_at is not None and uptime() >= self.claim_at:
+            self.may_have_due, self.claim_at, self.knows_next = True, None, False
+
+    def note_due(self, recorded) -> None:
+        """Take from a record what became due, at once or later."""
+        if recorded.released_due:
+            self.may_have_due = True
+            if self.has_peers:
+                self.backend.notify()
+        delays = [ending.outcome.delay for ending in recorded.written if ending.outcome.delay]
+        if delays and self.knows_next:
+            soonest = uptime() + min(delays)
+            self.claim_at = soonest if self.claim_at is None else min(self.claim_at, soonest)
+
+    def end_streaks(self, endings: list[Ending], claims: list[Claim]) -> None:
+        kept = {claim.queue_id for claim in claims}
+        for ending in endings:
+            if ending.claim.queue_id not in kept:
+                self.streaks.pop(ending.claim.queue_id, None)

@@ -1,0 +1,174 @@
+"""For the tests of projects that use Queuetopia: look at the jobs that were created, and run them without a node.
+
+Jobs are rows, so a test needs no fake: these functions read the test database, inside the test's transaction too.
+"""
+
+import asyncio
+import inspect
+import time
+from collections.abc import Callable
+from typing import Any
+
+from asgiref.sync import async_to_sync
+from django.utils import timezone
+
+from .attempts import Claim, masked
+from .declaration import by_scope
+from .models import Job
+from .params import Unreadable, dumps
+from .performer import known_actions
+from .worker import job_of
+
+MOST_LISTED = 20  # jobs named by a failed assertion
+
+
+# What was created
+
+
+def jobs_created(queuetopia, queue: str | None = None, action: str | None = None, params: dict | None = None):
+    """Return the jobs of ``queuetopia`` (a Queuetopia class) as a list, in the order in which they were created.
+
+    queue, action: only jobs with exactly this queue or action.
+    params: only jobs that have at least these params; more of them do not matter.
+    """
+    jobs = queuetopia.jobs().order_by("id")
+    if queue is not None:
+        jobs = jobs.filter(queue=queue)
+    if action is not None:
+        jobs = jobs.filter(action=action)
+    return [job for job in jobs if _has(job, params or {})]
+
+
+def assert_job_created(
+    queuetopia, queue: str | None = None, action: str | None = None, params: dict | None = None
+) -> Job:
+    """Return the job that matches as in ``jobs_created``, the newest one if there are several.
+
+    Raises AssertionError, listing the jobs that are there, if there is none.
+    """
+    __tracebackhide__ = True
+    found = jobs_created(queuetopia, queue, action, params)
+    if not found:
+        raise AssertionError(
+            f"{queuetopia.__name__} has no job with {_wanted(queue, action, params)}. {_there(queuetopia)}"
+        )
+    return found[-1]
+
+
+def assert_no_job_created(
+    queuetopia, queue: str | None = None, action: str | None = None, params: dict | None = None
+) -> None:
+    """Raise AssertionError, listing them, if there are jobs that match as in ``jobs_created``."""
+    __tracebackhide__ = True
+    found = jobs_created(queuetopia, queue, action, params)
+    if found:
+        raise AssertionError(
+            f"{queuetopia.__name__} has {len(found)} with {_wanted(queue, action, params)}:{_listed(queuetopia, found)}"
+        )
+
+
+def _has(job, params):
+    missing = object()
+    return not params or (
+        not isinstance(job.params, Unreadable)
+        and all(job.params.get(name, missing) == value for name, value in params.items())
+    )
+
+
+def _wanted(queue, action, params):
+    wanted = {"queue": queue, "action": action, "params": params}
+    return ", ".join(f"{name}={value!r}" for name, value in wanted.items() if value is not None) or "anything"
+
+
+def _there(queuetopia):
+    there = jobs_created(queuetopia)
+    return f"There are {len(there)}:{_listed(queuetopia, there)}" if there else "There are none."
+
+
+def _listed(queuetopia, jobs):
+    sensitive = queuetopia.option("sensitive_params")
+    lines = [
+        f"\n  {job.pk}: queue={job.queue!r}, action={job.action!r}, params={masked(job.params, sensitive)!r}, {job.state}"
+        for job in jobs[-MOST_LISTED:]
+    ]
+    older = len(jobs) - len(lines)
+    return "".join([f"\n  … {older} older ones" if older else "", *lines])
+
+
+# Run them
+
+
+def perform_job(job: Job) -> Any:
+    """Run one attempt of ``job`` here and now; return what the performer returned, or raise what it raised.
+
+    job: a stored Job, or one from ``MailQueue.job(...)``. The performer is a new one, set up by ``setup()``, and is
+    handed the same read-only copy as in a worker, with the number of the next attempt. Nothing else happens: no
+    queue is asked, no row of Queuetopia is written, no hook, signal, backoff or timeout. ``Retry``, ``Snooze``, ``Halt``
+    and ``Skip`` are raised too.
+
+    An ``async def`` action is run to its end. From an async test: ``await sync_to_async(perform_job)(job)``.
+
+    Raises LookupError when no class has the job's scope, or its performer no such action.
+    """
+    queuetopia = by_scope().get(job.scope)
+    if queuetopia is None:
+        raise LookupError(f"No Queuetopia has the scope {job.scope!r} of {job}; is its module imported?")
+    known = known_actions(queuetopia.performer)
+    if known is not None and job.action not in known:
+        raise LookupError(f"{queuetopia.performer.__name__} has no action {job.action!r}.")
+    performer = queuetopia.performer()
+    performer.setup()
+    result = performer.perform(job_of(_claim_of(job)))
+    return _result_of(result) if inspect.iscoroutine(result) else result
+
+
+def _claim_of(job):
+    scheduled_at = job.scheduled_at if job.pk is not None else timezone.now()
+    return Claim(
+        job_id=job.pk,
+        queue_id=0,
+        scope=job.scope,
+        queue=job.queue,
+        action=job.action,
+        params=dumps(job.params),
+        attempt=job.attempts + 1,
+        fence=job.attempts + 1,
+        rev=0,
+        scheduled_at=scheduled_at.isoformat(),
+        timeout=job.timeout,
+        max_backoff=job.max_backoff,
+        max_attempts=job.max_attempts,
+        on_exhausted=job.on_exhausted,
+        attempted=job.attempted_at is not None,
+        failed=bool(job.error),
+    )
+
+
+def _result_of(coroutine):
+    async def run():
+        return await coroutine
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:  # no event loop runs here, so that one may be started
+        return async_to_sync(run)()
+    coroutine.close()
+    raise RuntimeError("Inside an event loop an async action has to be run by: await sync_to_async(perform_job)(job)")
+
+
+# Wait for other processes
+
+
+def wait_until(condition: Callable[[], Any], timeout: float = 10, interval: float = 0.01, message: str | None = None):
+    """Call ``condition`` until it returns something true, and return that.
+
+    timeout: seconds after which AssertionError is raised, with ``message``; it is asked once more then.
+    interval: seconds between two calls.
+    """
+    __tracebackhide__ = True
+    deadline = time.monotonic() + timeout
+    while not (result := condition()):
+        if time.monotonic() >= deadline:
+            raise AssertionError(f"{message or f'{condition!r} stayed {result!r}'} (waited {timeout:g} s)")
+        time.sleep(interval)
+    return result

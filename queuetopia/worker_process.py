@@ -1,0 +1,183 @@
+"""One worker as its scheduler sees it: its process, its channel, and what it was handed."""
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import subprocess
+import uuid
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from .attempts import Claim
+from .channel import Board, Frames, GarbledChannel, encode, receive, uptime
+from .processes import kill_marked, start_child
+
+logger = logging.getLogger(__name__)
+
+BOOT_DEADLINE = 30.0  # seconds a worker may take until it is ready
+SHORT = 0.02  # seconds; jobs that last less on average are handed out ahead, so that a worker need not wait
+MOST_AHEAD = 64  # jobs handed to a worker beyond those it can run at once
+
+
+@dataclass
+class Assignment:
+    """A claim in a worker's hands."""
+
+    ticket: int
+    claim: Claim
+    store: Any
+    timeout: float
+    stopping: str | None = None  # name of the exception by which it is being stopped
+
+
+@dataclass
+class WorkerProcess:
+    """One worker: its process, its channel, its board, and what it was handed."""
+
+    process: subprocess.Popen
+    channel: socket.socket
+    board: Board
+    mark: str
+    boots_until: float
+    ready: bool = False
+    condemned_at: float | None = None  # uptime at which it is killed; it gets no new work before
+    killed: bool = False  # by us: what it ran is not its own crash
+    closed: bool = False  # its channel is no use any more
+    assigned: dict[int, Assignment] = field(default_factory=dict)
+    asked_back: bool = False
+    average: float | None = None  # seconds a job lasts, the recent ones weighing more
+    _frames: Frames = field(default_factory=Frames)
+    _unsent: deque = field(default_factory=deque)
+
+    @classmethod
+    def start(cls, slots: int, descriptors: list[int], verbosity: int) -> "WorkerProcess":
+        ours, theirs = socket.socketpair()
+        mark = uuid.uuid4().hex
+        with theirs, Board.create_file(slots) as file:
+            options = {"channel": theirs.fileno(), "board": file.fileno(), "slots": slots, "verbosity": verbosity}
+            inherited = [theirs.fileno(), file.fileno(), *descriptors]
+            process = start_child("worker", options, descriptors=inherited, session=True, mark=mark)
+            board = Board(file.fileno(), slots)
+        ours.setblocking(False)
+        return cls(process, ours, board, mark, uptime() + BOOT_DEADLINE)
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    def fileno(self):
+        return self.channel.fileno()
+
+    # Room
+
+    def room(self) -> int:
+        """Return how many more jobs it may be handed."""
+        if not self.ready or self.condemned_at is not None or self.killed or self.closed:
+            return 0
+        return self.board.slots + self._ahead() - len(self.assigned)
+
+    def _ahead(self):
+        """Jobs worth handing out beyond the slots: none while jobs are long or nothing is known of them."""
+        if self.average is None or self.average >= SHORT or self.asked_back:
+            return 0
+        return min(MOST_AHEAD, int(SHORT / max(self.average, 0.0001)))
+
+    def note_duration(self, seconds: float) -> None:
+        self.average = seconds if self.average is None else 0.8 * self.average + 0.2 * seconds
+
+    def has_jobs_ahead(self) -> bool:
+        return len(self.assigned) > self.board.slots and not self.asked_back
+
+    def has_healthy_attempts(self) -> bool:
+        """True while it runs attempts that nobody is stopping."""
+        return any(not assignment.stopping for assignment in self.assigned.values())
+
+    def condemn(self, until: float) -> None:
+        """Give it no new work; at this uptime it is killed."""
+        if self.condemned_at is None:
+            self.condemned_at = until
+            self.send("give_back")
+
+    def is_stuck(self, now: float) -> bool:
+        """True when jobs wait behind one that turned out to be long."""
+        return self.has_jobs_ahead() and any(now - started > 2 * SHORT for started in self.board.running().values())
+
+    # Messages
+
+    def send(self, *message) -> None:
+        self._unsent.append(memoryview(encode(message)))
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what the socket takes now; the rest follows when it is writable."""
+        while self._unsent and not self.closed:
+            try:
+                sent = self.channel.send(self._unsent[0])
+            except BlockingIOError:
+                return
+            except OSError:
+                self.closed = True
+                return
+            if sent == len(self._unsent[0]):
+                self._unsent.popleft()
+            else:
+                self._unsent[0] = self._unsent[0][sent:]
+
+    def has_unsent(self) -> bool:
+        return bool(self._unsent) and not self.closed
+
+    def receive(self) -> list[list]:
+        """Return the messages that have come. At its end, or when it is garbled, the channel is closed for good."""
+        messages = []
+        while not self.closed:
+            try:
+                received = receive(self.channel)
+            except BlockingIOError:
+                break
+            except OSError:
+                received = b""
+            if not received:
+                self.closed = True
+                break
+            try:
+                messages += self._frames.feed(received)
+            except GarbledChannel as exc:
+                logger.error("worker's channel garbled pid=%d cause=%s", self.pid, exc)
+                self.closed = True
+        return messages
+
+    # End
+
+    def has_ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def kill(self) -> None:
+        """SIGKILL the worker and its process group; nothing it does from here on counts."""
+        self.killed = True
+        for kill in (os.killpg, os.kill):
+            with contextlib.suppress(OSError):
+                kill(self.pid, signal.SIGKILL)
+
+    def bury(self) -> None:
+        """Wait for the dead process, kill whatever it left running, and close what we shared."""
+        self.process.wait()
+        if self.killed or self.process.returncode:
+            strays = kill_marked(self.mark)
+            if strays:
+                logger.warning("worker left processes behind, killed pid=%d strays=%d", self.pid, strays)
+        self.channel.close()
+        self.board.close()
+
+    def end_text(self) -> str:
+        """Say how the process ended, for the error of the attempt it took down."""
+        code = self.process.returncode
+        if code is None or (self.killed and self.closed and code == -signal.SIGKILL):
+            return f"worker {self.pid} closed or garbled its channel and was killed"
+        if code < 0:
+            name = signal.Signals(-code).name
+            hint = " (out of memory?)" if name == "SIGKILL" else ""
+            return f"worker {self.pid} was killed by {name}{hint}"
+        return f"worker {self.pid} exited with code {code} before it reported a result"
