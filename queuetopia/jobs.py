@@ -26,7 +26,7 @@ from .performer import known_actions, param_problems
 
 logger = logging.getLogger(__name__)
 
-MAX_QUEUE_NAME = 255
+MAX_NAME = 255
 INSERT_BATCH = 1_000  # rows of one INSERT
 
 
@@ -58,8 +58,8 @@ def build(queuetopia, *, queue, action, params, scheduled_at, **options) -> Job:
 def _check_queue(queue, problems):
     if not isinstance(queue, str):
         problems["queue"] = [f"must be a str, not {type(queue).__name__}."]
-    elif not 1 <= len(queue) <= MAX_QUEUE_NAME:
-        problems["queue"] = [f"has {len(queue)} characters; a queue's name has 1 to {MAX_QUEUE_NAME}."]
+    elif not 1 <= len(queue) <= MAX_NAME:
+        problems["queue"] = [f"has {len(queue)} characters; a queue's name has 1 to {MAX_NAME}."]
     elif problem := params_module.text_problem(queue):
         problems["queue"] = [f"{problem}."]
 
@@ -70,9 +70,9 @@ def _check_action(queuetopia, action, problems):
         return
     known = known_actions(queuetopia.performer)
     if known is None or action in known:
-        if problem := params_module.text_problem(action) or (
-            None if 1 <= len(action) <= 255 else "has no 1-255 characters"
-        ):
+        if not 1 <= len(action) <= MAX_NAME:
+            problems["action"] = [f"has {len(action)} characters; an action's name has 1 to {MAX_NAME}."]
+        elif problem := params_module.text_problem(action):
             problems["action"] = [f"{problem}."]
         return
     close = get_close_matches(action, known, n=1)
@@ -143,9 +143,8 @@ def _read_scheduled_at(jobs, alias):
     # MySQL does not return columns from an INSERT.
     unread = [job for job in jobs if isinstance(job.scheduled_at, DatabaseDefault)]
     if unread:
-        times = dict(
-            Job.objects.using(alias).filter(pk__in=[job.pk for job in unread]).values_list("pk", "scheduled_at")
-        )
+        stored = Job.objects.using(alias).filter(pk__in=[job.pk for job in unread])
+        times = dict(stored.values_list("pk", "scheduled_at"))
         for job in unread:
             job.scheduled_at = times[job.pk]
 
@@ -157,9 +156,8 @@ def _announce(queuetopia, jobs, alias):
     try:
         backend_for(alias).wake([(queuetopia.scope, queue, at) for queue, at in due.items()])
     except Exception as exc:
-        logger.warning(
-            "wake-up failed scope=%s jobs=%d error=%r; the sweep finds them", queuetopia.scope, len(jobs), exc
-        )
+        # The jobs are committed: their caller must not fail for a hint.
+        logger.warning("wake-up failed, the sweep finds the jobs scope=%s error=%r", queuetopia.scope, str(exc))
     if signals.job_created.has_listeners(queuetopia):
         for job in jobs:
             send(signals.job_created, queuetopia, job=job)

@@ -108,6 +108,14 @@ class Job(models.Model):
     def __str__(self):
         return f"job {self.pk} ({self.action}) of {self.scope}/{self.queue}"
 
+    def save(self, *args, **kwargs):
+        self._refuse_if_claim("save")
+        super().save(*args, **kwargs)
+
+    def delete(self, *args, **kwargs):
+        self._refuse_if_claim("delete")
+        return super().delete(*args, **kwargs)
+
     def is_ended(self):
         return self.done_at is not None
 
@@ -117,14 +125,6 @@ class Job(models.Model):
 
     def is_due(self, now):
         return self.state == self.State.PENDING and (self.next_attempt_at or self.scheduled_at) <= now
-
-    def save(self, *args, **kwargs):
-        self._refuse_if_claim("save")
-        super().save(*args, **kwargs)
-
-    def delete(self, *args, **kwargs):
-        self._refuse_if_claim("delete")
-        return super().delete(*args, **kwargs)
 
     def _refuse_if_claim(self, verb):
         if self._is_claim:

@@ -201,7 +201,7 @@ class Pool:
             heapq.heappush(self._timers, ((started or now) + assignment.timeout, assignment.ticket))
 
     def stop_attempt(self, worker, assignment, reason: str) -> None:
-        """Stop a running attempt: alone in its process it is killed, else it is asked, and killed if it does not yield."""
+        """Stop a running attempt: alone in its process it is killed, else it is asked first."""
         assignment.stopping = reason
         if worker.board.slots == 1:
             self.kill(worker)
@@ -213,9 +213,9 @@ class Pool:
         """Stop the running attempts of these jobs because a person asked for it."""
         for worker in list(self.workers):
             for assignment in list(worker.assigned.values()):
-                if assignment.store is store and assignment.claim.job_id in job_ids and not assignment.stopping:
-                    if assignment.ticket in worker.board.running():
-                        self.stop_attempt(worker, assignment, "JobCancelled")
+                asked = assignment.store is store and assignment.claim.job_id in job_ids
+                if asked and not assignment.stopping and assignment.ticket in worker.board.running():
+                    self.stop_attempt(worker, assignment, "JobCancelled")
 
     def kill(self, worker) -> None:
         """Kill a worker now, and settle what it had in its hands; what it said before is heard."""
@@ -287,13 +287,7 @@ class Pool:
 
     def report(self) -> list[dict]:
         """Return each worker's pid and the jobs it runs, for the node's row."""
-        return [
-            {
-                "pid": worker.pid,
-                "jobs": sorted(worker.assigned[t].claim.job_id for t in worker.board.running() if t in worker.assigned),
-            }
-            for worker in self.workers
-        ]
+        return [{"pid": worker.pid, "jobs": worker.running_jobs()} for worker in self.workers]
 
     def say_goodbye(self) -> None:
         for worker in self.workers:

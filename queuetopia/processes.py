@@ -24,7 +24,7 @@ def start_child(
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     if mark:
         environment[MARK] = mark
-    return subprocess.Popen(
+    return subprocess.Popen(  # noqa: S603 - our own interpreter and arguments
         [sys.executable, "-m", "queuetopia", role, json.dumps({**options, "parent": os.getpid()})],
         env=environment,
         pass_fds=descriptors,

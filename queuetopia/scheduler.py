@@ -156,11 +156,11 @@ class Scheduler:
                 raise
             except Exception:
                 # The workers go on with their jobs, and what they report is recorded next time.
+                logger.exception("scheduler error node=%s", self.node)
                 self._survive_error()
 
     def _survive_error(self):
         self._errors += 1
-        logger.exception("scheduler error node=%s", self.node)
         if self._errors >= MOST_ERRORS:
             raise exceptions.SessionLost(f"{MOST_ERRORS} errors in a row")
         for store in self.stores:
@@ -318,18 +318,15 @@ class Scheduler:
             )
             return
         params = masked(readable(claim.params), by_scope()[claim.scope].option("sensitive_params"))
+        what, then = "skipped", "its queue goes on"
+        if outcome.verdict == Verdict.HALT:
+            what, then = "halted", "its queue is blocked until it is retried or skipped"
+        # repr() line by line: what user code wrote must not reach a terminal as control characters.
+        lines = "\n".join(repr(line)[1:-1] for line in outcome.error["traceback"].splitlines())
         logger.error(
-            "job %s %s attempt=%d cause=%r params=%r; %s\n%s",
-            "halted" if outcome.verdict == Verdict.HALT else "skipped",
-            _name(claim),
-            claim.attempt,
-            cause,
-            params,
-            "its queue is blocked until it is retried or skipped"
-            if outcome.verdict == Verdict.HALT
-            else "its queue goes on",
-            outcome.error["traceback"].encode("unicode_escape", "backslashreplace").decode().replace("\\n", "\n"),
-        )
+            "job %s, %s %s attempt=%d cause=%r params=%r\n%s",
+            what, then, _name(claim), claim.attempt, cause, params, lines,
+        )  # fmt: skip
 
     # Claim
 

@@ -6,18 +6,22 @@ Jobs are rows, so a test needs no fake: these functions read the test database, 
 import asyncio
 import inspect
 import time
+import uuid
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 from asgiref.sync import async_to_sync
 from django.utils import timezone
 
 from .attempts import Claim, masked
+from .backends import backend_for
+from .backends.base import Ending
 from .declaration import by_scope
 from .models import Job
 from .params import Unreadable, dumps
 from .performer import known_actions
-from .worker import job_of
+from .worker import Attempt, SetupFailed, forget_performer, is_async, job_of, tell
 
 MOST_LISTED = 20  # jobs named by a failed assertion
 
@@ -88,11 +92,12 @@ def _there(queuetopia):
 def _listed(queuetopia, jobs):
     sensitive = queuetopia.option("sensitive_params")
     lines = [
-        f"\n  {job.pk}: queue={job.queue!r}, action={job.action!r}, params={masked(job.params, sensitive)!r}, {job.state}"
+        f"{job.pk}: {job.queue!r}, {job.action!r}, {masked(job.params, sensitive)!r}, {job.state}"
         for job in jobs[-MOST_LISTED:]
     ]
-    older = len(jobs) - len(lines)
-    return "".join([f"\n  … {older} older ones" if older else "", *lines])
+    if older := len(jobs) - len(lines):
+        lines.insert(0, f"… {older} older ones")
+    return "".join(f"\n  {line}" for line in lines)
 
 
 # Run them
@@ -101,10 +106,10 @@ def _listed(queuetopia, jobs):
 def perform_job(job: Job) -> Any:
     """Run one attempt of ``job`` here and now; return what the performer returned, or raise what it raised.
 
-    job: a stored Job, or one from ``MailQueue.job(...)``. The performer is a new one, set up by ``setup()``, and is
-    handed the same read-only copy as in a worker, with the number of the next attempt. Nothing else happens: no
-    queue is asked, no row of Queuetopia is written, no hook, signal, backoff or timeout. ``Retry``, ``Snooze``, ``Halt``
-    and ``Skip`` are raised too.
+    job: a stored Job, or one from ``MailQueue.job(...)``. The performer is a new one, set up by ``setup()``, and
+    is handed a read-only copy as in a worker, with the number of the next attempt. Nothing else happens: no queue
+    is asked, no row of Queuetopia is written, there is no hook, signal, backoff or timeout. ``Retry``, ``Snooze``,
+    ``Halt`` and ``Skip`` are raised too.
 
     An ``async def`` action is run to its end. From an async test: ``await sync_to_async(perform_job)(job)``.
 
@@ -154,6 +159,57 @@ def _result_of(coroutine):
         return async_to_sync(run)()
     coroutine.close()
     raise RuntimeError("Inside an event loop an async action has to be run by: await sync_to_async(perform_job)(job)")
+
+
+def drain(queuetopia, queue: str | None = None, *, now: datetime | None = None, limit: int = 1_000) -> list[Job]:
+    """Run what is due of ``queuetopia`` in this process, as a node would, and return the jobs as stored now.
+
+    The rules of queues hold: order, blocking, attempts, backoff, exhaustion; hooks and signals follow each attempt.
+    Nothing needs to be committed, so it works inside the test's transaction; jobs that the performers create are run
+    too. Timeouts are not enforced. The list holds one entry per attempt, in order.
+
+    queue: only this queue; None means all of them.
+    now: what counts as due; None means the database's clock. Hand a later datetime in to pass a backoff.
+    limit: attempts after which RuntimeError is raised, because a job that fails without a backoff never ends.
+
+    From an async test: ``await sync_to_async(drain)(MailQueue)``.
+    """
+    forget_performer(queuetopia)
+    backend = backend_for(queuetopia.database())
+    holder = uuid.uuid4()
+    jobs: list[int] = []
+    while claim := _next_claim(backend, queuetopia, queue, holder, now):
+        if len(jobs) == limit:
+            raise RuntimeError(f"{limit} attempts made and more are due; does a job fail with a max_backoff of 0?")
+        attempt = _attempt(claim)
+        recorded = backend.record([Ending(claim, attempt.outcome)], holder, "drain", lambda claim: False, now)
+        for ending in recorded.written:
+            tell(ending.claim, ending.outcome, attempt.exc)
+        jobs.append(claim.job_id)
+    stored = queuetopia.jobs().in_bulk(jobs)
+    return [stored[pk] for pk in jobs if pk in stored]
+
+
+def _next_claim(backend, queuetopia, queue, holder, now):
+    after: str | None = ""
+    while after is not None:  # the wake-up that follows a commit may never come in a test's transaction
+        _, after = backend.sweep(queuetopia.scope, after)
+    claims, _ = backend.claim([queuetopia.scope], 1, holder, now=now, only=queue)
+    return claims[0] if claims else None
+
+
+def _attempt(claim):
+    known = known_actions(by_scope()[claim.scope].performer)
+    if known is not None and claim.action not in known:
+        raise LookupError(f"Job {claim.job_id} has the action {claim.action!r}, which no performer knows.")
+    attempt = Attempt(claim)
+    if is_async(claim):
+        async_to_sync(attempt.aperform)()
+    else:
+        attempt.perform()
+    if isinstance(attempt.exc, KeyboardInterrupt | SetupFailed):
+        raise attempt.exc
+    return attempt
 
 
 # Wait for other processes

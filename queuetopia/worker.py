@@ -84,6 +84,11 @@ def performer_of(queuetopia) -> Performer:
     return performer
 
 
+def forget_performer(queuetopia) -> None:
+    """Have the next attempt make and set up a new performer."""
+    _performers.pop(queuetopia, None)
+
+
 def is_async(claim: Claim) -> bool:
     performer = by_scope()[claim.scope].performer
     name = "perform" if has_own_perform(performer) else action_methods(performer).get(claim.action, "perform")
@@ -370,9 +375,8 @@ class Worker:
         finally:
             self._leave(ticket)
         run.forget_late_stop()
-        if left_open := tidy_after():
-            if attempt.outcome.verdict == Verdict.DONE:
-                attempt.fail(exceptions.OpenTransaction(f"a transaction was left open on {', '.join(left_open)}"))
+        if (left_open := tidy_after()) and attempt.outcome.verdict == Verdict.DONE:
+            attempt.fail(exceptions.OpenTransaction(f"a transaction was left open on {', '.join(left_open)}"))
         self._report(ticket, attempt, run)
         self._board.clear(slot)  # only now: until the outcome is sent, a crash is this attempt's crash
 

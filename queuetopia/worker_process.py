@@ -88,6 +88,10 @@ class WorkerProcess:
     def note_duration(self, seconds: float) -> None:
         self.average = seconds if self.average is None else 0.8 * self.average + 0.2 * seconds
 
+    def running_jobs(self) -> list[int]:
+        running = self.board.running()
+        return sorted(assignment.claim.job_id for ticket, assignment in self.assigned.items() if ticket in running)
+
     def has_jobs_ahead(self) -> bool:
         return len(self.assigned) > self.board.slots and not self.asked_back
 

@@ -214,9 +214,8 @@ class Backend:
 
     def _head(self, queue, now):
         """Return (the job to start or None, the job that is the head already or None, when the head is due)."""
-        if queue.current_job is not None and (
-            current := self._jobs().filter(pk=queue.current_job, done_at=None).first()
-        ):
+        current = queue.current_job and self._jobs().filter(pk=queue.current_job, done_at=None).first()
+        if current:
             if current["state"] == Job.State.HALTED:
                 return None, queue.current_job, None
             due_at = current["next_attempt_at"] or now

@@ -205,9 +205,10 @@ class Backend(base.Backend):
                 mine.execute("SELECT 1")
                 theirs.execute("SELECT pg_try_advisory_lock(%s)", [probe])
                 if theirs.fetchone()[0]:
+                    alias = base.lock_alias(self.alias)
                     raise SessionRefused(
-                        f"Database {self.alias.removesuffix(base.PRIVATE)!r} is reached through a pooler in transaction "
-                        "mode, which gives one session's locks to many clients. Set QUEUETOPIA['LOCK_DATABASE'] to an "
+                        f"Database {alias!r} is reached through a pooler in transaction mode, which gives one "
+                        "session's locks to many clients. Set QUEUETOPIA['LOCK_DATABASE'] to an "
                         "alias that connects to PostgreSQL directly; web processes may go on through the pooler."
                     )
                 mine.execute("SELECT pg_advisory_unlock_shared(%s)", [probe])
@@ -278,11 +279,9 @@ class Backend(base.Backend):
         self._run("SELECT pg_notify(%(channel)s, '')", {"channel": CHANNEL})
 
     def lock_order(self, scope, queues):
-        names = sorted(f"{scope}|{name}" for name in queues)
-        for name in names:
-            self._run(
-                "SELECT pg_advisory_xact_lock(hashtextextended(%(name)s, %(seed)s))", {"name": name, "seed": _NAMESPACE}
-            )
+        lock = "SELECT pg_advisory_xact_lock(hashtextextended(%(name)s, %(seed)s))"
+        for name in sorted(queues):
+            self._run(lock, {"name": f"{scope}|{name}", "seed": _NAMESPACE})
 
     # Claim
 

@@ -53,10 +53,8 @@ class Backend(base.Backend):
         return changed
 
     def try_lock(self, queue_ids):
-        taken = [
-            queue_id for queue_id in queue_ids if queue_id not in self.held and self._lock(queue_id, fcntl.F_WRLCK)
-        ]
-        return super().try_lock(taken)
+        wanted = [queue_id for queue_id in queue_ids if queue_id not in self.held]
+        return super().try_lock([queue_id for queue_id in wanted if self._lock(queue_id, fcntl.F_WRLCK)])
 
     def unlock(self, queue_ids):
         queue_ids = list(queue_ids)
@@ -69,12 +67,8 @@ class Backend(base.Backend):
             return True
         try:
             if _LOCK_COMMAND is None:
-                fcntl.lockf(
-                    self._lock_file,
-                    fcntl.LOCK_UN if kind == fcntl.F_UNLCK else fcntl.LOCK_EX | fcntl.LOCK_NB,
-                    1,
-                    queue_id,
-                )
+                operation = fcntl.LOCK_UN if kind == fcntl.F_UNLCK else fcntl.LOCK_EX | fcntl.LOCK_NB
+                fcntl.lockf(self._lock_file, operation, 1, queue_id)
             else:
                 fcntl.fcntl(self._lock_file, _LOCK_COMMAND, struct.pack("hhqqi4x", kind, os.SEEK_SET, queue_id, 1, 0))
         except BlockingIOError:
