@@ -161,7 +161,7 @@ class Queuetopia:
 
     @classmethod
     def paginate_jobs(cls, page=1, per_page=50, **filters):
-        """Return a django Page of ``list_jobs(**filters)``; a page out of range is the nearest one."""
+        """Return a django Page of ``list_jobs(**filters)``; a page out of range is the last one."""
         return Paginator(cls.list_jobs(**filters), per_page).get_page(page)
 
     @classmethod

@@ -17,6 +17,7 @@ from django.db.models.fields.json import KeyTransform
 TAG = "__queuetopia__"
 MAX_DEPTH = 100
 MAX_INTEGER = 2**63 - 1  # MySQL turns anything wider into a float
+FIRST_EXPONENT = 1e16  # the first float that is written with an exponent
 
 _TO_TAGGED = {
     datetime: ("datetime", datetime.isoformat),
@@ -33,6 +34,7 @@ _FROM_TAGGED = {
     "timedelta": lambda value: timedelta(*value),
     "decimal": Decimal,
     "uuid": UUID,
+    "float": float,
 }
 
 
@@ -124,6 +126,19 @@ class ParamsEncoder(json.JSONEncoder):
             return super().default(o)
         tag, encode = _TO_TAGGED[type(o)]
         return {TAG: tag, "value": encode(o)}
+
+    def encode(self, o):
+        text = super().encode(o)
+        return super().encode(_tag_wide_floats(o)) if "e+1" in text else text
+
+
+def _tag_wide_floats(value):
+    # PostgreSQL writes the float 6.1e+16 as an integer: no more a float, and often another number.
+    if isinstance(value, float) and FIRST_EXPONENT <= abs(value) <= MAX_INTEGER:
+        return {TAG: "float", "value": float.__repr__(value)}
+    if isinstance(value, dict):
+        return {key: _tag_wide_floats(item) for key, item in value.items()}
+    return [_tag_wide_floats(item) for item in value] if isinstance(value, list) else value
 
 
 def _untag(item):

@@ -5,7 +5,6 @@ What comes of it is left in two places for the scheduler: ``ended`` (attempts wi
 """
 
 import contextlib
-import heapq
 import logging
 import selectors
 from collections.abc import Callable
@@ -34,7 +33,6 @@ class Pool:
         self.in_flight: dict[int, WorkerProcess] = {}  # by ticket
         self.deadline = 0.0
         self.selector = selectors.DefaultSelector()
-        self._timers: list[tuple[float, int]] = []  # (uptime, ticket)
         self._verbosity, self._descriptors, self._node = verbosity, descriptors, node
         self._last_ticket = 0
         self._boot_failures = 0
@@ -69,7 +67,7 @@ class Pool:
         assignment = Assignment(self._last_ticket, claim, store, timeout)
         worker.assigned[assignment.ticket] = assignment
         self.in_flight[assignment.ticket] = worker
-        heapq.heappush(self._timers, (uptime() + timeout, assignment.ticket))
+        worker.check_at = min(worker.check_at, uptime() + timeout)
         return assignment
 
     def take_back(self) -> None:
@@ -179,26 +177,32 @@ class Pool:
     def time_out(self) -> None:
         """Stop attempts that outlived their timeout, then workers that do not yield; take back what waits behind."""
         now = uptime()
-        while self._timers and self._timers[0][0] <= now:
-            _, ticket = heapq.heappop(self._timers)
-            if (worker := self.in_flight.get(ticket)) is not None:
-                self._check_time(worker, worker.assigned[ticket], now)
         for worker in list(self.workers):
+            if now >= worker.check_at:
+                self._check_times(worker, now)
+            if worker not in self.workers:
+                continue
             if worker.condemned_at is not None and (now >= worker.condemned_at or not worker.has_healthy_attempts()):
                 self.kill(worker)
             elif worker.is_stuck(now):
                 worker.asked_back = True
                 worker.send("give_back")
 
-    def _check_time(self, worker, assignment, now):
-        if assignment.stopping:
-            worker.condemn(now + CONDEMNED_TIME)
-            return
-        started = worker.board.running().get(assignment.ticket)
-        if started is not None and now - started >= assignment.timeout:
-            self.stop_attempt(worker, assignment, "JobTimeout")
-        else:
-            heapq.heappush(self._timers, ((started or now) + assignment.timeout, assignment.ticket))
+    def _check_times(self, worker, now):
+        """Stop what is overdue, and set when to check again. The clock of an attempt starts when the attempt does."""
+        running = worker.board.running()
+        worker.check_at = float("inf")
+        for assignment in list(worker.assigned.values()):
+            if assignment.stop_until is None:
+                due_at = running.get(assignment.ticket, now) + assignment.timeout
+                if now >= due_at:
+                    self.stop_attempt(worker, assignment, "JobTimeout")
+                else:
+                    worker.check_at = min(worker.check_at, due_at)
+            elif now >= assignment.stop_until:
+                worker.condemn(now + CONDEMNED_TIME)
+            else:
+                worker.check_at = min(worker.check_at, assignment.stop_until)
 
     def stop_attempt(self, worker, assignment, reason: str) -> None:
         """Stop a running attempt: alone in its process it is killed, else it is asked first."""
@@ -207,7 +211,8 @@ class Pool:
             self.kill(worker)
         else:
             worker.send("stop", assignment.ticket, reason)
-            heapq.heappush(self._timers, (uptime() + YIELD_TIME, assignment.ticket))
+            assignment.stop_until = uptime() + YIELD_TIME
+            worker.check_at = min(worker.check_at, assignment.stop_until)
 
     def stop_jobs(self, store, job_ids: set[int]) -> None:
         """Stop the running attempts of these jobs because a person asked for it."""
@@ -273,11 +278,10 @@ class Pool:
 
     def timers(self):
         """Yield the uptimes at which something is to be done here."""
-        if self._timers:
-            yield self._timers[0][0]
         if len(self.workers) < self.size:
             yield self._start_at
         for worker in self.workers:
+            yield worker.check_at
             if not worker.ready:
                 yield worker.boots_until
             if worker.condemned_at is not None:

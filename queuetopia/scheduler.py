@@ -27,6 +27,7 @@ from .processes import Signals
 from .progress import Progress
 from .store import Store
 from .supervisor import CRASHED, REFUSED
+from .worker_process import WorkerProcess
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ class Scheduler:
                 self.drop()
                 failures += 1
                 delay = min(0.05 * 2**failures, 5.0)
-                logger.error("database session lost node=%s cause=%r; next try in %.1f s", self.node, str(exc), delay)
+                logger.error("no database session node=%s cause=%r; next try in %.1f s", self.node, str(exc), delay)
                 if self._is_stopped_within(delay):
                     return 1
 
@@ -152,7 +153,7 @@ class Scheduler:
                 self.beat()
                 housekeeping.keep_house(self)
                 self._errors = 0
-            except (exceptions.SessionLost, OSError):
+            except exceptions.SessionLost:
                 raise
             except Exception:
                 # The workers go on with their jobs, and what they report is recorded next time.
@@ -195,9 +196,7 @@ class Scheduler:
         """Sleep until something happens: a signal, a wake-up, a worker's message, or a timer."""
         self.pool.watch(self._selector)
         for key, events in self._selector.select(self._sleep()):
-            if isinstance(key.data, Store):
-                key.data.news_at = 0.0
-            elif key.data is not None and events & selectors.EVENT_WRITE:
+            if isinstance(key.data, WorkerProcess) and events & selectors.EVENT_WRITE:
                 key.data.flush()
         if uptime() > self.pool.deadline:
             raise exceptions.SessionLost("the fence has passed: this process stood still, or the database did")

@@ -1,8 +1,8 @@
 """How things stand: what runs where, what is blocked and why. Reads only.
 
-Every function costs a fixed number of queries, whatever the number of queues: counting is the database's work,
-and what is listed has a LIMIT. The parts are read one after the other, so that a busy system's numbers may differ
-by the jobs that ended in between. Texts are as stored: ``visible`` makes them safe for a terminal.
+Every function costs a fixed number of queries, whatever the number of queues: counting is the database's
+work, and what is listed has a LIMIT. The parts are read one after the other, so that a busy system's numbers
+may differ by the jobs that ended in between. Texts are as stored: ``visible`` makes them fit for a terminal.
 """
 
 from datetime import datetime
@@ -63,10 +63,11 @@ def scope_status(queuetopia, queues: int = 20) -> dict[str, Any]:
 
     - ``scope``, ``class``, ``database``, ``at`` (the database's clock), ``paused`` (at, by, reason; or None)
     - ``nodes``: those that serve the scope: node, alive
-    - ``jobs``: unfinished ones: unfinished, waiting, running, backing_off, halted, oldest (its ``scheduled_at``)
-    - ``queue_counts``: not_empty, blocked (= backing_off + halted), backing_off, halted, running, paused, problem
-    - ``queues``: queue, state, problem, paused, depth, oldest, job, action, attempt, max_attempts, error,
-      next_attempt_at, due_at, held_by, since, fence; the job's keys are None while none of its jobs is begun
+    - ``jobs``: unfinished, waiting, running, backing_off, halted, oldest (scheduled_at of the oldest unfinished)
+    - ``queue_counts``: not_empty, blocked (backing_off and halted), backing_off, halted, running, paused, problem
+    - ``queues``: queue, state, problem, paused, depth (unfinished jobs), oldest, job, action, attempt,
+      max_attempts, error, next_attempt_at, due_at, held_by, since, fence. The keys from ``job`` to
+      ``next_attempt_at`` are about the job that runs or blocks the queue, None if there is none.
     """
     alias, scope = queuetopia.database(), queuetopia.scope
     now = backend_for(alias).now()
@@ -74,9 +75,14 @@ def scope_status(queuetopia, queues: int = 20) -> dict[str, Any]:
     all_nodes = list(Node.objects.using(alias).defer("workers").order_by("started_at", "id")[:MOST_NODES])
     jobs = _job_counts(alias, scope)
     queue_counts = _queue_counts(alias, scope, halted=jobs["halted"])
-    jobs["running"], jobs["backing_off"] = queue_counts["running"], queue_counts["backing_off"]
-    jobs["waiting"] = max(0, jobs.pop("pending") - jobs["running"] - jobs["backing_off"])
+    running, backing_off = queue_counts["running"], queue_counts["backing_off"]
+    waiting = max(0, jobs.pop("pending") - running - backing_off)
     rows = _first_queues(alias, scope, now, max(0, min(queues, MOST_QUEUES)))
+    described = _described(queuetopia, alias, rows, now, scope_is_paused=paused is not None)
+    names = {node.pk: str(node) for node in all_nodes}
+    for queue in described:
+        if (holder := queue["held_by"]) is not None:
+            queue["held_by"] = names.get(holder, f"unknown node {holder}")
     return {
         "scope": scope,
         "class": queuetopia.label,
@@ -84,24 +90,21 @@ def scope_status(queuetopia, queues: int = 20) -> dict[str, Any]:
         "at": now,
         "paused": paused,
         "nodes": [{"node": str(node), "alive": _is_alive(node, now)} for node in all_nodes if scope in node.scopes],
-        "jobs": jobs,
+        "jobs": {**jobs, "waiting": waiting, "running": running, "backing_off": backing_off},
         "queue_counts": queue_counts,
-        "queues": _described(
-            queuetopia, alias, rows, now, {node.pk: str(node) for node in all_nodes}, paused is not None
-        ),
+        "queues": described,
     }
 
 
 def _job_counts(alias, scope):
     unfinished = Job.objects.using(alias).unfinished().filter(scope=scope)
-    by_state = {
-        state: (n, oldest) for state, n, oldest in unfinished.values_list("state", Count("id"), Min("scheduled_at"))
-    }
+    states = unfinished.values_list("state").annotate(Count("id"), Min("scheduled_at"))
+    counts = {state: count for state, count, _ in states}
     return {
-        "unfinished": sum(n for n, _ in by_state.values()),
-        "pending": by_state.get(Job.State.PENDING, (0, None))[0],
-        "halted": by_state.get(Job.State.HALTED, (0, None))[0],
-        "oldest": min((oldest for _, oldest in by_state.values()), default=None),
+        "unfinished": sum(counts.values()),
+        "pending": counts.get(Job.State.PENDING, 0),
+        "halted": counts.get(Job.State.HALTED, 0),
+        "oldest": min((oldest for *_, oldest in states), default=None),
     }
 
 
@@ -141,35 +144,33 @@ def _first_queues(alias, scope, now, limit):
         When(due_at__lte=now, then=_LISTED_AT[QueueState.READY]),
         default=_LISTED_AT[QueueState.SCHEDULED],
     )
-    return list(Queue.objects.using(alias).filter(_NOT_EMPTY, scope=scope).order_by(rank, "due_at", "id")[:limit])
+    queues = Queue.objects.using(alias).filter(_NOT_EMPTY, scope=scope)
+    return list(queues.order_by(rank, "due_at", "id")[:limit])
 
 
-def _described(queuetopia, alias, rows, now, nodes, scope_is_paused):
-    unfinished = (
-        Job.objects.using(alias).unfinished().filter(scope=queuetopia.scope, queue__in=[row.name for row in rows])
-    )
-    lines = {name: (n, oldest) for name, n, oldest in unfinished.values_list("queue", Count("id"), Min("scheduled_at"))}
-    heads = (
-        Job.objects.using(alias)
-        .defer("params", "errors", "result")
-        .in_bulk([row.current_job for row in rows if row.current_job is not None])
-    )
+def _described(queuetopia, alias, rows, now, *, scope_is_paused):
+    names = [row.name for row in rows]
+    unfinished = Job.objects.using(alias).unfinished().filter(scope=queuetopia.scope, queue__in=names)
+    lines = {
+        name: {"depth": depth, "oldest": oldest}
+        for name, depth, oldest in unfinished.values_list("queue").annotate(Count("id"), Min("scheduled_at"))
+    }
+    light = Job.objects.using(alias).defer("params", "errors", "result")
+    heads = light.in_bulk([row.current_job for row in rows if row.current_job is not None])
     described = []
     for row in rows:
         job = heads.get(row.current_job)
         state = queue_state(row, job, now, scope_is_paused=scope_is_paused)
-        depth, oldest = lines.get(row.name, (0, None))
         described.append(
             {
                 "queue": row.name,
                 "state": str(state),
                 "problem": row.problem or None,
                 "paused": _pause_of(row),
-                "depth": depth,
-                "oldest": oldest,
+                **lines.get(row.name, {"depth": 0, "oldest": None}),
                 **_job_keys(queuetopia, row, job),
                 "due_at": row.due_at,
-                "held_by": None if row.held_by is None else nodes.get(row.held_by, f"unknown node {row.held_by}"),
+                "held_by": row.held_by,
                 "since": _since(row, job, state),
                 "fence": row.fence,
             }
@@ -221,8 +222,8 @@ def is_paused(queuetopia, queue: str) -> bool:
 def nodes(alias: str) -> list[dict[str, Any]]:
     """Return the nodes of a database, each with its workers and what they run now.
 
-    - ``node`` (host:pid), ``host``, ``pid``, ``database``, ``scopes``, ``started_at``, ``last_seen``, ``age`` (seconds
-      since then), ``alive``, ``fenced_at``, ``held`` (queues it holds)
+    - ``node`` (host:pid), ``host``, ``pid``, ``database``, ``at`` (the database's clock), ``scopes``, ``started_at``,
+      ``last_seen``, ``age`` (seconds since then), ``alive``, ``fenced_at``, ``held`` (how many queues it holds)
     - ``workers``: pid, and ``jobs``: job, scope, queue, action, attempt, since
 
     Which worker has which job is told with the heartbeats; a job started since the last one is listed under a
@@ -231,7 +232,7 @@ def nodes(alias: str) -> list[dict[str, Any]]:
     now = backend_for(alias).now()
     rows = list(Node.objects.using(alias).order_by("started_at", "id")[:MOST_NODES])
     held = Queue.objects.using(alias).filter(held_by__in=[row.pk for row in rows])
-    counts = dict(held.values_list("held_by", Count("id")))
+    counts = dict(held.values_list("held_by").annotate(Count("id")))
     running = _running_jobs(alias, held)
     return [
         {
@@ -285,27 +286,30 @@ def _is_alive(node, now):
 
 
 def unknown_scopes(alias: str) -> list[dict[str, Any]]:
-    """Return the scopes that have unfinished jobs in this database and no class in this code that serves them there.
+    """Return the scopes with unfinished jobs in this database that no class of this code serves there.
 
     Each with ``scope``, ``database``, ``unfinished``, ``oldest`` and ``problem``. Their jobs wait untouched.
     """
-    known = {scope: queuetopia for scope, queuetopia in by_scope().items()}
+    known = by_scope()
     here = [scope for scope, queuetopia in known.items() if queuetopia.database() == alias]
     strays = Job.objects.using(alias).unfinished().exclude(scope__in=here).order_by("scope")
+    found = strays.values_list("scope").annotate(Count("id"), Min("scheduled_at"))[:MOST_UNKNOWN]
     return [
         {
             "scope": scope,
             "database": alias,
             "unfinished": unfinished,
             "oldest": oldest,
-            "problem": (
-                f"{known[scope].__name__} looks for its jobs in database {known[scope].database()!r}"
-                if scope in known
-                else "no code here knows this scope"
-            ),
+            "problem": _why_unknown(known.get(scope)),
         }
-        for scope, unfinished, oldest in strays.values_list("scope", Count("id"), Min("scheduled_at"))[:MOST_UNKNOWN]
+        for scope, unfinished, oldest in found
     ]
+
+
+def _why_unknown(queuetopia):
+    if queuetopia is None:
+        return "no code here knows this scope"
+    return f"{queuetopia.__name__} looks for its jobs in database {queuetopia.database()!r}"
 
 
 def databases() -> list[str]:
@@ -314,5 +318,9 @@ def databases() -> list[str]:
 
 
 def visible(text: object) -> str:
-    r"""Return the text with all that a terminal would not print as a character escaped (``\x1b``, ``\n``, ``\u202e``)."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(text))
+    r"""Return the text with all that is no printable character escaped: ``\x1b``, ``\n``, ``\u202e``."""
+    return "".join(char if char.isprintable() else _escaped(char) for char in str(text))
+
+
+def _escaped(char):
+    return char.encode("unicode_escape").decode()

@@ -93,10 +93,9 @@ class Store:
         now = uptime()
         if now < self.news_at:
             return
-        self.news_at = now + self.backend.looks_every if self.backend.looks_every is not None else float("inf")
+        self.news_at = now + (self.backend.looks_every or 0.0)
         if self.backend.has_news():
             self.may_have_due = True
-            self.peers_at = 0.0  # it may be a request to stop a job
 
     def timers(self, *, may_claim: bool):
         """Yield the uptimes at which something is to be done here."""
@@ -107,7 +106,11 @@ class Store:
                 self.knows_next = True
             if self.claim_at is not None:
                 yield self.claim_at
-        yield from (self.news_at, self.poll_at, self.peers_at)
+        yield from (self.poll_at, self.peers_at)
+        if self.backend.looks_every is not None:
+            yield self.news_at
+        if self.backend.was_notified:
+            yield 0.0
         if self.sweeping or self.pruning:
             yield self.step_at
 

@@ -31,6 +31,7 @@ class Assignment:
     store: Any
     timeout: float
     stopping: str | None = None  # name of the exception by which it is being stopped
+    stop_until: float | None = None  # uptime until which it may end after it was asked to
 
 
 @dataclass
@@ -47,6 +48,7 @@ class WorkerProcess:
     killed: bool = False  # by us: what it ran is not its own crash
     closed: bool = False  # its channel is no use any more
     assigned: dict[int, Assignment] = field(default_factory=dict)
+    check_at: float = float("inf")  # uptime at which an attempt may be overdue
     asked_back: bool = False
     average: float | None = None  # seconds a job lasts, the recent ones weighing more
     _frames: Frames = field(default_factory=Frames)

@@ -64,6 +64,7 @@ class Backend:
     def __init__(self, alias: str):
         self.alias = alias
         self.held: set[int] = set()
+        self.was_notified = False  # a wake-up came while another statement ran
 
     @property
     def connection(self):

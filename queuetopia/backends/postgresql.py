@@ -194,6 +194,11 @@ class Backend(base.Backend):
                 {"lease": str(int(lease.lease * 1000)), "statement": str(int(lease.fence * 500))},
             )
             cursor.execute(f"LISTEN {CHANNEL}")
+        # A notification that arrives while some statement runs is read by the driver: no descriptor tells of it.
+        self.connection.connection.add_notify_handler(self._note_notification)
+
+    def _note_notification(self, notification):
+        self.was_notified = True
 
     def _refuse_pooler(self):
         """Take a lock on this session and try it on another: a transaction pooler gives both or none of them."""
@@ -231,9 +236,9 @@ class Backend(base.Backend):
     def has_news(self):
         libpq = self.connection.connection.pgconn
         libpq.consume_input()  # raises OperationalError when the server has gone
-        news = False
         while libpq.notifies() is not None:
-            news = True
+            self.was_notified = True
+        news, self.was_notified = self.was_notified, False
         return news
 
     def try_lock(self, queue_ids):

@@ -67,7 +67,7 @@ class Command(BaseCommand):
         except (Refused, ImproperlyConfigured) as exc:
             raise CommandError(visible(exc)) from exc
         except DatabaseError as exc:
-            raise CommandError(f"The database refused: {visible(exc)}. Is it migrated (manage.py migrate)?") from exc
+            raise CommandError(visible(_refused_by_database(exc))) from exc
 
     # What a person can do: each yields one result per job, queue or scope.
 
@@ -122,8 +122,8 @@ class Command(BaseCommand):
         for scope in answer["unknown_scopes"]:
             self.stdout.write()
             self.write(
-                f"{scope['scope']} (database {scope['database']}): {scope['unfinished']} unfinished jobs wait "
-                f"untouched: {scope['problem']}.",
+                f"{scope['scope']} (database {scope['database']}): unfinished jobs: {scope['unfinished']}, "
+                f"untouched, for {scope['problem']}.",
                 self.style.ERROR,
             )
 
@@ -134,7 +134,7 @@ class Command(BaseCommand):
             alive = "alive" if node["alive"] else "fenced" if node["fenced_at"] else "not seen any more"
             self.write(
                 f"node {node['node']} (database {node['database']}): {alive}, last seen {_span(node['age'])} "
-                f"ago, started {_local(node['started_at'])}, holds {node['held']} queues, serves "
+                f"ago, started {_local(node['started_at'])}, queues held: {node['held']}, serves "
                 f"{', '.join(node['scopes'])}",
                 self.style.SUCCESS if node["alive"] else self.style.ERROR,
             )
@@ -159,13 +159,13 @@ class Command(BaseCommand):
             self.write(f"  paused {_paused(scope['paused'])}", self.style.WARNING)
         waits = _waits(found["oldest"], scope["at"])
         self.write(
-            f"  {found['unfinished']} unfinished jobs: {found['waiting']} waiting, {found['running']} running, "
-            f"{found['backing_off']} backing off, {found['halted']} halted"
+            f"  unfinished jobs: {found['unfinished']} ({found['waiting']} waiting, {found['running']} running, "
+            f"{found['backing_off']} backing off, {found['halted']} halted)"
             f"{f'; the oldest is due for {waits}' if waits else ''}"
         )
         self.write(
-            f"  {queues['not_empty']} queues: {queues['blocked']} blocked, {queues['running']} running, "
-            f"{queues['paused']} paused, {queues['problem']} with a problem"
+            f"  queues with work: {queues['not_empty']} ({queues['blocked']} blocked, {queues['running']} running, "
+            f"{queues['paused']} paused, {queues['problem']} with a problem)"
         )
         if scope["queues"]:
             self.write_queues(scope["queues"], scope["at"])
@@ -187,7 +187,7 @@ class Command(BaseCommand):
 
     def cells(self, queue, now):
         begun = queue["job"] is not None
-        runs = queue["state"] == QueueState.RUNNING
+        starts_later = queue["state"] not in (QueueState.RUNNING, QueueState.PAUSED) and not queue["paused"]
         return (
             queue["state"],
             self.cut(queue["queue"], LONGEST_NAME),
@@ -196,7 +196,7 @@ class Command(BaseCommand):
             self.cut(f"{queue['job']} {queue['action']}", LONGEST_NAME) if begun else "",
             f"{queue['attempt']}/{queue['max_attempts']}" if begun else "",
             _ago(queue["since"], now),
-            "" if runs else _ahead(queue["next_attempt_at"] or queue["due_at"], now),
+            _ahead(queue["next_attempt_at"] or queue["due_at"], now) if starts_later else "",
             self.cut(_why(queue), LONGEST_TEXT),
         )
 
@@ -257,8 +257,14 @@ def _tried(act, **about):
     except InvalidJob as exc:
         problems = (f"{name} {problem}" for name, found in exc.message_dict.items() for problem in found)
         return {**about, "ok": False, "message": " ".join(problems)}
-    except (Refused, DatabaseError) as exc:
+    except Refused as exc:
         return {**about, "ok": False, "message": str(exc)}
+    except DatabaseError as exc:
+        return {**about, "ok": False, "message": _refused_by_database(exc)}
+
+
+def _refused_by_database(exc):
+    return f"The database refused: {str(exc).strip()}. Is it reachable and migrated (manage.py migrate)?"
 
 
 # Verbs on jobs
@@ -380,7 +386,7 @@ def _prune(queuetopia, seconds):
         raise Refused(f"--older-than: {exc}.") from exc
     keeps_all = seconds is None and queuetopia.option("retention") is None
     note = "; its retention is None, for ever" if keeps_all else ""
-    return {"deleted": deleted, "message": f"{queuetopia.scope}: {deleted} ended jobs deleted{note}."}
+    return {"deleted": deleted, "message": f"{queuetopia.scope}: ended jobs deleted: {deleted}{note}."}
 
 
 # Words
