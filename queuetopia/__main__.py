@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+from importlib import import_module
 
 from .processes import die_with_parent
 
@@ -17,13 +18,9 @@ def main():
 
     django.setup()
     _log_somewhere(options.get("verbosity", 1))
-    if role == "supervisor":
-        from . import supervisor as module
-    elif role == "scheduler":
-        from . import scheduler as module
-    else:
-        from . import worker as module
-    sys.exit(module.main(options))
+    if role not in ("supervisor", "scheduler", "worker"):
+        sys.exit(f"queuetopia: no such role: {role}")
+    sys.exit(import_module(f"queuetopia.{role}").main(options))
 
 
 def _log_somewhere(verbosity):

@@ -164,15 +164,19 @@ def _dict(value, where):
     return value
 
 
-@cache
-def option(queuetopia: type, name: str) -> Any:
+def option(queuetopia, name: str) -> Any:
     """Return option ``name`` of a Queuetopia class, in stored form (seconds are float).
 
     SCOPES wins over the class, the class over DEFAULTS, DEFAULTS over the built-in.
     """
+    return _option(queuetopia, name)
+
+
+@cache
+def _option(queuetopia, name):
     known = OPTIONS[name]
     for source, options in (
-        ("SCOPES", scope_options(queuetopia.scope)),  # type: ignore[attr-defined]
+        ("SCOPES", scope_options(queuetopia.scope)),
         (queuetopia.__qualname__, _class_options(queuetopia)),
         ("DEFAULTS", default_options()),
     ):
@@ -190,7 +194,7 @@ def _class_options(queuetopia):
 
 @dataclass(frozen=True)
 class Lease:
-    """The times of one node's lease, in seconds (HAZARDS: F + K < L, F >= 2 heartbeats).
+    """The times of one node's lease, in seconds (fence + kill < lease, fence >= 2 heartbeats).
 
     lease: the server ends a silent lock session after this long.
     fence: a scheduler that has not reached the database for this long kills its workers.
@@ -255,7 +259,7 @@ CLEAN_SETTINGS: dict[str, Callable[[Any], Any]] = {
 
 def _forget_options(*, setting, **kwargs):
     if setting == "QUEUETOPIA":
-        option.cache_clear()
+        _option.cache_clear()
 
 
 setting_changed.connect(_forget_options, dispatch_uid="queuetopia.conf")

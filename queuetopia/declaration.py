@@ -6,6 +6,7 @@ from django.db import router
 from django.utils.functional import classproperty
 
 from . import conf
+from .performer import Performer
 
 _registry: list[type["Queuetopia"]] = []
 
@@ -28,13 +29,13 @@ class Queuetopia:
     poll_interval, using, commit_ordered, retention, sensitive_params.
     """
 
-    performer = None
+    performer: type[Performer] = None  # type: ignore[assignment]
     scope: str = _DefaultScope()  # type: ignore[assignment]
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         if "scope" not in vars(cls):
-            cls.scope = _DefaultScope()
+            cls.scope = _DefaultScope()  # type: ignore[assignment]
         if cls.performer is not None:
             _register(cls)
 
@@ -42,7 +43,7 @@ class Queuetopia:
 
     @classproperty
     def label(cls):
-        return f"{cls.__module__}.{cls.__qualname__}"
+        return f"{cls.__module__}.{cls.__qualname__}"  # type: ignore[attr-defined]
 
     @classmethod
     def option(cls, name):

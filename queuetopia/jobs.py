@@ -217,7 +217,7 @@ def retry(queuetopia, job, *, by="", reason="") -> Job:
         job.state = Job.State.PENDING
         job.next_attempt_at = verb.now
         job.save(using=verb.alias, update_fields=["state", "next_attempt_at", "max_attempts"])
-        verb.update_queue(due_at=verb.now)
+        verb.update_queue(current_job=job.pk, due_at=verb.now)
     return job
 
 
@@ -371,14 +371,14 @@ def resume(queuetopia, queue=None, *, by="", reason=""):
 def _set_pause(queuetopia, alias, queue, verb, by, reason, values):
     scope = queuetopia.scope
     if queue is not None:
-        problems = {}
+        problems: dict[str, list[str]] = {}
         _check_queue(queue, problems)
         if problems:
             raise InvalidJob(problems)
     with transaction.atomic(using=alias):
         if queue is None:
             Scope.objects.using(alias).bulk_create([Scope(name=scope)], ignore_conflicts=True)
-            row = Scope.objects.using(alias).select_for_update().get(name=scope)
+            row: Scope | Queue = Scope.objects.using(alias).select_for_update().get(name=scope)
         else:
             row = _locked_queue(alias, scope, queue)
         if verb == "resume" and row.paused_at is None:

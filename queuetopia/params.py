@@ -7,8 +7,10 @@ performer gets equals what ``create_job`` was given, on every database.
 
 import json
 import math
+from collections.abc import Callable
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
+from typing import Any
 from uuid import UUID
 
 from django.db import models
@@ -19,7 +21,7 @@ MAX_DEPTH = 100
 MAX_INTEGER = 2**63 - 1  # MySQL turns anything wider into a float
 FIRST_EXPONENT = 1e16  # the first float that is written with an exponent
 
-_TO_TAGGED = {
+_TO_TAGGED: dict[type, tuple[str, Callable[[Any], Any]]] = {
     datetime: ("datetime", datetime.isoformat),
     date: ("date", date.isoformat),
     time: ("time", time.isoformat),
@@ -27,7 +29,7 @@ _TO_TAGGED = {
     Decimal: ("decimal", str),
     UUID: ("uuid", str),
 }
-_FROM_TAGGED = {
+_FROM_TAGGED: dict[str, Callable[[Any], Any]] = {
     "datetime": datetime.fromisoformat,
     "date": date.fromisoformat,
     "time": time.fromisoformat,

@@ -62,12 +62,16 @@ class Performer:
         """Called in a worker after the job's last attempt failed and that is committed, at most once."""
 
 
-@cache
-def action_methods(performer: type[Performer]) -> dict[str, str]:
+def action_methods(performer) -> dict[str, str]:
     """Return {action name: method name} of a performer class.
 
     A method that overrides an action stays that action, marked again or not.
     """
+    return _action_methods(performer)
+
+
+@cache
+def _action_methods(performer):
     return {action: name for base in reversed(performer.__mro__) for action, name in own_actions(base)}
 
 
@@ -83,17 +87,17 @@ def _arguments(performer, method):
     return list(inspect.signature(getattr(performer, method)).parameters.values())
 
 
-def has_own_perform(performer: type[Performer]) -> bool:
+def has_own_perform(performer) -> bool:
     return performer.perform is not Performer.perform
 
 
-def known_actions(performer: type[Performer]) -> set[str] | None:
+def known_actions(performer) -> set[str] | None:
     """Return the names a job may carry, or None when the performer does not say (nothing can be validated)."""
     names = {*performer.actions, *action_methods(performer)}
     return None if has_own_perform(performer) and not names else names
 
 
-def method_problem(performer: type[Performer], method: str) -> str | None:
+def method_problem(performer, method: str) -> str | None:
     """Say why the action's method cannot be called as ``method(job, **params)``, or None."""
     function = inspect.getattr_static(performer, method)
     if isinstance(function, staticmethod | classmethod):
@@ -123,7 +127,7 @@ def _arguments_problem(arguments):
     return None
 
 
-def param_problems(performer: type[Performer], action_name: str, params: dict) -> list[str]:
+def param_problems(performer, action_name: str, params: dict) -> list[str]:
     """Say what in ``params`` the action's method would not accept: missing and unknown names."""
     kinds = inspect.Parameter
     method = action_methods(performer).get(action_name)

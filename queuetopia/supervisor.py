@@ -37,7 +37,7 @@ class Supervisor:
         self._fence = conf.lease().fence
         self._signals = Signals(signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
         self._parent = stop_when_closed
-        self._scheduler: subprocess.Popen | None = None
+        self._scheduler: subprocess.Popen
         self._heartbeat = -1
         self._dead_at = 0.0  # uptime at which a silent scheduler is taken for dead
         self._stops = 0

@@ -444,6 +444,9 @@ class _Run:
         self.stopped_by = reason
         self._interrupt(reason)
 
+    def _interrupt(self, reason):
+        raise NotImplementedError
+
 
 class _ThreadRun(_Run):
     def __init__(self, thread_id):

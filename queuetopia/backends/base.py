@@ -357,7 +357,7 @@ class Backend:
         asked = Queue.objects.using(self.alias).filter(
             pk__in=[claim.queue_id for claim in claims], held_by__isnull=False, stop_requested=True
         )
-        return set(asked.values_list("current_job", flat=True))
+        return {job_id for job_id in asked.values_list("current_job", flat=True) if job_id is not None}
 
     # Nodes
 
@@ -384,9 +384,9 @@ class Backend:
         queues = Queue.objects.using(self.alias).filter(held_by=node_id, scope__in=scopes)
         lost = []
         for queue in queues.order_by("id")[:limit]:
-            head = self._jobs().filter(pk=queue.current_job).first()
+            head = self._jobs().filter(pk=queue.current_job or 0).first()
             if head is not None:
-                errors = Job.objects.using(self.alias).values_list("errors", flat=True).get(pk=queue.current_job)
+                errors = Job.objects.using(self.alias).values_list("errors", flat=True).get(pk=head["id"])
                 lost.append((claim_of(queue, head), errors[-1].get("type", "") if errors else ""))
             else:
                 self._let_go(queue, DatabaseNow(), None)

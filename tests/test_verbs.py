@@ -1,0 +1,574 @@
+"""What people can do to jobs, queues and scopes, on every state of a job: allowed, or refused with the reason.
+
+The states are written as rows, as a scheduler leaves them, so that each is there for sure.
+"""
+
+import uuid
+from datetime import timedelta
+from unittest import mock
+
+import pytest
+from django.db import connection, transaction
+from django.utils import timezone
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.django import TestCase
+
+from queuetopia import InvalidJob, Performer, Queuetopia, Refused, action, declaration, jobs, signals
+from queuetopia.models import Job, JobEvent, Queue, Scope
+
+NODE = uuid.UUID(int=7)
+HOUR = timedelta(hours=1)
+
+UNFINISHED = (
+    "waiting", "scheduled", "running first", "running again", "backing off", "snoozed", "halted", "halted early",
+)  # fmt: skip
+ENDED = ("done", "skipped", "cancelled")
+STATES = (*UNFINISHED, *ENDED)
+
+
+class MailPerformer(Performer):
+    @action
+    def send_mail(self, job, **params):
+        return params
+
+
+def mail_queue(scope="tests.mail", **options):
+    """Declare a class of its own for each scope."""
+    name = "MailQueue" if scope == "tests.mail" else "".join(filter(str.isalnum, scope.title()))
+    return type(name, (Queuetopia,), {"performer": MailPerformer, "scope": scope, **options})
+
+
+def put(queuetopia, state, queue="customer-42", **columns) -> Job:
+    """Write the rows of a job in ``state`` as a scheduler would have left them, and return it."""
+    now = timezone.now()
+    tried = {"attempted_at": now - HOUR, "attempted_by": "web1:1"}
+    failed = {**tried, "attempts": 2, "error": "ValueError: boom"}
+    held = {"held_by": NODE, "held_since": now, "fence": 7}
+    job, line = {
+        "waiting": ({}, {"due_at": now - HOUR}),
+        "scheduled": ({"scheduled_at": now + HOUR}, {"due_at": now + HOUR}),
+        "running first": ({}, {**held, "attempt": 1, "due_at": now - HOUR}),
+        "running again": (failed, {**held, "attempt": 3, "due_at": now - HOUR}),
+        "backing off": ({**failed, "next_attempt_at": now + HOUR}, {"due_at": now + HOUR}),
+        "snoozed": ({**tried, "next_attempt_at": now + HOUR}, {"due_at": now + HOUR}),
+        "halted": ({**failed, "attempts": 20, "state": "halted"}, {"due_at": None}),
+        "halted early": ({**failed, "state": "halted"}, {"due_at": None}),
+        "done": ({**tried, "attempts": 1, "state": "done", "done_at": now}, {}),
+        "skipped": ({**failed, "state": "skipped", "done_at": now}, {}),
+        "cancelled": ({"state": "cancelled", "done_at": now}, {}),
+    }[state]
+    job = Job(
+        **{
+            "scope": queuetopia.scope,
+            "queue": queue,
+            "action": "send_mail",
+            "scheduled_at": now - HOUR,
+            **job,
+            **columns,
+        }
+    )
+    job.save(using=queuetopia.database())
+    current = None if state in ("waiting", "scheduled", *ENDED) else job.pk
+    Queue.objects.using(queuetopia.database()).update_or_create(
+        scope=queuetopia.scope, name=queue, defaults={"current_job": current, **line}
+    )
+    return job
+
+
+def line_of(job):
+    return Queue.objects.get(scope=job.scope, name=job.queue)
+
+
+def rows():
+    """Everything that is stored, to compare."""
+    return [list(model.objects.order_by("pk").values()) for model in (Job, Queue, Scope, JobEvent)]
+
+
+@pytest.fixture
+def queues(monkeypatch):
+    monkeypatch.setattr(declaration, "_registry", [])
+    return mail_queue()
+
+
+@pytest.fixture
+def sent(queues):
+    """The signals that were sent, as (name, keywords, whether it was inside a transaction)."""
+    sent = []
+    receivers = []
+    for name in ("job_skipped", "job_cancelled", "queue_unblocked"):
+
+        def receive(sender, signal, name=name, **arguments):
+            sent.append((name, sender, arguments, connection.in_atomic_block))
+
+        getattr(signals, name).connect(receive, sender=queues)
+        receivers.append((getattr(signals, name), receive))
+    yield sent
+    for signal, receive in receivers:
+        signal.disconnect(receive, sender=queues)
+
+
+IN_LINE = "waits in line and was never attempted. Cancel it"
+IS_RUNNING = "is running, attempt"
+
+# verb -> state before -> the state after, or the reason of the refusal
+RETRY = {
+    "waiting": Refused(IN_LINE),
+    "scheduled": Refused(IN_LINE),
+    "running first": Refused(IS_RUNNING),
+    "running again": Refused(IS_RUNNING),
+    "backing off": "pending",
+    "snoozed": "pending",
+    "halted": "pending",
+    "halted early": "pending",
+    "done": Refused("it is done since"),
+    "skipped": Refused("it is skipped since"),
+    "cancelled": Refused("it is cancelled since"),
+}
+SKIP = RETRY | dict.fromkeys(("backing off", "snoozed", "halted", "halted early"), "skipped")
+HOLDS = "has been attempted and holds its queue: skip it, or retry it"
+CANCEL = {
+    "waiting": "cancelled",
+    "scheduled": "cancelled",
+    "running first": "pending",
+    "running again": "pending",
+    "backing off": Refused(HOLDS),
+    "snoozed": Refused(HOLDS),
+    "halted": Refused(HOLDS),
+    "halted early": Refused(HOLDS),
+    "done": "done",
+    "skipped": "skipped",
+    "cancelled": "cancelled",
+}
+TABLE = {"retry": RETRY, "skip": SKIP, "cancel": CANCEL}
+ALL = [(verb, state, after) for verb, cases in TABLE.items() for state, after in cases.items()]
+ALLOWED = [case for case in ALL if isinstance(case[2], str) and (case[0] != "cancel" or case[1] not in ENDED)]
+REFUSED = [case for case in ALL if isinstance(case[2], Refused)]
+
+
+def test_the_table_has_every_verb_on_every_state():
+    assert all(set(cases) == set(STATES) for cases in TABLE.values())
+
+
+@pytest.mark.django_db
+@pytest.mark.capability("E5", "H18")
+class TestVerbOnAJob:
+    @pytest.mark.parametrize(("verb", "state", "reason"), REFUSED)
+    def test_is_refused_with_the_reason_and_changes_nothing(self, queues, verb, state, reason):
+        job = put(queues, state)
+        before = rows()
+        with pytest.raises(Refused, match=str(reason)):
+            getattr(queues, verb)(job, by="ann")
+        assert rows() == before
+
+    @pytest.mark.parametrize(("verb", "state", "after"), ALLOWED)
+    def test_changes_the_job_and_tells_the_running_claim(self, queues, verb, state, after):
+        job = put(queues, state)
+        rev, attempts = line_of(job).rev, job.attempts
+        getattr(queues, verb)(job.pk, by="ann", reason="customer called")
+        job.refresh_from_db()
+        assert job.state == after
+        assert job.attempts == attempts
+        assert (job.done_at is not None) == (after in ENDED)
+        assert line_of(job).rev == rev + 1
+
+    @pytest.mark.parametrize(("verb", "state", "after"), ALLOWED)
+    def test_leaves_who_when_and_why(self, queues, verb, state, after):
+        job = put(queues, state)
+        began = timezone.now()
+        getattr(queues, verb)(job, by="ann", reason="customer called")
+        event = JobEvent.objects.get()
+        assert (event.verb, event.scope, event.queue, event.job) == (verb, job.scope, job.queue, job.pk)
+        assert (event.by, event.reason) == ("ann", "customer called")
+        assert began - timedelta(seconds=1) < event.at <= timezone.now()
+        assert event.before == {
+            "state": job.state,
+            "attempts": job.attempts,
+            "running": state.startswith("running"),
+        }
+        assert event.after["state"] == after
+
+    @pytest.mark.parametrize("verb", TABLE)
+    def test_is_refused_for_a_job_that_is_not_there(self, queues, verb):
+        with pytest.raises(Refused, match=r"no job 12345 in tests\.mail"):
+            getattr(queues, verb)(12345)
+
+    @pytest.mark.parametrize("verb", TABLE)
+    def test_is_refused_for_a_job_of_another_scope(self, queues, verb):
+        job = put(mail_queue("tests.other"), "backing off")
+        with pytest.raises(Refused, match=f"no job {job.pk} in tests.mail"):
+            getattr(queues, verb)(job)
+
+    @pytest.mark.parametrize("verb", TABLE)
+    def test_touches_no_other_job_and_no_other_queue(self, queues, verb):
+        put(queues, "halted", "other")
+        put(mail_queue("tests.other"), "backing off")
+        before = rows()
+        state = "waiting" if verb == "cancel" else "backing off"
+        job = put(queues, state)
+        getattr(queues, verb)(job)
+        job_rows, queue_rows, scope_rows, _ = rows()
+        assert [row for row in job_rows if row["id"] != job.pk] == before[0]
+        assert [row for row in queue_rows if row["name"] != job.queue or row["scope"] != job.scope] == before[1]
+        assert scope_rows == before[2]
+
+    @pytest.mark.parametrize("verb", ["skip", "retry"])
+    def test_goes_with_the_transaction_it_is_in(self, queues, verb):
+        job = put(queues, "halted")
+        before = rows()
+        with pytest.raises(ZeroDivisionError), transaction.atomic():
+            getattr(queues, verb)(job)
+            raise ZeroDivisionError
+        assert rows() == before
+
+    def test_keeps_hostile_and_endless_words_storable(self, queues):
+        queues.skip(put(queues, "halted"), by="a\x00\ud800" * 300, reason="\x00" + "x" * 5000)
+        event = JobEvent.objects.get()
+        assert event.by.startswith("a␀\\ud800")
+        assert len(event.by) == 255
+        assert len(event.reason) == 500
+
+
+@pytest.mark.django_db
+@pytest.mark.capability("E5")
+class TestRetry:
+    @pytest.mark.parametrize("state", ["backing off", "snoozed", "halted", "halted early"])
+    def test_makes_the_job_due_now_as_the_head_it_is(self, queues, state):
+        job = put(queues, state)
+        stored = queues.retry(job)
+        line = line_of(job)
+        assert stored.next_attempt_at == line.due_at <= timezone.now()
+        assert stored.scheduled_at == job.scheduled_at
+        assert (line.current_job, line.held_by) == (job.pk, None)
+
+    def test_gives_a_job_that_ran_out_of_attempts_one_more(self, queues):
+        job = queues.retry(put(queues, "halted"))
+        assert (job.attempts, job.max_attempts) == (20, 21)
+
+    def test_gives_one_more_each_time(self, queues):
+        job = put(queues, "halted", max_attempts=20)
+        for most in (21, 22):
+            queues.retry(job)
+            job.refresh_from_db()
+            assert job.max_attempts == most
+            job.state, job.attempts = "halted", job.attempts + 1
+            job.save()
+
+    @pytest.mark.parametrize("state", ["backing off", "snoozed", "halted early"])
+    def test_gives_no_attempt_to_a_job_that_has_some_left(self, queues, state):
+        assert queues.retry(put(queues, state)).max_attempts is None
+
+    def test_keeps_the_history(self, queues):
+        job = queues.retry(put(queues, "halted", errors=[{"attempt": 20, "message": "boom"}]))
+        job.refresh_from_db()
+        assert job.error == "ValueError: boom"
+        assert job.errors == [{"attempt": 20, "message": "boom"}]
+        assert job.attempted_at is not None
+
+
+@pytest.mark.django_db
+@pytest.mark.capability("E5")
+class TestSkip:
+    @pytest.mark.parametrize("state", ["backing off", "snoozed", "halted"])
+    def test_lets_the_queue_go_on_at_once(self, queues, state):
+        job = put(queues, state)
+        assert queues.skip(job).state == "skipped"
+        line = line_of(job)
+        assert (line.current_job, line.held_by) == (None, None)
+        assert line.due_at <= timezone.now()
+
+    def test_keeps_the_error_that_led_to_it(self, queues):
+        assert queues.skip(put(queues, "halted")).error == "ValueError: boom"
+
+
+@pytest.mark.django_db
+class TestCancel:
+    @pytest.mark.parametrize("state", STATES)
+    @pytest.mark.capability("H34")
+    def test_says_what_came_of_it(self, queues, state):
+        job = put(queues, state)
+        if state in ("waiting", "scheduled"):
+            assert queues.cancel(job) == "cancelled"
+        elif state.startswith("running"):
+            assert queues.cancel(job) == "running"
+        elif state in ENDED:
+            assert queues.cancel(job) == "finished"
+        else:
+            with pytest.raises(Refused):
+                queues.cancel(job)
+
+    @pytest.mark.capability("H34")
+    def test_asks_a_running_job_to_stop_and_leaves_its_row_to_the_holder(self, queues):
+        job = put(queues, "running first")
+        before = Job.objects.filter(pk=job.pk).values().get()
+        queues.cancel(job)
+        line = line_of(job)
+        assert line.stop_requested
+        assert (line.held_by, line.current_job, line.fence) == (NODE, job.pk, 7)
+        assert Job.objects.filter(pk=job.pk).values().get() == before
+
+    @pytest.mark.parametrize("state", ENDED)
+    def test_of_an_ended_job_changes_nothing_and_leaves_no_event(self, queues, state):
+        job = put(queues, state)
+        before = Job.objects.values().get()
+        assert queues.cancel(job) == "finished"
+        assert Job.objects.values().get() == before
+        assert not JobEvent.objects.exists()
+
+    def test_works_anywhere_in_line_while_the_head_runs(self, queues):
+        second = put(queues, "waiting")
+        head = put(queues, "running again")
+        assert queues.cancel(second) == "cancelled"
+        line = line_of(head)
+        assert (line.current_job, line.held_by, line.stop_requested) == (head.pk, NODE, False)
+
+    def test_works_behind_a_halted_head(self, queues):
+        second = put(queues, "waiting")
+        head = put(queues, "halted")
+        assert queues.cancel(second) == "cancelled"
+        assert (line_of(head).current_job, line_of(head).due_at) == (head.pk, None)
+
+    def test_works_before_the_queue_has_a_row(self, queues):
+        job = put(queues, "waiting")
+        Queue.objects.all().delete()
+        assert queues.cancel(job) == "cancelled"
+
+
+@pytest.mark.django_db(transaction=True)
+class TestSignals:
+    @pytest.mark.parametrize(
+        ("verb", "state", "names"),
+        [
+            ("skip", "backing off", ["job_skipped", "queue_unblocked"]),
+            ("skip", "halted", ["job_skipped", "queue_unblocked"]),
+            ("skip", "snoozed", ["job_skipped"]),  # it never failed, so that nobody was told of a blocked queue
+            ("cancel", "waiting", ["job_cancelled"]),
+            ("cancel", "running first", []),  # the worker sends it when it has stopped
+            ("cancel", "done", []),
+            ("retry", "halted", []),
+        ],
+    )
+    def test_follow_the_commit(self, queues, sent, verb, state, names):
+        job = put(queues, state)
+        with transaction.atomic():
+            getattr(queues, verb)(job)
+            assert sent == []
+        assert [name for name, *_ in sent] == names
+        for _, sender, arguments, in_transaction in sent:
+            assert sender is queues
+            assert arguments["job"] == job
+            assert not in_transaction
+
+    def test_say_which_queue_goes_on_and_that_no_exception_led_to_it(self, queues, sent):
+        queues.skip(put(queues, "halted"))
+        arguments = {name: arguments for name, _, arguments, _ in sent}
+        assert arguments["job_skipped"]["exc"] is None
+        assert arguments["queue_unblocked"]["queue"] == "customer-42"
+
+    def test_are_not_sent_when_the_transaction_is_rolled_back(self, queues, sent):
+        job = put(queues, "halted")
+        with transaction.atomic():
+            queues.skip(job)
+            transaction.set_rollback(True)
+        assert sent == []
+
+    def test_are_not_sent_for_a_refused_verb(self, queues, sent):
+        with pytest.raises(Refused):
+            queues.skip(put(queues, "running first"))
+        assert sent == []
+
+    def test_a_receiver_that_raises_is_logged_and_changes_nothing(self, queues, sent, caplog):
+        def raises(**arguments):
+            raise ValueError("receiver")
+
+        signals.job_skipped.connect(raises, sender=queues)
+        try:
+            job = queues.skip(put(queues, "halted"))
+        finally:
+            signals.job_skipped.disconnect(raises, sender=queues)
+        assert "receiver failed" in caplog.text
+        assert job.state == "skipped"
+        assert [name for name, *_ in sent] == ["job_skipped", "queue_unblocked"]
+
+
+@pytest.mark.django_db
+@pytest.mark.capability("H29")
+class TestPauseAndResume:
+    @pytest.mark.parametrize("state", STATES)
+    def test_of_a_queue_leave_its_job_and_its_time_alone(self, queues, state):
+        job = put(queues, state)
+        before, line = Job.objects.values().get(), line_of(job)
+        queues.pause("customer-42", by="ann", reason="provider is down")
+        paused = line_of(job)
+        assert (paused.paused_by, paused.paused_reason) == ("ann", "provider is down")
+        assert paused.paused_at is not None
+        queues.resume("customer-42", by="bob")
+        resumed = line_of(job)
+        assert (resumed.paused_at, resumed.paused_by, resumed.paused_reason) == (None, "", "")
+        for row in (paused, resumed):
+            assert (row.due_at, row.current_job, row.held_by) == (line.due_at, line.current_job, line.held_by)
+        assert resumed.rev == line.rev + 2
+        assert Job.objects.values().get() == before
+
+    def test_leave_who_when_and_why(self, queues):
+        queues.pause("customer-42", by="ann", reason="provider is down")
+        queues.resume("customer-42", by="bob", reason="up again")
+        pause, resume = JobEvent.objects.order_by("id")
+        assert (pause.verb, pause.scope, pause.queue, pause.job) == ("pause", "tests.mail", "customer-42", None)
+        assert (pause.by, pause.reason) == ("ann", "provider is down")
+        assert (pause.before["paused"], pause.after["paused"]) == (False, True)
+        assert (resume.verb, resume.by, resume.reason) == ("resume", "bob", "up again")
+        assert (resume.before["by"], resume.after["paused"]) == ("ann", False)
+
+    def test_work_before_the_queues_first_job(self, queues):
+        queues.pause("customer-42")
+        put(queues, "waiting")
+        line = Queue.objects.get()
+        assert line.paused_at is not None
+        assert line.due_at is not None
+        queues.resume("customer-42")
+        assert Queue.objects.get().paused_at is None
+
+    def test_of_a_scope_touch_no_queue(self, queues):
+        job = put(queues, "waiting")
+        line = Queue.objects.values().get()
+        queues.pause(by="ann", reason="deploy")
+        scope = Scope.objects.get()
+        assert (scope.name, scope.paused_by, scope.paused_reason) == ("tests.mail", "ann", "deploy")
+        queues.resume(by="ann")
+        assert Scope.objects.get().paused_at is None
+        assert Queue.objects.values().get() == line
+        assert [event.queue for event in JobEvent.objects.all()] == ["", ""]
+        assert job.queue == line["name"]
+
+    def test_of_one_scope_leave_the_others_alone(self, queues):
+        queues.pause()
+        mail_queue("tests.other").pause()
+        queues.resume()
+        assert Scope.objects.get(name="tests.other").paused_at is not None
+
+    @pytest.mark.parametrize("queue", [None, "customer-42"])
+    def test_pausing_again_replaces_who_and_why(self, queues, queue):
+        queues.pause(queue, by="ann", reason="one")
+        queues.pause(queue, by="bob", reason="two")
+        row = Queue.objects.get() if queue else Scope.objects.get()
+        assert (row.paused_by, row.paused_reason) == ("bob", "two")
+
+    @pytest.mark.parametrize(("queue", "name"), [(None, "tests.mail"), ("customer-42", "tests.mail/customer-42")])
+    def test_resuming_what_is_not_paused_is_refused_and_changes_nothing(self, queues, queue, name):
+        before = rows()
+        with pytest.raises(Refused, match=f"{name} is not paused"):
+            queues.resume(queue)
+        assert rows() == before
+
+    @pytest.mark.parametrize("queue", ["", "x" * 256, "a\x00b", 7])
+    @pytest.mark.parametrize("verb", ["pause", "resume"])
+    def test_refuse_what_is_no_name_of_a_queue(self, queues, verb, queue):
+        with pytest.raises(InvalidJob) as caught:
+            getattr(queues, verb)(queue)
+        assert list(caught.value.message_dict) == ["queue"]
+
+    def test_a_blocked_job_is_retried_under_a_pause_and_waits_for_its_end(self, queues):
+        job = put(queues, "halted")
+        queues.pause("customer-42")
+        queues.retry(job)
+        line = line_of(job)
+        assert line.paused_at is not None
+        assert line.due_at <= timezone.now()
+
+
+@pytest.mark.django_db
+@pytest.mark.capability("Q22")
+class TestPrune:
+    def ended(self, queuetopia, days, state="done", **columns):
+        return put(queuetopia, state, done_at=timezone.now() - timedelta(days=days), **columns)
+
+    def test_deletes_jobs_that_ended_before_the_retention(self, queues):
+        for state in ENDED:
+            self.ended(queues, 8, state)
+        kept = [self.ended(queues, 6, state) for state in ENDED]
+        assert jobs.prune(queues) == 3
+        assert list(queues.jobs().order_by("id")) == kept
+
+    @pytest.mark.parametrize("state", UNFINISHED)
+    @pytest.mark.capability("H22")
+    def test_deletes_no_unfinished_job_however_old(self, queues, state):
+        long_ago = timezone.now() - timedelta(days=3000)
+        job = put(queues, state, scheduled_at=long_ago)
+        assert jobs.prune(queues, older_than=0) == 0
+        assert queues.jobs().get() == job
+
+    def test_deletes_nothing_of_another_scope(self, queues):
+        self.ended(mail_queue("tests.other"), 99)
+        assert jobs.prune(queues, older_than=0) == 0
+        assert Job.objects.count() == 1
+
+    def test_deletes_no_more_than_a_batch_the_oldest_first(self, queues):
+        newest, *_ = [self.ended(queues, days) for days in (8, 9, 10)]
+        assert jobs.prune(queues, batch=2) == 2
+        assert queues.jobs().get() == newest
+        assert jobs.prune(queues, batch=2) == 1
+        assert jobs.prune(queues, batch=2) == 0
+
+    def test_deletes_what_people_did_to_them_and_nothing_else_of_that(self, queues):
+        gone, kept = put(queues, "halted"), put(queues, "halted", "other")
+        queues.pause("customer-42")
+        for job in (gone, kept):
+            queues.skip(job)
+        Job.objects.filter(pk=gone.pk).update(done_at=timezone.now() - timedelta(days=8))
+        jobs.prune(queues)
+        assert sorted(JobEvent.objects.values_list("verb", "job"), key=str) == [("pause", None), ("skip", kept.pk)]
+
+    def test_takes_the_retention_of_the_class(self, queues):
+        short = mail_queue("tests.short", retention=HOUR)
+        self.ended(short, 1 / 12)
+        assert jobs.prune(short) == 1
+
+    def test_keeps_everything_for_a_retention_of_none(self, queues):
+        for_ever = mail_queue("tests.ever", retention=None)
+        self.ended(for_ever, 3000)
+        assert jobs.prune(for_ever) == 0
+        assert jobs.prune(for_ever, older_than=timedelta(days=2999)) == 1
+
+    def test_takes_as_long_a_time_as_the_option(self, queues):
+        self.ended(queues, 500)
+        assert jobs.prune(queues, older_than=timedelta(days=600)) == 0
+        assert jobs.prune(queues, older_than=timedelta(days=400)) == 1
+
+    @pytest.mark.parametrize("wrong", [-1, float("nan"), True, "7"])
+    def test_refuses_what_is_no_time(self, queues, wrong):
+        with pytest.raises(ValueError, match=r"second|number"):
+            jobs.prune(queues, older_than=wrong)
+
+
+@pytest.mark.capability("H22")
+class TestEveryPath(TestCase):
+    """Any verbs in any order, with pruning in between."""
+
+    @given(
+        states=st.lists(st.sampled_from(STATES), min_size=1, max_size=4),
+        steps=st.lists(
+            st.tuples(st.sampled_from([*TABLE, "pause", "resume", "prune"]), st.integers(0, 3)), max_size=12
+        ),
+    )
+    def test_deletes_no_unfinished_job_and_lowers_no_attempts(self, states, steps):
+        with mock.patch.object(declaration, "_registry", []):
+            queuetopia = mail_queue()
+        put_jobs = [put(queuetopia, state, f"queue-{number}") for number, state in enumerate(states)]
+        for verb, number in steps:
+            job = put_jobs[number % len(put_jobs)]
+            before = dict(Job.objects.unfinished().values_list("pk", "attempts"))
+            self.step(queuetopia, verb, job)
+            after = dict(Job.objects.values_list("pk", "attempts"))
+            assert all(after[pk] >= attempts for pk, attempts in before.items())
+
+    def step(self, queuetopia, verb, job):
+        try:
+            if verb == "prune":
+                jobs.prune(queuetopia, older_than=0)
+            elif verb in TABLE:
+                getattr(queuetopia, verb)(job)
+            else:
+                getattr(queuetopia, verb)(job.queue)
+        except Refused:
+            pass
