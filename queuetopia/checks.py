@@ -14,7 +14,7 @@ from django.db import connections, router
 from django.db.migrations.loader import MigrationLoader
 
 from . import conf
-from .backends import is_supported
+from .backends import backend_for
 from .backends.checks import troubles
 from .declaration import Queuetopia, registered
 from .params import text_problem
@@ -256,12 +256,10 @@ def _databases():
 def _unusable(alias, used):
     hint = "Use PostgreSQL, MySQL, MariaDB or SQLite with its driver, or another alias by the option using."
     try:
-        if is_supported(alias):
-            return []
-        reason = f"its vendor is {connections[alias].vendor!r}"
+        backend_for(alias)
+        return []
     except Exception as exc:  # An ENGINE may raise anything when it is imported.
-        reason = str(exc)
-    return [_problem("E012", f"{used} cannot be used: {reason}.", hint)]
+        return [_problem("E012", f"{used} cannot be used: {str(exc).removesuffix('.')}.", hint)]
 
 
 def _kept_out(alias, used):

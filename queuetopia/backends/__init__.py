@@ -12,16 +12,13 @@ from django.db import connections
 _BY_VENDOR = {"postgresql": "postgresql", "mysql": "mysql", "sqlite": "sqlite"}
 
 
-def is_supported(alias: str) -> bool:
-    return connections[alias].vendor in _BY_VENDOR
-
-
-def backend_for(alias: str, **options):
+def backend_for(alias: str):
     """Return a Backend that works through the connection of ``alias``."""
     vendor = connections[alias].vendor
     if vendor not in _BY_VENDOR:
         raise ImproperlyConfigured(
-            f"Queuetopia cannot use database {alias!r} ({vendor}): it works on {', '.join(sorted(_BY_VENDOR))}."
+            f"Queuetopia has no backend for the vendor {vendor!r} of database {alias!r}; "
+            f"it has {', '.join(sorted(_BY_VENDOR))}."
         )
     module = import_module(f".{_BY_VENDOR[vendor]}", __name__)
-    return module.Backend(alias, **options)
+    return module.Backend(alias)
