@@ -1,5 +1,7 @@
 """``class MailQueue(Queuetopia)``: one declared system of queues, and the registry of all of them."""
 
+from functools import lru_cache
+
 from django.apps import apps
 from django.core.paginator import Paginator
 from django.db import router
@@ -223,7 +225,13 @@ def registered() -> list[type[Queuetopia]]:
 
 def by_scope() -> dict[str, type[Queuetopia]]:
     """Return {scope: class}. Two classes of one scope are a system-check error; the first is returned."""
+    return _by_scope(tuple(_registry)) if apps.ready else _by_scope.__wrapped__(_registry)
+
+
+@lru_cache(maxsize=1)
+def _by_scope(queuetopias):
+    # Asked for each job. Before the apps are ready a default scope may still change.
     scopes: dict[str, type[Queuetopia]] = {}
-    for queuetopia in _registry:
+    for queuetopia in queuetopias:
         scopes.setdefault(queuetopia.scope, queuetopia)
     return scopes
