@@ -8,7 +8,7 @@ import traceback
 from enum import StrEnum
 from typing import NamedTuple
 
-from .params import Unreadable, loads
+from .params import ParamsEncoder, Unreadable, loads
 
 ERRORS_KEPT = 20  # entries of job.errors; the oldest go first
 MESSAGE_LIMIT = 2_000  # characters of an error's message
@@ -147,8 +147,8 @@ def result_text(result) -> str | None:
     if result is None:
         return None
     try:
-        text = json.dumps(result, allow_nan=False)
-        json.dumps(result, ensure_ascii=False).encode()  # a lone surrogate does not encode
+        text = json.dumps(result, cls=ParamsEncoder)
+        json.dumps(result, cls=ParamsEncoder, ensure_ascii=False).encode()  # a lone surrogate does not encode
     except (TypeError, ValueError, RecursionError):
         return None
     return text if len(text) <= RESULT_LIMIT and "\\u0000" not in text else None

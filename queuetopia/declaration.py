@@ -139,7 +139,7 @@ class Queuetopia:
         """
         from . import jobs
 
-        return jobs.create(cls, list(new_jobs))
+        return jobs.create_many(cls, list(new_jobs))
 
     @classmethod
     async def acreate_job(cls, *args, **kwargs):

@@ -4,7 +4,6 @@ Nothing here is on the way of a job; each step is short, so that the loop is nev
 """
 
 import logging
-import signal
 import socket
 
 from django.db import DatabaseError, InterfaceError, OperationalError
@@ -15,6 +14,7 @@ from .backends.base import Ending, Recorded
 from .channel import uptime
 from .declaration import by_scope
 from .models import Job
+from .supervisor import STOP
 
 logger = logging.getLogger(__name__)
 
@@ -28,13 +28,14 @@ def keep_house(scheduler) -> None:
     now = uptime()
     for store in scheduler.stores:
         store.wake_by_time()
-        if scheduler.is_stopping:
-            continue
         with scheduler.session(store):
             if now >= store.peers_at:
                 store.peers_at = now + LOOK_FOR_DEAD
-                take_over_dead_nodes(scheduler, store)
                 stop_what_people_asked(scheduler, store)
+                if not scheduler.is_stopping:
+                    take_over_dead_nodes(scheduler, store)
+            if scheduler.is_stopping:
+                continue
             if now >= store.poll_at:
                 store.poll_at = now + store.poll_interval
                 store.may_have_due = True
@@ -99,7 +100,7 @@ def wait_for_turn(scheduler) -> bool:
     logger.info("standing by node=%s", scheduler.node)
     while not all(_is_our_turn(scheduler, store) for store in scheduler.stores):
         scheduler._tell_supervisor()
-        if signal.SIGTERM in scheduler._signals.wait(0.5):
+        if STOP in scheduler._signals.wait(0.5):
             scheduler.stop()
             return False
     return True

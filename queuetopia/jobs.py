@@ -35,24 +35,33 @@ INSERT_BATCH = 1_000  # rows of one INSERT
 
 def build(queuetopia, *, queue, action, params, scheduled_at, **options) -> Job:
     """Return an unsaved Job, or raise InvalidJob with every problem found, keyed by argument."""
-    problems: dict[str, list[str]] = {}
     params = {} if params is None else params
+    given = {name: value for name, value in options.items() if value is not None}
+    if scheduled_at is not None:
+        given["scheduled_at"] = scheduled_at
+    if problems := _problems(queuetopia, queue, action, params, given):
+        raise InvalidJob(problems)
+    for name, clean in conf.JOB_OPTIONS.items():
+        if name in given:
+            given[name] = clean(given[name])
+    return Job(scope=queuetopia.scope, queue=queue, action=action, params=params, **given)
+
+
+def _problems(queuetopia, queue, action, params, given) -> dict[str, list[str]]:
+    """Return everything that would keep such a job from being stored or run, keyed by argument."""
+    problems: dict[str, list[str]] = {}
     _check_queue(queue, problems)
     _check_action(queuetopia, action, problems)
     _check_params(queuetopia, action, params, problems)
-    _check_scheduled_at(scheduled_at, problems)
-    given = {}
-    for name, value in options.items():
-        if value is not None:
-            try:
-                given[name] = conf.JOB_OPTIONS[name](value)
-            except (ValueError, TypeError, OverflowError) as exc:
-                problems[name] = [f"{exc}. Leave it out to use the option of {queuetopia.__name__}."]
-    if problems:
-        raise InvalidJob(problems)
-    if scheduled_at is not None:
-        given["scheduled_at"] = scheduled_at
-    return Job(scope=queuetopia.scope, queue=queue, action=action, params=params, **given)
+    _check_scheduled_at(given.get("scheduled_at"), problems)
+    for name, clean in conf.JOB_OPTIONS.items():
+        if name not in given:
+            continue
+        try:
+            clean(given[name])
+        except (ValueError, TypeError, OverflowError) as exc:
+            problems[name] = [f"{exc}. Leave it out to use the option of {queuetopia.__name__}."]
+    return problems
 
 
 def _check_queue(queue, problems):
@@ -107,9 +116,14 @@ def _check_scheduled_at(scheduled_at, problems):
         problems["scheduled_at"] = [f"is in the year {scheduled_at.year}, outside 1971-9998."]
 
 
+def create_many(queuetopia, jobs: list) -> list[Job]:
+    """Validate all jobs, then ``create`` them."""
+    _check_bulk(queuetopia, jobs)
+    return create(queuetopia, jobs)
+
+
 def create(queuetopia, jobs: list[Job]) -> list[Job]:
     """INSERT the jobs in the caller's transaction; after commit wake the schedulers and send job_created."""
-    _check_bulk(queuetopia, jobs)
     if not jobs:
         return jobs
     alias = queuetopia.database()
@@ -126,17 +140,34 @@ def create(queuetopia, jobs: list[Job]) -> list[Job]:
     return jobs
 
 
-def _check_bulk(queuetopia, jobs):
-    problems = {}
+def _check_bulk(queuetopia, jobs: list):
+    """Refuse what ``job()`` did not make, and what was changed to something wrong since."""
+    make = f"{queuetopia.__name__}.job()"
+    problems: dict[str, list[str]] = {}
+    seen: set[int] = set()
     for index, job in enumerate(jobs):
+        name = f"jobs[{index}]"
         if not isinstance(job, Job):
-            problems[f"jobs[{index}]"] = [f"is a {type(job).__name__}; make it with {queuetopia.__name__}.job()."]
+            problems[name] = [f"is a {type(job).__name__}; make it with {make}."]
         elif job.scope != queuetopia.scope:
-            problems[f"jobs[{index}].scope"] = [f"is {job.scope!r}; make it with {queuetopia.__name__}.job()."]
-        elif job.pk is not None:
-            problems[f"jobs[{index}]"] = [f"is stored already, as job {job.pk}."]
+            problems[f"{name}.scope"] = [f"is {job.scope!r}; make it with {make}."]
+        elif not job._state.adding:
+            problems[name] = [f"was stored before, as job {job.pk}; make a new one with {make}."]
+        elif id(job) in seen:
+            problems[name] = [f"stands in the list twice; make a second one with {make}."]
+        else:
+            seen.add(id(job))
+            wrong = _problems(queuetopia, job.queue, job.action, job.params, _given(job))
+            problems |= {f"{name}.{argument}": texts for argument, texts in wrong.items()}
     if problems:
         raise InvalidJob(problems)
+
+
+def _given(job):
+    given = {name: getattr(job, name) for name in conf.JOB_OPTIONS if getattr(job, name) is not None}
+    if not isinstance(job.scheduled_at, DatabaseDefault):
+        given["scheduled_at"] = job.scheduled_at
+    return given
 
 
 def _read_scheduled_at(jobs, alias):

@@ -67,7 +67,7 @@ class Job(models.Model):
     done_at = models.DateTimeField(_("done at"), null=True)
     error = models.TextField(_("last error"), default="")
     errors = models.JSONField(_("errors"), default=list)
-    result = models.JSONField(_("result"), null=True)
+    result = ParamsField(_("result"), null=True)
 
     fence: int | None = None  # set on the job a performer is handed
     _is_claim = False

@@ -90,7 +90,7 @@ def _check(value, path, depth):
     elif isinstance(value, list):
         for index, item in enumerate(value):
             _check(item, f"{path}[{index}]", depth - 1)
-    elif type(value) not in _TO_TAGGED:
+    elif not isinstance(value, tuple(_TO_TAGGED)):
         raise InvalidParams(f"{path}: {_refusal(value)}")
     elif isinstance(value, Decimal) and not value.is_finite():
         raise InvalidParams(f"{path}: {value} is not a finite number")
@@ -124,10 +124,10 @@ class ParamsEncoder(json.JSONEncoder):
         super().__init__(**{**kwargs, "allow_nan": False})
 
     def default(self, o):
-        if type(o) not in _TO_TAGGED:
-            return super().default(o)
-        tag, encode = _TO_TAGGED[type(o)]
-        return {TAG: tag, "value": encode(o)}
+        for kind, (tag, encode) in _TO_TAGGED.items():  # a datetime is a date too: the order matters
+            if isinstance(o, kind):
+                return {TAG: tag, "value": encode(o)}
+        return super().default(o)
 
     def encode(self, o):
         text = super().encode(o)

@@ -70,8 +70,9 @@ class Pool:
         worker.check_at = min(worker.check_at, uptime() + timeout)
         return assignment
 
-    def take_back(self) -> None:
-        """Ask for all that has not been started."""
+    def wind_down(self) -> None:
+        """Start no more workers, and ask for all jobs that have not been started."""
+        self.size = 0
         for worker in self.workers:
             worker.asked_back = True
             worker.send("give_back")
@@ -107,7 +108,7 @@ class Pool:
                     self.unstarted.append((assignment.store, assignment.claim))
             case _:
                 logger.error("worker sent an unknown message pid=%d", worker.pid)
-                worker.closed = True
+                worker.closed = worker.garbled = True
 
     def _ended(self, worker, ticket, outcome):
         assignment = self._take(worker, ticket)
@@ -124,11 +125,11 @@ class Pool:
 
     def bury(self, worker) -> None:
         """Turn what a dead or useless worker had in its hands into outcomes; what it had not started is given back."""
-        running = worker.board.running()
+        running = worker.running()
         self.workers.remove(worker)
         with contextlib.suppress(KeyError, ValueError):
             self.selector.unregister(worker.channel)
-        if not worker.has_ended():
+        if not worker.is_dying():
             worker.kill()
         worker.bury()
         for ticket, assignment in list(worker.assigned.items()):
@@ -158,7 +159,7 @@ class Pool:
             return jobs.failed(queuetopia, claim, exceptions.JobTimeout(timeout_text(claim)), duration=duration)
         if assignment.stopping == "JobCancelled":
             return Outcome(claim.job_id, claim.fence, Verdict.CANCEL, duration=duration)
-        if worker.killed and not worker.closed:
+        if worker.killed and not worker.closed and not worker.garbled:
             error = describe(exceptions.JobInterrupted(f"{self._node} cut it short; the attempt is not counted"))
             return Outcome(claim.job_id, claim.fence, Verdict.INTERRUPT, error=error, duration=duration)
         return jobs.failed(queuetopia, claim, exceptions.WorkerDied(worker.end_text()), duration=duration)

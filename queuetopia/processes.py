@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import json
+import logging
 import os
 import select
 import signal
@@ -52,15 +53,22 @@ def kill_marked(mark: str) -> int:
 
     Finds what left the worker's process group and session too (a double fork with setsid). Linux only.
     """
+    killed: set[int] = set()
+    while found := _marked(mark) - killed:  # again, because one of them may have started another meanwhile
+        for pid in found:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        killed |= found
+    return len(killed)
+
+
+def _marked(mark):
     wanted = f"{MARK}={mark}".encode()
-    found = 0
+    found = set()
     for pid in _pids():
-        with contextlib.suppress(OSError):
-            with open(f"/proc/{pid}/environ", "rb") as file:
-                if wanted not in file.read().split(b"\0"):
-                    continue
-            os.kill(pid, signal.SIGKILL)
-            found += 1
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb") as file:
+            if wanted in file.read().split(b"\0"):
+                found.add(pid)
     return found
 
 
@@ -69,9 +77,9 @@ def kill_descendants() -> None:
     while children := _children(os.getpid()):
         for pid in children:
             _kill_tree(pid)
-        with contextlib.suppress(ChildProcessError):
-            while True:
-                os.waitpid(-1, 0)
+        for pid in children:  # only these: an orphan that became our child meanwhile is not killed yet
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
 
 
 def _kill_tree(pid):
@@ -97,6 +105,16 @@ def _children(parent):
             if int(file.read().rpartition(")")[2].split()[1]) == parent:
                 children.append(pid)
     return children
+
+
+def log_to_stderr(verbosity: int) -> None:
+    """Show our log on standard error if the project's LOGGING takes it nowhere."""
+    logger = logging.getLogger("queuetopia")
+    if not logger.hasHandlers() and verbosity > 0:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.DEBUG if verbosity > 1 else logging.INFO)
 
 
 class Signals:

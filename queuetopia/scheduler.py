@@ -26,7 +26,7 @@ from .pool import Pool
 from .processes import Signals
 from .progress import Progress
 from .store import Store
-from .supervisor import CRASHED, REFUSED
+from .supervisor import CRASHED, REFUSED, STOP
 from .worker_process import WorkerProcess
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,8 @@ class Scheduler:
         self._beat_at = 0.0
         self._errors = 0
         self._supervisor = supervisor
-        self._signals = Signals(signal.SIGTERM, signal.SIGCHLD)
+        # The supervisor decides what Ctrl-C and SIGTERM mean, which may reach every process of a node.
+        self._signals = Signals(STOP, signal.SIGCHLD, signal.SIGINT, signal.SIGTERM)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._signals, selectors.EVENT_READ)
         self._progress = Progress(self.stores) if options.progress and options.until_empty else None
@@ -114,7 +115,7 @@ class Scheduler:
         until = uptime() + seconds
         while (left := until - uptime()) > 0 and not self.is_stopping:
             self._tell_supervisor()
-            if signal.SIGTERM in self._signals.wait(min(left, 1.0)):
+            if STOP in self._signals.wait(min(left, 1.0)):
                 self.stop()
         return self.is_stopping
 
@@ -173,7 +174,9 @@ class Scheduler:
         self.pool.say_goodbye()
         until = max(self.stop_at or 0.0, uptime() + 5.0)
         while not self.pool.all_ended() and uptime() < until:
-            self._signals.wait(0.05)
+            self.beat()
+            if STOP in self._signals.wait(0.05):
+                self.exit_code, until = 1, 0.0
         self.pool.kill_all()
         for store in self.stores:
             store.unregister(self._selector)
@@ -204,7 +207,7 @@ class Scheduler:
             with self.session(store):
                 store.listen()
         for number in self._signals.received():
-            if number == signal.SIGTERM:
+            if number == STOP:
                 self.stop()
 
     def _sleep(self):
@@ -230,7 +233,7 @@ class Scheduler:
         if self.stop_at is None:
             logger.info("stopping node=%s grace=%g", self.node, self.options.grace)
             self.stop_at = uptime() + self.options.grace
-            self.pool.take_back()
+            self.pool.wind_down()
         else:
             logger.warning("stopping at once node=%s", self.node)
             self.stop_at = uptime()
@@ -253,8 +256,7 @@ class Scheduler:
         if self.stop_at is not None and uptime() >= self.stop_at:
             self.pool.kill_all()
         self._take_from_pool()
-        if not self.is_stopping:
-            self.pool.replace()
+        self.pool.replace()
 
     def _take_from_pool(self):
         for store, ending in self.pool.ended:
@@ -344,8 +346,7 @@ class Scheduler:
             store.may_have_due = more and bool(claims)
             store.knows_next = False
             if more and not claims:
-                store.claim_at = uptime() + LOCK_RETRY
-                store.knows_next = True
+                store.claim_at = min(store.claim_at, uptime() + LOCK_RETRY)
             for claim in claims:
                 self._accept(store, claim)
 
@@ -407,7 +408,6 @@ def _name(claim):
 
 def main(options: dict) -> int:
     """Run the scheduler of one node in this process; return its exit code."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor decides what Ctrl-C means
     heartbeat = options.pop("heartbeat")
     os.set_blocking(heartbeat, False)
     try:

@@ -23,7 +23,7 @@ class Store:
         self.endings: list[Ending] = []  # ended, not recorded
         self.streaks: dict[int, int] = {}  # jobs run in a row, by queue
         self.may_have_due = True  # something may be due: claim
-        self.claim_at: float | None = None  # uptime at which the next queue becomes due by time
+        self.claim_at = float("inf")  # uptime at which the next queue becomes due by time
         self.knows_next = False  # claim_at is right
         self.news_at = 0.0  # uptime at which to look for a wake-up
         self.poll_at = 0.0
@@ -101,23 +101,22 @@ class Store:
         """Yield the uptimes at which something is to be done here."""
         if may_claim:
             if not self.knows_next:
-                seconds = self.backend.next_due(self.scopes)
-                self.claim_at = None if seconds is None else uptime() + seconds
+                if (seconds := self.backend.next_due(self.scopes)) is not None:
+                    self.claim_at = min(self.claim_at, uptime() + seconds)
                 self.knows_next = True
-            if self.claim_at is not None:
-                yield self.claim_at
-        yield from (self.poll_at, self.peers_at)
+            yield from (self.claim_at, self.poll_at)
+            if self.sweeping or self.pruning:
+                yield self.step_at
+        yield self.peers_at
         if self.backend.looks_every is not None:
             yield self.news_at
         if self.backend.was_notified:
             yield 0.0
-        if self.sweeping or self.pruning:
-            yield self.step_at
 
     def wake_by_time(self) -> None:
         """Claim again when a queue has become due by the clock."""
-        if self.claim_at is not None and uptime() >= self.claim_at:
-            self.may_have_due, self.claim_at, self.knows_next = True, None, False
+        if uptime() >= self.claim_at:
+            self.may_have_due, self.claim_at, self.knows_next = True, float("inf"), False
 
     def note_due(self, recorded) -> None:
         """Take from a record what became due, at once or later."""
@@ -125,10 +124,8 @@ class Store:
             self.may_have_due = True
             if self.has_peers:
                 self.backend.notify()
-        delays = [ending.outcome.delay for ending in recorded.written if ending.outcome.delay]
-        if delays and self.knows_next:
-            soonest = uptime() + min(delays)
-            self.claim_at = soonest if self.claim_at is None else min(self.claim_at, soonest)
+        if len(recorded.claims) < len(recorded.written):
+            self.knows_next = False  # a queue was let go: its head may be due later
 
     def end_streaks(self, endings: list[Ending], claims: list[Claim]) -> None:
         kept = {claim.queue_id for claim in claims}

@@ -19,12 +19,16 @@ from .processes import Signals, adopt_orphans, kill_descendants, start_child
 
 logger = logging.getLogger(__name__)
 
+# What tells the scheduler to stop. SIGTERM is not it: many an init system sends that to every process of a service.
+STOP = signal.SIGUSR1
+
 REFUSED = 3  # the scheduler's exit code when starting it again would not help
 CRASHED = 70  # its exit code after an error of its own
 ENDS = (0, 1, REFUSED)
+STOPPED_AT_BOOT = (-STOP, -signal.SIGTERM, -signal.SIGINT)  # it was told to stop before it listened to signals
 
 BOOT_TIME = 30.0  # seconds until a new scheduler's first heartbeat
-KILL_MARGIN = 5.0  # seconds beyond the grace time that a scheduler has to end itself
+KILL_MARGIN = 10.0  # seconds beyond the grace time that a scheduler has to end itself
 STEADY = 10.0  # seconds a scheduler must live for its restarts to be immediate again
 
 
@@ -40,6 +44,7 @@ class Supervisor:
         self._scheduler: subprocess.Popen
         self._heartbeat = -1
         self._dead_at = 0.0  # uptime at which a silent scheduler is taken for dead
+        self._end_at = float("inf")  # uptime by which it has to end, because it was told to stop
         self._stops = 0
 
     def run(self) -> int:
@@ -51,6 +56,8 @@ class Supervisor:
                 began = uptime()
                 code = self._run_scheduler()
                 kill_descendants()
+                if self._stops == 1 and code in STOPPED_AT_BOOT:
+                    return 0
                 if code in ENDS or self._stops:
                     return code if code in (0, 1) else 1
                 failures = failures + 1 if uptime() - began < STEADY else 0
@@ -81,15 +88,13 @@ class Supervisor:
     def _watch(self, heartbeat):
         sources = [self._signals, heartbeat] + ([self._parent] if self._parent is not None else [])
         while True:
-            ready, _, _ = select.select(sources, [], [], max(0.0, self._dead_at - uptime()))
+            ready, _, _ = select.select(sources, [], [], max(0.0, min(self._dead_at, self._end_at) - uptime()))
             if self._parent in ready:
                 sources.remove(self._parent)
                 self._stop()
             if heartbeat in ready:
                 if heartbeat.read(4096):
-                    self._dead_at = (
-                        max(self._dead_at, uptime() + self._fence) if self._stops else uptime() + self._fence
-                    )
+                    self._dead_at = uptime() + self._fence
                 else:
                     sources.remove(heartbeat)
             for number in self._signals.received():
@@ -101,19 +106,16 @@ class Supervisor:
                 logger.error(
                     "scheduler silent for the fence time, killing it and its workers pid=%d", self._scheduler.pid
                 )
+            if uptime() >= min(self._dead_at, self._end_at):
                 kill_descendants()
                 return -signal.SIGKILL
 
     def _stop(self):
         """Pass a stop on to the scheduler: the first is graceful, the second at once, the third kills."""
         self._stops += 1
-        if self._stops > 2:
-            kill_descendants()
-        else:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._scheduler.pid, signal.SIGTERM)
-            grace = self._options.grace if self._stops == 1 else 0.0
-            self._dead_at = uptime() + grace + KILL_MARGIN + self._fence
+        grace = self._options.grace if self._stops == 1 else 0.0
+        self._end_at = uptime() + (grace + KILL_MARGIN if self._stops <= 2 else 0.0)
+        os.kill(self._scheduler.pid, STOP)
 
     def _reap(self):
         """Collect every ended child, adopted ones too; return the scheduler's exit code when it is among them."""

@@ -284,13 +284,19 @@ class Worker:
         """Read the channel until it says goodbye, or ends because the scheduler died."""
         self._send("ready", os.getpid())
         frames = Frames()
-        while received := receive(self._channel):
+        while received := self._receive():
             for kind, *content in frames.feed(received):
                 if kind == "bye":
                     self._finish_news()
                     return
                 getattr(self, f"_on_{kind}")(*content)
         os._exit(1)
+
+    def _receive(self):
+        try:
+            return receive(self._channel)
+        except ConnectionError:
+            return b""
 
     def _on_run(self, items):
         with self._lock:
@@ -506,7 +512,9 @@ def discard(connection) -> None:
 
 def main(options: dict) -> None:
     """Run one worker until its scheduler says goodbye or dies."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # The supervisor decides what these mean. A handler, because what is ignored is so in a performer's programs too.
+        signal.signal(number, lambda *_: None)
     channel = socket.socket(fileno=options["channel"])
     board = Board(options["board"], options["slots"])
     Worker(channel, board).serve()

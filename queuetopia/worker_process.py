@@ -18,6 +18,7 @@ from .processes import kill_marked, start_child
 logger = logging.getLogger(__name__)
 
 BOOT_DEADLINE = 30.0  # seconds a worker may take until it is ready
+DYING_TIME = 0.2  # seconds between the end of a dying process's channel and its own
 SHORT = 0.02  # seconds; jobs that last less on average are handed out ahead, so that a worker need not wait
 MOST_AHEAD = 64  # jobs handed to a worker beyond those it can run at once
 
@@ -47,6 +48,8 @@ class WorkerProcess:
     condemned_at: float | None = None  # uptime at which it is killed; it gets no new work before
     killed: bool = False  # by us: what it ran is not its own crash
     closed: bool = False  # its channel is no use any more
+    garbled: bool = False  # because something else than our messages came
+    deaf: bool = False  # nothing can be sent to it any more; what it said before is still to be heard
     assigned: dict[int, Assignment] = field(default_factory=dict)
     check_at: float = float("inf")  # uptime at which an attempt may be overdue
     asked_back: bool = False
@@ -119,13 +122,13 @@ class WorkerProcess:
 
     def flush(self) -> None:
         """Write what the socket takes now; the rest follows when it is writable."""
-        while self._unsent and not self.closed:
+        while self.has_unsent():
             try:
                 sent = self.channel.send(self._unsent[0])
             except BlockingIOError:
                 return
             except OSError:
-                self.closed = True
+                self.deaf = True
                 return
             if sent == len(self._unsent[0]):
                 self._unsent.popleft()
@@ -133,7 +136,7 @@ class WorkerProcess:
                 self._unsent[0] = self._unsent[0][sent:]
 
     def has_unsent(self) -> bool:
-        return bool(self._unsent) and not self.closed
+        return bool(self._unsent) and not self.closed and not self.deaf
 
     def receive(self) -> list[list]:
         """Return the messages that have come. At its end, or when it is garbled, the channel is closed for good."""
@@ -142,6 +145,7 @@ class WorkerProcess:
             try:
                 received = receive(self.channel)
             except BlockingIOError:
+                self.closed = self.deaf
                 break
             except OSError:
                 received = b""
@@ -152,7 +156,7 @@ class WorkerProcess:
                 messages += self._frames.feed(received)
             except GarbledChannel as exc:
                 logger.error("worker's channel garbled pid=%d cause=%s", self.pid, exc)
-                self.closed = True
+                self.closed = self.garbled = True
         return messages
 
     # End
@@ -160,8 +164,23 @@ class WorkerProcess:
     def has_ended(self) -> bool:
         return self.process.poll() is not None
 
+    def is_dying(self) -> bool:
+        """True when the channel ended because the process does: it is given the moment it needs for that."""
+        if self.closed and not self.garbled:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(DYING_TIME)
+        return self.has_ended()
+
+    def running(self) -> dict[int, float]:
+        """Return {ticket: uptime of its start} of the attempts that it runs, or ran when it ended."""
+        if self.garbled:  # and the board, perhaps: jobs are started in the order in which they were handed out
+            return dict.fromkeys(list(self.assigned)[: self.board.slots], uptime())
+        return self.board.running()
+
     def kill(self) -> None:
         """SIGKILL the worker and its process group; nothing it does from here on counts."""
+        if self.has_ended():
+            return
         self.killed = True
         for kill in (os.killpg, os.kill):
             with contextlib.suppress(OSError):
@@ -170,17 +189,16 @@ class WorkerProcess:
     def bury(self) -> None:
         """Wait for the dead process, kill whatever it left running, and close what we shared."""
         self.process.wait()
-        if self.killed or self.process.returncode:
-            strays = kill_marked(self.mark)
-            if strays:
-                logger.warning("worker left processes behind, killed pid=%d strays=%d", self.pid, strays)
+        strays = kill_marked(self.mark)
+        if strays:
+            logger.warning("worker left processes behind, killed pid=%d strays=%d", self.pid, strays)
         self.channel.close()
         self.board.close()
 
     def end_text(self) -> str:
         """Say how the process ended, for the error of the attempt it took down."""
         code = self.process.returncode
-        if code is None or (self.killed and self.closed and code == -signal.SIGKILL):
+        if self.garbled or (self.killed and self.closed):
             return f"worker {self.pid} closed or garbled its channel and was killed"
         if code < 0:
             name = signal.Signals(-code).name

@@ -45,3 +45,9 @@ TEMPLATES = [
 ROOT_URLCONF = "tests.urls"
 STATIC_URL = "static/"
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+
+# What a test wants to be different in the nodes it starts, it says in their environment.
+QUEUETOPIA = {
+    "LEASE": env.float("QUEUETOPIA_TEST_LEASE", default=15),
+    "ENABLED": env.bool("QUEUETOPIA_TEST_ENABLED", default=True),
+}

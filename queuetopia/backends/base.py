@@ -26,11 +26,14 @@ from django.db.models.functions import Cast
 from .. import conf
 from ..attempts import ENDINGS, ERRORS_KEPT, FAILURES, Claim, Outcome, Verdict
 from ..models import Job, Node, Queue, Scope
+from ..params import ParamsDecoder
 from .columns import DatabaseNow, database_now
 
 logger = logging.getLogger(__name__)
 
 PRIVATE = "+queuetopia"  # suffix of the alias under which a scheduler's own connection is known to the ORM
+ROUNDS = 10  # looks of one claim for queues whose lock is free
+OVERDUE = 0.05  # seconds until a queue is looked at again that is due and was not claimed
 
 CLAIM_COLUMNS = (
     "id", "action", "params_text", "attempts", "scheduled_at", "timeout", "max_backoff", "max_attempts",
@@ -129,7 +132,10 @@ class Backend:
         return True
 
     def try_lock(self, queue_ids: list[int]) -> list[int]:
-        """Take the advisory lock of each queue that is free; return those taken."""
+        """Take the advisory lock of each queue that is free; return those that are ours now.
+
+        A queue asked for that is in ``held`` was locked by a claim that failed half way: it is ours already.
+        """
         self.held.update(queue_ids)
         return queue_ids
 
@@ -172,16 +178,30 @@ class Backend:
         """Take up to ``limit`` due queues and mark their heads as running under a new fence.
 
         Two transactions: the locks first, the heads in a new snapshot after, because a lock says nothing about
-        what the snapshot before it missed. Returns the claims, and whether there may be more to claim.
+        what the snapshot before it missed. Queues whose lock somebody else has are passed over. Returns the claims,
+        and whether there may be more to claim.
         """
-        found = self.due_queues(scopes, limit, now, only)
-        locked = self.try_lock(found)
-        claims, rest = self.start_heads(locked, holder, now)
-        self.look_again(rest)
-        self.unlock(rest)
-        return claims, len(found) == limit or len(locked) < len(found)
+        claims: list[Claim] = []
+        passed: list[int] = []
+        for _ in range(ROUNDS):
+            room = limit - len(claims)
+            found, locked = self.lock_due(scopes, room, now, only, passed)
+            started, rest = self.start_heads(locked, holder, now)
+            self.look_again(rest)
+            self.unlock(rest)
+            claims += started
+            refused = set(found) - set(locked)
+            if not refused or len(claims) == limit:
+                break
+            passed += refused
+        return claims, len(found) == room or bool(passed) or bool(refused)
 
-    def due_queues(self, scopes, limit, now, only=None) -> list[int]:
+    def lock_due(self, scopes, limit, now, only=None, passed=()) -> tuple[list[int], list[int]]:
+        """Return the due queues found, and those of them whose lock we have now."""
+        found = self.due_queues(scopes, limit, now, only, passed)
+        return found, self.try_lock(found)
+
+    def due_queues(self, scopes, limit, now, only=None, passed=()) -> list[int]:
         """Return the ids of due queues, longest due first. Per scope, so that unserved scopes cost nothing."""
         now = now or self.now()
         due: list[tuple[datetime, int]] = []
@@ -189,6 +209,8 @@ class Backend:
             queues = Queue.objects.using(self.alias).due(now).filter(scope=scope)
             if only is not None:
                 queues = queues.filter(name=only)
+            if passed:
+                queues = queues.exclude(pk__in=passed)
             due += queues.order_by("due_at").values_list("due_at", "id")[:limit]
         return [queue_id for _, queue_id in sorted(due)[:limit]]
 
@@ -203,8 +225,10 @@ class Backend:
         claims = []
         with transaction.atomic(using=self.alias):
             now = now or self.now()
-            queues = Queue.objects.using(self.alias).select_for_update().order_by("id")
-            for queue in queues.filter(pk__in=queue_ids, held_by=None, paused_at=None):
+            # A row that a person's open transaction has locked is passed over: it may stay so for long.
+            queues = Queue.objects.using(self.alias).select_for_update(skip_locked=True).order_by("id")
+            paused = Scope.objects.filter(name=models.OuterRef("scope"), paused_at__isnull=False)
+            for queue in queues.filter(~models.Exists(paused), pk__in=queue_ids, held_by=None, paused_at=None):
                 head, current_job, due_at = self._head(queue, now)
                 if head:
                     claims.append(self._start(queue, head, holder, now))
@@ -246,15 +270,17 @@ class Backend:
         return claim_of(queue, head)
 
     def next_due(self, scopes: list[str]) -> float | None:
-        """Return the seconds until the next queue becomes due by time, or None."""
-        now = self.now()
+        """Return the seconds until a queue is due that nobody holds, or None.
+
+        One that is due already was passed over by the last claim, or became due after it looked: at once.
+        """
         served = set(scopes) - self._paused_scopes(scopes)
-        waiting = Queue.objects.using(self.alias).filter(paused_at=None, held_by=None, due_at__gt=now)
+        waiting = Queue.objects.using(self.alias).filter(paused_at=None, held_by=None, due_at__isnull=False)
         times = (
             waiting.filter(scope=scope).order_by("due_at").values_list("due_at", flat=True).first() for scope in served
         )
         first = min(filter(None, times), default=None)
-        return None if first is None else (first - now).total_seconds()
+        return None if first is None else max(OVERDUE, (first - self.now()).total_seconds())
 
     # Record
 
@@ -266,32 +292,47 @@ class Backend:
         keep: whether this claim's queue may go straight on with its next job.
         node: what ``attempted_by`` says. Locks are given back after the commit.
         """
-        result = Recorded([], [], [], False)
-        cleared, released, due = [], [], False
         with transaction.atomic(using=self.alias):
-            now = now or self.now()
-            paused = self._paused_scopes({ending.claim.scope for ending in endings})
-            for ending in sorted(endings, key=lambda ending: ending.claim.queue_id):
-                queue = self._held_queue(ending.claim)
-                if queue is None:
-                    result.stale.append(ending)
-                    continue
-                if queue.stop_requested and ending.outcome.verdict not in ENDINGS:
-                    ending = ending._replace(outcome=ending.outcome._replace(verdict=Verdict.CANCEL))
-                self._write_job(ending, node, now)
-                result.written.append(ending)
-                may_go_on = keep(ending.claim) and queue.paused_at is None and queue.scope not in paused
-                claim, due_at, current_job = self._after(ending, queue, now, may_go_on, holder)
-                if claim:
-                    result.claims.append(claim)
-                    continue
-                self._let_go(queue, due_at, current_job)
-                due = due or (due_at is not None and due_at <= now)
-                released.append(queue.pk)
-                if current_job is None:
-                    cleared.append(queue.pk)
-        due = self.look_again(cleared) or due
-        self.unlock([*released, *(ending.claim.queue_id for ending in result.stale)])
+            written = self._record(endings, holder, node, keep, now or self.now())
+        return self._after_commit(*written, holder)
+
+    def _record(self, endings, holder, node, keep, now) -> tuple[Recorded, list[int], list[int]]:
+        """Write a batch in the transaction at hand.
+
+        Returns what came of it, the queues let go, and those of them to be looked at again.
+        """
+        result = Recorded([], [], [], False)
+        released, cleared, due = [], [], False
+        paused = self._paused_scopes({ending.claim.scope for ending in endings})
+        for ending in sorted(endings, key=_queue_of):  # rows are locked in one order everywhere
+            queue = self._held_queue(ending.claim)
+            if queue is None:
+                result.stale.append(ending)
+                continue
+            if queue.stop_requested and ending.outcome.verdict not in ENDINGS:
+                ending = ending._replace(outcome=ending.outcome._replace(verdict=Verdict.CANCEL))
+            self._write_job(ending, node, now)
+            result.written.append(ending)
+            may_go_on = keep(ending.claim) and queue.paused_at is None and queue.scope not in paused
+            claim, due_at, current_job = self._after(ending, queue, now, may_go_on, holder)
+            if claim:
+                result.claims.append(claim)
+                continue
+            self._let_go(queue, due_at, current_job)
+            released.append(queue.pk)
+            if due_at is not None and due_at <= now:
+                due = True
+            elif current_job is None and ending.outcome.verdict != Verdict.RETURN:
+                cleared.append(queue.pk)
+        return result._replace(released_due=due), released, cleared
+
+    def _after_commit(self, result, released, cleared, holder) -> Recorded:
+        due = self.look_again(cleared) or result.released_due
+        stale = {ending.claim.queue_id for ending in result.stale}
+        if stale:  # an old result of ours may be refused while the queue's next job is ours
+            running = Queue.objects.using(self.alias).filter(pk__in=stale, held_by=holder)
+            stale.difference_update(running.values_list("pk", flat=True))
+        self.unlock([*released, *stale])
         return result._replace(released_due=due)
 
     def _held_queue(self, claim):
@@ -303,13 +344,13 @@ class Backend:
         if outcome.verdict == Verdict.RETURN:
             return
         job = Job.objects.using(self.alias).filter(pk=claim.job_id, done_at=None)
-        errors = job.values_list("errors", flat=True).first() if outcome.error else None
-        job.update(**job_values(claim, outcome, node, now, errors or []))
+        errors = history(job.values_list("errors", flat=True).first()) if outcome.error else []
+        job.update(**job_values(claim, outcome, node, now, errors))
 
     def _after(self, ending, queue, now, may_go_on, holder):
         """Return (claim of the next job or None, due_at, current_job) for a queue whose attempt ended so."""
         claim, outcome = ending.claim, ending.outcome
-        later = now + timedelta(seconds=outcome.delay)
+        later = _later(now, outcome)
         if outcome.verdict == Verdict.RETURN:
             return None, later, claim.job_id if claim.attempted else None
         if outcome.verdict in (Verdict.RETRY, Verdict.SNOOZE, Verdict.INTERRUPT):
@@ -323,7 +364,8 @@ class Backend:
         return None, now if head else due_at, current_job
 
     def _let_go(self, queue, due_at, current_job):
-        Queue.objects.using(self.alias).filter(pk=queue.pk).update(
+        held = Queue.objects.using(self.alias).filter(pk=queue.pk, fence=queue.fence, held_by=queue.held_by)
+        held.update(
             due_at=due_at, current_job=current_job, attempt=0, held_by=None, held_since=None, stop_requested=False
         )
 
@@ -337,7 +379,9 @@ class Backend:
         for queue in Queue.objects.using(self.alias).filter(pk__in=queue_ids, held_by=None, current_job=None):
             jobs = Job.objects.using(self.alias).unfinished().in_queue(queue.scope, queue.name).in_order()
             first = jobs.values_list("scheduled_at", flat=True).first()
-            if first is not None and self._make_due(Queue.objects.using(self.alias).filter(pk=queue.pk), first):
+            if first is None or (queue.due_at is not None and queue.due_at <= first):
+                continue
+            if self._make_due(Queue.objects.using(self.alias).filter(pk=queue.pk), first):
                 due = True
         return due
 
@@ -386,7 +430,8 @@ class Backend:
         for queue in queues.order_by("id")[:limit]:
             head = self._jobs().filter(pk=queue.current_job or 0).first()
             if head is not None:
-                errors = Job.objects.using(self.alias).values_list("errors", flat=True).get(pk=head["id"])
+                stored = Job.objects.using(self.alias).filter(pk=head["id"])
+                errors = history(stored.values_list("errors", flat=True).first())
                 lost.append((claim_of(queue, head), errors[-1].get("type", "") if errors else ""))
             else:
                 self._let_go(queue, DatabaseNow(), None)
@@ -405,16 +450,29 @@ class Backend:
         """
         jobs = Job.objects.using(self.alias).unfinished().filter(scope=scope, queue__gt=after)
         firsts = dict(jobs.order_by("queue").values_list("queue").annotate(first=models.Min("scheduled_at"))[:limit])
-        known = Queue.objects.using(self.alias).filter(scope=scope, name__in=firsts)
-        served = set(
-            known.filter(Q(held_by__isnull=False) | Q(current_job__isnull=False) | Q(due_at__isnull=False)).values_list(
-                "name", flat=True
-            )
-        )
-        idle = [(scope, name, first) for name, first in firsts.items() if name not in served]
+        queues = Queue.objects.using(self.alias).filter(scope=scope, name__in=firsts)
+        repaired = self._unblock_from_vanished(queues)
+        now = self.now()
+        well = {
+            queue.name
+            for queue in queues
+            if queue.held_by or queue.current_job or queue.problem or _is_due_by(queue, max(now, firsts[queue.name]))
+        }
+        idle = [(scope, name, first) for name, first in firsts.items() if name not in well]
         if idle:
             self.wake(idle)
-        return len(idle), max(firsts) if len(firsts) == limit else None
+        # The last name in the database's order, which need not be Python's.
+        return repaired + len(idle), [*firsts][-1] if len(firsts) == limit else None
+
+    def _unblock_from_vanished(self, queues) -> int:
+        """Make due the blocked queues whose head was deleted by hand; a halted one would stay blocked for ever."""
+        blocked = dict(queues.blocked().values_list("current_job", "pk"))
+        heads = Job.objects.using(self.alias).unfinished().filter(pk__in=blocked)
+        vanished = set(blocked) - set(heads.values_list("pk", flat=True)) if blocked else set()
+        for current_job in vanished:
+            still = queues.blocked().filter(pk=blocked[current_job], current_job=current_job)
+            still.update(current_job=None, due_at=DatabaseNow())
+        return len(vanished)
 
     def has_work(self, scopes: list[str]) -> bool:
         """True while a served queue runs, is due, or backs off: what --until-empty waits for."""
@@ -424,6 +482,24 @@ class Backend:
         busy = Q(held_by__isnull=False) | Q(paused_at=None, due_at__lte=now)
         backing_off = Q(paused_at=None, current_job__isnull=False, due_at__isnull=False)
         return queues.filter(busy | backing_off).exists()
+
+
+def _queue_of(ending):
+    return ending.claim.queue_id
+
+
+def _is_due_by(queue, time):
+    return queue.due_at is not None and queue.due_at <= time
+
+
+def _later(now, outcome):
+    # A performer may ask for any delay; one beyond the calendar must not stop the scheduler.
+    return now + timedelta(seconds=min(outcome.delay, conf.LONGEST))
+
+
+def history(errors) -> list[dict]:
+    """Return ``job.errors`` as read, without what is not ours: a corrupt row must not stop the scheduler."""
+    return [entry for entry in errors if isinstance(entry, dict)] if isinstance(errors, list) else []
 
 
 def claim_of(queue, head) -> Claim:
@@ -466,13 +542,13 @@ def job_values(claim: Claim, outcome: Outcome, node: str, now: datetime, errors:
         if outcome.verdict in FAILURES:
             values["error"] = f"{entry['type']}: {entry['message']}"
     if outcome.verdict in (Verdict.RETRY, Verdict.SNOOZE, Verdict.INTERRUPT):
-        values["next_attempt_at"] = now + timedelta(seconds=outcome.delay)
+        values["next_attempt_at"] = _later(now, outcome)
     elif outcome.verdict == Verdict.HALT:
         values["state"] = Job.State.HALTED
     else:
         states = {Verdict.DONE: Job.State.DONE, Verdict.SKIP: Job.State.SKIPPED, Verdict.CANCEL: Job.State.CANCELLED}
         values |= {"state": states[Verdict(outcome.verdict)], "done_at": now}
-        values["result"] = None if outcome.result is None else json.loads(outcome.result)
+        values["result"] = None if outcome.result is None else json.loads(outcome.result, cls=ParamsDecoder)
     return values
 
 

@@ -15,6 +15,11 @@ class Backend(base.Backend):
         with self.connection.cursor() as cursor:
             # The server ends a silent session, and so frees its locks, after the lease.
             cursor.execute("SET SESSION wait_timeout = %s", [int(lease.lease)])
+            # Waiting for a row longer than the fence allows would cost the node its life.
+            cursor.execute("SET SESSION innodb_lock_wait_timeout = %s", [max(1, int(lease.fence / 2))])
+            if self.connection.mysql_is_mariadb:
+                # An update checks *all* constraints of its row: a job with corrupt params could not even be halted.
+                cursor.execute("SET SESSION check_constraint_checks = 0")
             cursor.execute("SHOW VARIABLES LIKE 'wsrep_on'")
             if (cursor.fetchone() or ("", "OFF"))[1] == "ON":
                 raise SessionRefused(
@@ -36,11 +41,11 @@ class Backend(base.Backend):
         taken = []
         with self.connection.cursor() as cursor:
             for queue_id in queue_ids:
-                if queue_id in self.held:
-                    continue  # GET_LOCK is re-entrant: it would say yes
-                cursor.execute("SELECT GET_LOCK(%s, 0)", [self._name(queue_id)])
-                if cursor.fetchone()[0] == 1:
-                    taken.append(queue_id)
+                if queue_id not in self.held:  # GET_LOCK is re-entrant: it would have to be given back twice
+                    cursor.execute("SELECT GET_LOCK(%s, 0)", [self._name(queue_id)])
+                    if cursor.fetchone()[0] != 1:
+                        continue
+                taken.append(queue_id)
         return super().try_lock(taken)
 
     def unlock(self, queue_ids):
@@ -51,6 +56,18 @@ class Backend(base.Backend):
                 if cursor.fetchone()[0] != 1:
                     raise SessionLost(f"the lock of queue {queue_id} was not ours any more")
         super().unlock(queue_ids)
+
+    def lock_order(self, scope, queues):
+        # INSERT IGNORE takes a shared lock on a row that exists; two who then want to write it deadlock.
+        for name in sorted(queues):
+            rows = Queue.objects.using(self.alias).filter(scope=scope, name=name)
+            if not list(rows.select_for_update()):
+                with self.connection.cursor() as cursor:
+                    cursor.execute(
+                        f"INSERT INTO {Queue._meta.db_table} (scope, name) VALUES (%s, %s)"  # noqa: S608
+                        " ON DUPLICATE KEY UPDATE id = id",
+                        [scope, name],
+                    )
 
     def _name(self, queue_id):
         # Lock names are per server: without database and table two sites would share queues. At most 64 characters.

@@ -41,7 +41,7 @@ _CANDIDATES = f"""
         SELECT c.id FROM unnest(%(scopes)s::text[]) AS s (scope) CROSS JOIN LATERAL (
             SELECT q.id, q.due_at FROM {QUEUE} q
             WHERE q.scope = s.scope AND q.due_at <= %(now)s AND q.paused_at IS NULL AND q.held_by IS NULL
-              AND (%(only)s::text IS NULL OR q.name = %(only)s)
+              AND (%(only)s::text IS NULL OR q.name = %(only)s) AND q.id <> ALL(%(passed)s)
             ORDER BY q.due_at LIMIT %(limit)s FOR NO KEY UPDATE OF q SKIP LOCKED
         ) c
         WHERE NOT EXISTS (SELECT 1 FROM {SCOPE} p WHERE p.name = s.scope AND p.paused_at IS NOT NULL)
@@ -63,6 +63,7 @@ _START = f"""
     WITH h AS MATERIALIZED (
         SELECT q.id AS qid, q.rev AS qrev, j.* FROM {QUEUE} q CROSS JOIN LATERAL {_HEAD} j
         WHERE q.id = ANY(%(ids)s) AND j.state = 'pending' AND coalesce(j.next_attempt_at, j.scheduled_at) <= %(now)s
+          AND NOT EXISTS (SELECT 1 FROM {SCOPE} p WHERE p.name = q.scope AND p.paused_at IS NOT NULL)
     ), q AS (
         UPDATE {QUEUE} q SET fence = q.fence + 1, current_job = h.id, attempt = h.attempts + 1, held_by = %(holder)s,
                held_since = %(now)s, stop_requested = false, problem = ''
@@ -122,15 +123,17 @@ _LOOK_AGAIN = f"""
     RETURNING q.id
 """  # noqa: S608
 
-# A plain upsert would burn an id for each wake of a known queue. Rows are locked in the order of their ids: the
-# wakes of two commits that share queues would else deadlock.
+# A plain upsert would burn an id for each wake of a known queue. A wake of several queues never waits for a row while
+# it has others locked, or it would deadlock with claims and other wakes: it passes those over and tells their places.
 _WAKE = f"""
     WITH w AS MATERIALIZED (
-        SELECT * FROM unnest(%(scopes)s::text[], %(names)s::text[], %(times)s::timestamptz[]) AS w (scope, name, due_at)
-    ), l AS MATERIALIZED (
-        SELECT q.id, w.due_at FROM w JOIN {QUEUE} q ON q.scope = w.scope AND q.name = w.name
+        SELECT * FROM unnest(%(scopes)s::text[], %(names)s::text[], %(times)s::timestamptz[]) WITH ORDINALITY
+                      AS w (scope, name, due_at, place)
+    ), m AS MATERIALIZED (
+        SELECT q.id, w.due_at, w.place FROM w JOIN {QUEUE} q ON q.scope = w.scope AND q.name = w.name
         WHERE q.held_by IS NULL AND q.current_job IS NULL AND (q.due_at IS NULL OR q.due_at > w.due_at)
-        ORDER BY q.id FOR NO KEY UPDATE OF q
+    ), l AS MATERIALIZED (
+        SELECT m.* FROM m JOIN {QUEUE} q ON q.id = m.id FOR NO KEY UPDATE OF q SKIP LOCKED
     ), u AS (
         UPDATE {QUEUE} q SET due_at = l.due_at FROM l
         WHERE q.id = l.id AND q.held_by IS NULL AND q.current_job IS NULL AND (q.due_at IS NULL OR q.due_at > l.due_at)
@@ -144,14 +147,16 @@ _WAKE = f"""
         WHERE q.held_by IS NULL AND q.current_job IS NULL AND (q.due_at IS NULL OR q.due_at > excluded.due_at)
         RETURNING 1
     )
-    SELECT pg_notify(%(channel)s, '') FROM (SELECT 1 FROM u UNION ALL SELECT 1 FROM n) x LIMIT 1
+    SELECT (SELECT pg_notify(%(channel)s, '') FROM (SELECT 1 FROM u UNION ALL SELECT 1 FROM n) x LIMIT 1),
+           ARRAY(SELECT place FROM m EXCEPT SELECT place FROM l)
 """  # noqa: S608
+_WAKE_ONE = _WAKE.replace(" SKIP LOCKED", "")
 
 _NEXT_DUE = f"""
-    SELECT extract(epoch FROM min(c.due_at) - clock_timestamp())::float
+    SELECT greatest(extract(epoch FROM min(c.due_at) - clock_timestamp()), %(overdue)s)::float, min(c.due_at)
     FROM unnest(%(scopes)s::text[]) AS s (scope) CROSS JOIN LATERAL (
         SELECT q.due_at FROM {QUEUE} q
-        WHERE q.scope = s.scope AND q.due_at > statement_timestamp() AND q.paused_at IS NULL AND q.held_by IS NULL
+        WHERE q.scope = s.scope AND q.due_at IS NOT NULL AND q.paused_at IS NULL AND q.held_by IS NULL
         ORDER BY q.due_at LIMIT 1) c
     WHERE NOT EXISTS (SELECT 1 FROM {SCOPE} p WHERE p.name = s.scope AND p.paused_at IS NOT NULL)
 """  # noqa: S608
@@ -235,7 +240,8 @@ class Backend(base.Backend):
 
     def has_news(self):
         libpq = self.connection.connection.pgconn
-        libpq.consume_input()  # raises OperationalError when the server has gone
+        with self.connection.wrap_database_errors:
+            libpq.consume_input()  # raises when the server has gone
         while libpq.notifies() is not None:
             self.was_notified = True
         news, self.was_notified = self.was_notified, False
@@ -250,22 +256,37 @@ class Backend(base.Backend):
                 "SELECT k, pg_try_advisory_lock(k) FROM unnest(%s::bigint[]) AS k", [list(map(lock_key, wanted))]
             )
             taken = {key for key, locked in cursor.fetchall() if locked}
-        return super().try_lock([queue_id for queue_id in wanted if lock_key(queue_id) in taken])
+        return super().try_lock(
+            [queue_id for queue_id in queue_ids if queue_id in self.held or lock_key(queue_id) in taken]
+        )
 
     def unlock(self, queue_ids):
         held = [queue_id for queue_id in queue_ids if queue_id in self.held]
-        if held and self.in_session:
-            with self.connection.cursor() as cursor:
-                cursor.execute(
-                    "SELECT bool_and(pg_advisory_unlock(k)) FROM unnest(%s::bigint[]) AS k", [list(map(lock_key, held))]
-                )
-                if not cursor.fetchone()[0]:
-                    raise SessionLost("a queue's lock was not ours any more")
+        if self.in_session:
+            self._unlock_once(held)
         super().unlock(held)
+
+    def _unlock_once(self, queue_ids):
+        if not queue_ids:
+            return
+        with self.connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT bool_and(pg_advisory_unlock(k)) FROM unnest(%s::bigint[]) AS k", [[*map(lock_key, queue_ids)]]
+            )
+            if not cursor.fetchone()[0]:
+                raise SessionLost("a queue's lock was not ours any more")
 
     # Wake-ups
 
     def wake(self, wakes):
+        if len(wakes) == 1:
+            self._wake(_WAKE_ONE, wakes)
+            return
+        for place in self._wake(_WAKE, wakes):
+            self._wake(_WAKE_ONE, [wakes[place - 1]])
+
+    def _wake(self, sql, wakes) -> list[int]:
+        """Return the places (from 1) of the queues whose rows somebody has locked."""
         arguments = {
             "scopes": [scope for scope, _, _ in wakes],
             "names": [name for _, name, _ in wakes],
@@ -273,12 +294,11 @@ class Backend(base.Backend):
             "channel": CHANNEL,
         }
         if self.connection.in_atomic_block:
-            self._run(_WAKE, arguments)
-            return
+            return self._run(sql, arguments)[0][1]
         # A hint may commit asynchronously: the sweep finds what a crash of the server loses of it.
         with transaction.atomic(using=self.alias):
             self._run("SET LOCAL synchronous_commit = off", {})
-            self._run(_WAKE, arguments)
+            return self._run(sql, arguments)[0][1]
 
     def notify(self):
         self._run("SELECT pg_notify(%(channel)s, '')", {"channel": CHANNEL})
@@ -290,18 +310,17 @@ class Backend(base.Backend):
 
     # Claim
 
-    def claim(self, scopes, limit, holder, *, now=None, only=None):
+    def lock_due(self, scopes, limit, now, only=None, passed=()):
         if not self.in_session:
-            return super().claim(scopes, limit, holder, now=now, only=only)
+            return super().lock_due(scopes, limit, now, only, passed)
         found = self._run(_CANDIDATES, {
             "scopes": scopes, "limit": limit, "only": only, "now": now or self.now(), "base": lock_key(0),
+            "passed": list(passed),
         })  # fmt: skip
-        taken = [queue_id for queue_id, locked in found if locked]
-        self.held.update(taken)
-        claims, rest = self.start_heads(taken, holder, now)
-        self.look_again(rest)
-        self.unlock(rest)
-        return claims, len(found) == limit or len(taken) < len(found)
+        locked = [queue_id for queue_id, is_locked in found if is_locked]
+        self._unlock_once(self.held.intersection(locked))  # what a failed claim had locked is now locked twice
+        self.held.update(locked)
+        return [queue_id for queue_id, _ in found], locked
 
     def start_heads(self, queue_ids, holder, now=None):
         if not queue_ids:
@@ -315,15 +334,30 @@ class Backend(base.Backend):
         return claims + late, rest
 
     def next_due(self, scopes):
-        return self._run(_NEXT_DUE, {"scopes": scopes})[0][0]
+        ((seconds, due_at),) = self._run(_NEXT_DUE, {"scopes": scopes, "overdue": base.OVERDUE})
+        return None if due_at is None else seconds
 
     # Record
 
     def record(self, endings, holder, node, keep, now=None):
-        done = [ending for ending in endings if ending.outcome.verdict == Verdict.DONE]
-        others = [ending for ending in endings if ending.outcome.verdict != Verdict.DONE]
-        if not done:
+        if any(ending.outcome.verdict != Verdict.DONE for ending in endings):
             return super().record(endings, holder, node, keep, now)
+        # Successes alone are one statement, so they need no transaction around it.
+        result, released, cleared, rest = self._finish(endings, node, keep, now or self.now())
+        result = self._after_commit(result, released, cleared, holder)
+        return _joined(result, super().record(rest, holder, node, keep, now)) if rest else result
+
+    def _record(self, endings, holder, node, keep, now):
+        done = [ending for ending in endings if ending.outcome.verdict == Verdict.DONE]
+        if len(done) in (0, len(endings)):
+            return super()._record(endings, holder, node, keep, now)
+        result, released, cleared, rest = self._finish(done, node, keep, now)
+        rest += [ending for ending in endings if ending.outcome.verdict != Verdict.DONE]
+        others, also_released, also_cleared = super()._record(rest, holder, node, keep, now)
+        return _joined(result, others), released + also_released, cleared + also_cleared
+
+    def _finish(self, done, node, keep, now):
+        """Record successes that nobody has touched; return what came of it, queues let go, to look at, and the rest."""
         rows = self._run(_FINISH, {
             "jobs": [claim.job_id for claim, *_ in done],
             "queues": [claim.queue_id for claim, *_ in done],
@@ -332,21 +366,19 @@ class Backend(base.Backend):
             "attempts": [claim.attempt for claim, *_ in done],
             "results": [outcome.result for _, outcome, _ in done],
             "keeps": self._may_go_on(done, keep),
-            "now": now or self.now(),
+            "now": now,
             "node": node,
         })  # fmt: skip
+        let_go = {row[4]: bool(row[2]) for row in rows if not row[1]}  # queue -> is it due?
         written = {row[0] for row in rows}
-        released = [row[4] for row in rows if not row[1]]
-        due = self.look_again(released) or any(row[2] for row in rows if not row[1])
-        self.unlock(released)
-        rest = others + [ending for ending in done if ending.claim.job_id not in written]
-        slow = super().record(rest, holder, node, keep, now) if rest else base.Recorded([], [], [], False)
-        return base.Recorded(
-            [ending for ending in done if ending.claim.job_id in written] + slow.written,
-            slow.stale,
-            [Claim._make(row[3:]) for row in rows if row[1]] + slow.claims,
-            bool(due) or slow.released_due,
+        result = base.Recorded(
+            [ending for ending in done if ending.claim.job_id in written],
+            [],
+            [Claim._make(row[3:]) for row in rows if row[1]],
+            any(let_go.values()),
         )
+        rest = [ending for ending in done if ending.claim.job_id not in written]
+        return result, list(let_go), [queue_id for queue_id, is_due in let_go.items() if not is_due], rest
 
     def _may_go_on(self, endings, keep):
         paused = self._paused_scopes({claim.scope for claim, *_ in endings})
@@ -362,6 +394,15 @@ class Backend(base.Backend):
 
 
 _NAMESPACE = binascii.crc32(f"queuetopia:{Queue._meta.db_table}".encode()) & 0x7FFFFF
+
+
+def _joined(one, other):
+    return base.Recorded(
+        one.written + other.written,
+        one.stale + other.stale,
+        one.claims + other.claims,
+        one.released_due or other.released_due,
+    )
 
 
 def lock_key(queue_id: int) -> int:

@@ -53,8 +53,9 @@ class Backend(base.Backend):
         return changed
 
     def try_lock(self, queue_ids):
-        wanted = [queue_id for queue_id in queue_ids if queue_id not in self.held]
-        return super().try_lock([queue_id for queue_id in wanted if self._lock(queue_id, fcntl.F_WRLCK)])
+        return super().try_lock(
+            [queue_id for queue_id in queue_ids if queue_id in self.held or self._lock(queue_id, fcntl.F_WRLCK)]
+        )
 
     def unlock(self, queue_ids):
         queue_ids = list(queue_ids)

@@ -95,7 +95,7 @@ class Migration(migrations.Migration):
                 ("done_at", models.DateTimeField(null=True, verbose_name="done at")),
                 ("error", models.TextField(default="", verbose_name="last error")),
                 ("errors", models.JSONField(default=list, verbose_name="errors")),
-                ("result", models.JSONField(null=True, verbose_name="result")),
+                ("result", queuetopia.params.ParamsField(null=True, verbose_name="result")),
             ],
             options={
                 "verbose_name": "job",

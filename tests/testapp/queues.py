@@ -2,18 +2,21 @@
 
 import asyncio
 import ctypes
+import json
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 
 from django.db import connections, transaction
 
-from queuetopia import Halt, Performer, Queuetopia, Retry, Skip, Snooze, action
+from queuetopia import Halt, Performer, Queuetopia, Retry, Skip, Snooze, action, signals
 
 LEDGER = "QUEUETOPIA_TEST_LEDGER"
+CODE = "QUEUETOPIA_TEST_CODE"  # name of a module of the test's own: code that changes between two nodes, or breaks
 
 
 def note(*words):
@@ -54,8 +57,12 @@ class LedgerPerformer(Performer):
             raise ConnectionError(text)
 
     @action
-    def fail_at_random(self, job, seq, chance=0.3):
+    def fail_at_random(self, job, seq, chance=0.3, lasts=0.0):
         note("start", job.queue, seq, job.fence)
+        until = time.monotonic() + lasts
+        while time.monotonic() < until:
+            time.sleep(0.004)
+            note("alive", job.queue, seq, job.fence)
         dice = random.random()  # noqa: S311
         if dice < chance / 3:
             os._exit(0)
@@ -79,13 +86,24 @@ class LedgerPerformer(Performer):
             raise Snooze(delay)
 
     @action
-    def hang(self, job):
-        note("attempt", job.queue, job.attempts, job.fence)
-        pause()
+    def write_when_told(self, job, seq):
+        """Last until the test creates the file; also tell how often the job was begun."""
+        note("start", job.queue, seq, job.fence)
+        while not os.path.exists(f"{os.environ[LEDGER]}.go"):
+            time.sleep(0.005)
+        note("end", job.queue, seq, job.fence)
 
     @action
-    def hang_stubbornly(self, job):
+    def hang(self, job, times=10**9):
         note("attempt", job.queue, job.attempts, job.fence)
+        if job.attempts <= times:
+            pause()
+
+    @action
+    def hang_stubbornly(self, job, times=10**9):
+        note("attempt", job.queue, job.attempts, job.fence)
+        if job.attempts > times:
+            return
         signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))
         while True:
             try:
@@ -94,9 +112,16 @@ class LedgerPerformer(Performer):
                 continue
 
     @action
-    def hang_in_c(self, job):
+    def hang_in_c(self, job, times=10**9):
         note("attempt", job.queue, job.attempts, job.fence)
-        ctypes.PyDLL(None).sleep(3600)  # PyDLL keeps Python's global lock
+        if job.attempts <= times:
+            ctypes.PyDLL(None).sleep(3600)  # PyDLL keeps Python's global lock
+
+    @action
+    async def hang_async(self, job, times=10**9):
+        note("attempt", job.queue, job.attempts, job.fence)
+        if job.attempts <= times:
+            await asyncio.sleep(3600)
 
     @action
     async def sleep_async(self, job, seq, lasts=0.1):
@@ -105,8 +130,15 @@ class LedgerPerformer(Performer):
         note("end", job.queue, seq, job.fence)
 
     @action
-    def bad_str(self, job):
-        raise BadStr
+    async def count_async(self, job):
+        from .models import Note
+
+        return await Note.objects.acount()
+
+    @action
+    def bad_str(self, job, times=1):
+        if job.attempts <= times:
+            raise BadStr
 
     @action
     def die(self, job, how, times=1):
@@ -115,6 +147,8 @@ class LedgerPerformer(Performer):
             return
         if how == "sys.exit":
             sys.exit(0)
+        if how == "KeyboardInterrupt":
+            raise KeyboardInterrupt
         if how == "os._exit":
             os._exit(0)
         if how == "abort":
@@ -123,10 +157,17 @@ class LedgerPerformer(Performer):
             ctypes.string_at(0)
         if how == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        if how == "close all":
+        if how == "kill group":
+            os.killpg(0, signal.SIGKILL)
+        if how == "close all and hang":
             os.closerange(3, 1024)
             pause()
-        if how == "garble":
+        if how == "close all":
+            os.closerange(3, 1024)
+        if how == "garble channel":
+            os.write(json.loads(sys.argv[2])["channel"], b"garbage " * 8)
+            pause()
+        if how == "garble all":
             for descriptor in range(3, 64):
                 try:
                     os.write(descriptor, b"garbage " * 8)
@@ -136,6 +177,9 @@ class LedgerPerformer(Performer):
 
     @action
     def close_connections(self, job):
+        from .models import Note
+
+        Note.objects.count()
         for connection in connections.all():
             connection.close()
 
@@ -158,10 +202,11 @@ class LedgerPerformer(Performer):
     @action
     def daemonise(self, job):
         code = "import os,sys,time; os.setsid(); open(sys.argv[1],'w').write(str(os.getpid())); time.sleep(3600)"
-        subprocess.Popen([sys.executable, "-c", code, f"{os.environ[LEDGER]}.daemon"])
+        path = f"{os.environ[LEDGER]}.daemon{job.attempts}"
+        subprocess.Popen([sys.executable, "-c", code, path])
         note("attempt", job.queue, job.attempts, job.fence)
-        if job.attempts == 1:
-            pause()
+        while job.attempts == 1 or not os.path.exists(path):
+            time.sleep(0.01)
 
     @action
     def fork(self, job):
@@ -195,3 +240,56 @@ class SlowRetryQueue(LedgerQueue):
 class OtherDatabaseQueue(LedgerQueue):
     scope = "tests.other"
     using = "other"
+
+
+class HookPerformer(LedgerPerformer):
+    """Writes down each hook and signal, with what it was told and what the database says by then."""
+
+    def handle_done_job(self, job):
+        tell("handle_done_job", job)
+
+    def handle_failed_job(self, job, exc):
+        tell("handle_failed_job", job, exc)
+
+    def handle_exhausted_job(self, job, exc):
+        tell("handle_exhausted_job", job, exc)
+
+
+class HookQueue(LedgerQueue):
+    scope = "tests.hooks"
+    performer = HookPerformer
+
+
+def tell(what, job, exc=None):
+    """Append a line of JSON about a hook or a signal; then fail if the queue is called so."""
+    stored = HookQueue.jobs().get(pk=job.pk)
+    told = {
+        "what": what,
+        "job": job.pk,
+        "attempt": job.attempts,
+        "exc": exc and type(exc).__name__,
+        "text": exc and str(exc),
+        "stored": [stored.state, stored.attempts],
+        "pid": os.getpid(),
+    }
+    with open(f"{os.environ[LEDGER]}.told", "ab", buffering=0) as file:
+        file.write(json.dumps(told).encode() + b"\n")
+    if job.queue == "raise":
+        raise RuntimeError(f"{what} fails")
+
+
+def _tell_signal(name):
+    def receive(sender, job, exc=None, **kwargs):
+        tell(name, job, exc)
+
+    getattr(signals, name).connect(receive, sender=HookQueue, weak=False, dispatch_uid=f"tests.{name}")
+
+
+for _name in (
+    "job_started", "job_done", "job_failed", "job_halted", "job_skipped", "job_cancelled",
+    "queue_blocked", "queue_unblocked",
+):  # fmt: skip
+    _tell_signal(_name)
+
+if CODE in os.environ:
+    import_module(os.environ[CODE])

@@ -6,19 +6,19 @@ import sys
 import threading
 from difflib import get_close_matches
 
-from django.core.checks import Tags
+from django.core.checks import Tags, run_checks
 from django.core.management.base import BaseCommand, CommandError
 from django.utils import autoreload
 
 from ... import conf
 from ...declaration import by_scope
+from ...processes import log_to_stderr
 from ...scheduler import Options
 from ...supervisor import Supervisor
 
 
 class Command(BaseCommand):
     help = "Run the jobs of all Queuetopias, or of the scopes named. SIGTERM or Ctrl-C stops gracefully, twice at once."
-    requires_migrations_checks = False
 
     def add_arguments(self, parser):
         parser.add_argument("scopes", nargs="*", metavar="SCOPE", help="scopes to serve; default: all")
@@ -50,6 +50,7 @@ class Command(BaseCommand):
             return
         self._refuse_unknown(scopes)
         self._check_databases(scopes)
+        log_to_stderr(given["verbosity"])
         options = Options(
             scopes=scopes,
             processes=given["processes"],
@@ -80,7 +81,10 @@ class Command(BaseCommand):
 
     def _check_databases(self, scopes):
         served = [queuetopia for scope, queuetopia in by_scope().items() if not scopes or scope in scopes]
-        self.check(tags=[Tags.database], databases=sorted({queuetopia.database() for queuetopia in served}))
+        aliases = sorted({queuetopia.database() for queuetopia in served})
+        for problem in run_checks(tags=[Tags.database], databases=aliases):
+            if problem.id == "queuetopia.W007":
+                raise CommandError(f"{problem.msg} {problem.hint}")
 
     def _run_reloading(self, options):
         """Run under Django's autoreloader, which calls us in a thread; the main thread is where signals arrive."""
