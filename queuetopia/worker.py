@@ -6,6 +6,7 @@ knows it also when this process cannot answer.
 """
 
 import asyncio
+import contextlib
 import ctypes
 import inspect
 import logging
@@ -20,6 +21,7 @@ from collections import deque
 from datetime import datetime
 from queue import SimpleQueue
 
+from asgiref.sync import ThreadSensitiveContext, sync_to_async
 from django.db import close_old_connections, connections, reset_queries
 from django.utils import timezone, translation
 
@@ -114,7 +116,7 @@ class Attempt:
 
     async def aperform(self):
         try:
-            performer = await asyncio.to_thread(self._begin)
+            performer = await sync_to_async(self._begin)()
             self._succeeded(await performer.perform(self.job))
         except asyncio.CancelledError as exc:
             self._ended_by(exc.args[0] if exc.args and isinstance(exc.args[0], BaseException) else exc)
@@ -167,6 +169,12 @@ class Attempt:
             )
         self.outcome = outcome
 
+    def tidy(self):
+        """Undo what the attempt left open. An open transaction is a failure: its work is not stored."""
+        left_open = tidy_after()
+        if left_open and self.outcome.verdict == Verdict.DONE:
+            self.fail(exceptions.OpenTransaction(f"a transaction was left open on {', '.join(left_open)}"))
+
     def _delay(self, exc):
         """Return the seconds until the next attempt as Retry or the performer's backoff() want it, or None."""
         if isinstance(exc, exceptions.Retry) and exc.delay is not None:
@@ -181,7 +189,7 @@ class Attempt:
             cap = (
                 self.claim.max_backoff if self.claim.max_backoff is not None else self.queuetopia.option("max_backoff")
             )
-            delay = min(conf.clean_seconds(delay, at_least=0), cap)
+            delay = min(conf.clean_seconds(delay, at_least=0, at_most=float("inf")), cap)
             return delay * (1 + random.random() * self.queuetopia.option("jitter"))  # noqa: S311 - no secret
         except Exception as broken:
             logger.warning("backoff() failed job=%d error=%r; the built-in one serves", self.claim.job_id, broken)
@@ -328,7 +336,10 @@ class Worker:
         while (item := self._news.get()) is not None:
             ticket, claim, outcome = item
             tidy_before()
-            tell(claim, outcome, self._exceptions.pop(ticket, None))
+            try:
+                tell(claim, outcome, self._exceptions.pop(ticket, None))
+            except BaseException:  # sys.exit() in a receiver
+                logger.exception("hooks failed job=%d", claim.job_id)
             tidy_after()
 
     def _finish_news(self):
@@ -381,24 +392,33 @@ class Worker:
         finally:
             self._leave(ticket)
         run.forget_late_stop()
-        if (left_open := tidy_after()) and attempt.outcome.verdict == Verdict.DONE:
-            attempt.fail(exceptions.OpenTransaction(f"a transaction was left open on {', '.join(left_open)}"))
+        attempt.tidy()
         self._report(ticket, attempt, run)
         self._board.clear(slot)  # only now: until the outcome is sent, a crash is this attempt's crash
 
     async def _run_async(self, slot, ticket, claim):
-        if not self._is_fenced(ticket, claim):
-            attempt = Attempt(claim)
-            run = _TaskRun(asyncio.current_task(), asyncio.get_running_loop())
-            self._enter(slot, ticket, run)
-            await attempt.aperform()
-            self._leave(ticket)
-            self._report(ticket, attempt, run)
-            self._board.clear(slot)
-        with self._lock:
-            self._free.append(slot)
-            if self._backlog:
-                self._start_in(self._free.pop())
+        try:
+            if not self._is_fenced(ticket, claim):
+                async with ThreadSensitiveContext():  # a thread and connections of its own, as a request has
+                    await self._attempt_async(slot, ticket, claim)
+        finally:
+            with self._lock:
+                self._free.append(slot)
+                if self._backlog:
+                    self._start_in(self._free.pop())
+
+    async def _attempt_async(self, slot, ticket, claim):
+        attempt = Attempt(claim)
+        run = _TaskRun(asyncio.current_task(), asyncio.get_running_loop())
+        tidy_before()
+        self._enter(slot, ticket, run)
+        await attempt.aperform()
+        self._leave(ticket)
+        with contextlib.suppress(asyncio.CancelledError):  # a stop that came too late
+            await sync_to_async(attempt.tidy)()
+            await sync_to_async(connections.close_all)()
+        self._report(ticket, attempt, run)
+        self._board.clear(slot)
 
     def _is_fenced(self, ticket, claim):
         """Give a job back instead of starting it when the scheduler may have lost its queue already."""
@@ -420,8 +440,9 @@ class Worker:
         outcome = attempt.outcome
         if run.stopped_by is exceptions.JobCancelled and outcome.verdict != Verdict.DONE:
             outcome = outcome._replace(verdict=Verdict.CANCEL, error=None)
-        elif run.stopped_by is exceptions.JobTimeout and not isinstance(attempt.exc, exceptions.JobTimeout):
-            attempt.fail(exceptions.JobTimeout(timeout_text(attempt.claim)))
+        elif run.stopped_by is exceptions.JobTimeout:
+            where = attempt.exc and attempt.exc.__traceback__
+            attempt.fail(exceptions.JobTimeout(timeout_text(attempt.claim)).with_traceback(where))
             outcome = attempt.outcome
         if wants_news(attempt.queuetopia, outcome.verdict):
             self._exceptions[ticket] = attempt.exc
@@ -432,7 +453,10 @@ class Worker:
         if os.getpid() != self._pid:
             os._exit(0)  # a performer forked, and the child came back here
         with self._send_lock:
-            self._channel.sendall(encode(message))
+            try:
+                self._channel.sendall(encode(message))
+            except OSError:
+                os._exit(1)  # the scheduler died, or a performer closed its descriptor
 
     def _event_loop(self):
         if self._loop is None:
@@ -513,7 +537,7 @@ def discard(connection) -> None:
 def main(options: dict) -> None:
     """Run one worker until its scheduler says goodbye or dies."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        # The supervisor decides what these mean. A handler, because what is ignored is so in a performer's programs too.
+        # The supervisor decides what these mean. A handler: ignored signals would be ignored in a performer's programs.
         signal.signal(number, lambda *_: None)
     channel = socket.socket(fileno=options["channel"])
     board = Board(options["board"], options["slots"])

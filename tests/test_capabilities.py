@@ -1,0 +1,73 @@
+"""``docs/capabilities.md`` lists every capability with the tests that show it, as the tests' marks say."""
+
+import ast
+import re
+from collections import defaultdict
+from pathlib import Path
+
+TESTS = Path(__file__).parent
+PAGE = TESTS.parent / "docs" / "capabilities.md"
+
+
+def marked_tests():
+    """Return {ID: {"file::test", …}} of all marks ``pytest.mark.capability(…)``, on tests, classes and modules."""
+    found = defaultdict(set)
+    for path in sorted(TESTS.rglob("test_*.py")):
+        tree = ast.parse(path.read_text())
+        file = path.relative_to(TESTS.parent).as_posix()
+        module_ids = [name for node in tree.body if isinstance(node, ast.Assign) for name in _ids(node.value)]
+        for ids, test in _tests(tree, module_ids, ""):
+            for name in ids:
+                found[name].add(f"{file}::{test}")
+    return found
+
+
+def _tests(parent, inherited, prefix):
+    for node in parent.body:
+        if isinstance(node, ast.ClassDef):
+            yield from _tests(node, [*inherited, *_decorators(node)], f"{prefix}{node.name}::")
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
+            yield [*inherited, *_decorators(node)], prefix + node.name
+
+
+def _decorators(node):
+    return [name for decorator in node.decorator_list for name in _ids(decorator)]
+
+
+def _ids(expression):
+    for node in ast.walk(expression):
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "capability":
+            yield from (argument.value for argument in node.args)
+
+
+def rows():
+    """Return {ID: tests named in its row} of the page; a row may carry several IDs."""
+    page = {}
+    for line in PAGE.read_text().splitlines():
+        if match := re.match(r"\| ((?:[WEJHQ]\d+ ?)+)\|[^|]*\|(.*)\|$", line):
+            tests = set(re.findall(r"`([^`]+)`", match[2]))
+            page |= dict.fromkeys(match[1].split(), tests)
+    return page
+
+
+def written_page(intro_and_rows):
+    """Return the page with the tests of each row filled in anew; ``python -m tests.test_capabilities`` writes it."""
+    marked, lines = marked_tests(), []
+    for line in intro_and_rows.splitlines():
+        if match := re.match(r"\| ((?:[WEJHQ]\d+ ?)+)\|([^|]*)\|", line):
+            tests = sorted(set().union(*(marked[name] for name in match[1].split())))
+            line = f"| {match[1]}|{match[2]}| {'<br>'.join(f'`{test}`' for test in tests) or 'not yet'} |"
+        lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+def test_the_page_names_every_mark():
+    assert sorted(set(marked_tests()) - set(rows())) == []
+
+
+def test_the_page_says_what_the_marks_say():
+    assert PAGE.read_text() == written_page(PAGE.read_text()), "run: python -m tests.test_capabilities"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(written_page(PAGE.read_text()))
