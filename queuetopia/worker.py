@@ -303,7 +303,7 @@ class Worker:
     def _receive(self):
         try:
             return receive(self._channel)
-        except ConnectionError:
+        except OSError:  # the scheduler died, or a performer closed the descriptor
             return b""
 
     def _on_run(self, items):

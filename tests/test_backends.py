@@ -235,7 +235,7 @@ class Hammer:
                     self.put(dice, number)
             with self._lock:
                 backlog = self.created - sum(self.done.values())
-            if backlog > 500:
+            if backlog > 200:
                 self._drained.wait(0.01)
 
     def put(self, dice, number):
@@ -269,8 +269,10 @@ class Hammer:
         """When all has been created: let halted jobs go on until every job has ended, or nothing moves any more."""
         for future in others:
             future.result()
-        patience = time.monotonic() + PATIENCE
-        while Job.objects.unfinished().exists() and time.monotonic() < patience:
+        left, since = None, time.monotonic()
+        while (now_left := Job.objects.unfinished().count()) and time.monotonic() - since < PATIENCE / 2:
+            if now_left != left:
+                left, since = now_left, time.monotonic()
             for job in Job.objects.unfinished().halted():
                 LedgerQueue.retry(job)
             self._drained.wait(0.02)

@@ -5,6 +5,7 @@ attempt lasts, so that the ledger shows also of a killed one how long it lived),
 that only fail); the clock is CLOCK_MONOTONIC, the same for all processes of this host.
 """
 
+import time
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import NamedTuple
@@ -39,6 +40,11 @@ class Ledger:
     def go(self) -> None:
         """Let the performers go on that wait to be told."""
         Path(f"{self.path}.go").touch()
+
+
+def now() -> float:
+    """Return the time on the ledger's clock."""
+    return time.clock_gettime(time.CLOCK_MONOTONIC)
 
 
 def _record(line):

@@ -1,0 +1,34 @@
+"""What the tests of processes wait for."""
+
+from queuetopia.testing import wait_until
+from tests.nodes import PATIENCE
+from tests.testapp.queues import LedgerQueue
+
+
+def wait_for_all(queuetopia=LedgerQueue):
+    """Wait until every job of the class has ended."""
+    unfinished = queuetopia.jobs().unfinished()
+    wait_until(lambda: not unfinished.exists(), PATIENCE, message=f"unfinished jobs of {queuetopia.scope}")
+
+
+def wait_for_attempts(ledger, count, queue=None):
+    """Wait until so many attempts have begun; return what the ledger has of them."""
+    wait_until(lambda: ledger.attempts(queue) >= count, PATIENCE, message=f"fewer than {count} attempts")
+    return [record for record in ledger.records(queue=queue) if record.event in ("start", "attempt")]
+
+
+def wait_for(job, condition):
+    """Wait until the stored job satisfies the condition; return it."""
+
+    def look():
+        job.refresh_from_db()
+        return condition(job)
+
+    wait_until(look, PATIENCE, message=f"{job} never came to be as it should")
+    return job
+
+
+def errors_of(job):
+    """Return (type, message, counted) of each failed attempt."""
+    job.refresh_from_db()
+    return [(error["type"], error["message"], error["counted"]) for error in job.errors]
