@@ -10,24 +10,26 @@ PAGE = TESTS.parent / "docs" / "capabilities.md"
 
 
 def marked_tests():
-    """Return {ID: {"file::test", …}} of all marks ``pytest.mark.capability(…)``, on tests, classes and modules."""
+    """Return {ID: {"file::test", …}} of all marks ``pytest.mark.capability(…)``; a marked class or file stands whole."""
     found = defaultdict(set)
     for path in sorted(TESTS.rglob("test_*.py")):
         tree = ast.parse(path.read_text())
         file = path.relative_to(TESTS.parent).as_posix()
-        module_ids = [name for node in tree.body if isinstance(node, ast.Assign) for name in _ids(node.value)]
-        for ids, test in _tests(tree, module_ids, ""):
-            for name in ids:
-                found[name].add(f"{file}::{test}")
+        for node in tree.body:
+            if isinstance(node, ast.Assign):
+                _note(found, _ids(node.value), file)
+            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                _note(found, _decorators(node), f"{file}::{node.name}")
+            if isinstance(node, ast.ClassDef):
+                for method in node.body:
+                    if isinstance(method, ast.FunctionDef | ast.AsyncFunctionDef):
+                        _note(found, _decorators(method), f"{file}::{node.name}::{method.name}")
     return found
 
 
-def _tests(parent, inherited, prefix):
-    for node in parent.body:
-        if isinstance(node, ast.ClassDef):
-            yield from _tests(node, [*inherited, *_decorators(node)], f"{prefix}{node.name}::")
-        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
-            yield [*inherited, *_decorators(node)], prefix + node.name
+def _note(found, ids, test):
+    for name in ids:
+        found[name].add(test)
 
 
 def _decorators(node):
