@@ -21,7 +21,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from datetime import timedelta
 from unittest import mock
 
@@ -41,7 +41,7 @@ from tests.testapp.queues import LedgerQueue, SlowRetryQueue
 
 SCOPE = LedgerQueue.scope
 NODE, OTHER_NODE = uuid.UUID(int=1), uuid.UUID(int=2)
-PATIENCE = 30  # seconds after which something is taken to wait for ever
+PATIENCE = 60  # seconds after which something is taken to wait for ever
 SECOND, HOUR = timedelta(seconds=1), timedelta(hours=1)
 
 Dice = random.Random
@@ -172,8 +172,16 @@ def before(backend, method, do):
     setattr(backend, method, wrapper)
 
 
-def error_of(exc):
-    return describe(exc)
+def barrier(parties):
+    return threading.Barrier(parties, timeout=PATIENCE / 2)
+
+
+def join(futures):
+    """Wait until all have returned; raise what the first to fail has raised."""
+    done, waiting = wait(futures, PATIENCE, FIRST_EXCEPTION)
+    for future in done:
+        future.result()
+    assert not waiting
 
 
 def is_waiting():
@@ -213,8 +221,7 @@ class Hammer:
             self.serve(backend, NODE)
         finally:
             self._drained.set()
-        for future in others + nodes:
-            future.result(PATIENCE)
+        join(others + nodes)
         lost = list(Job.objects.unfinished())
         assert not lost, f"{len(lost)} of {self.created} jobs were never run: {lost[:5]}"
         assert self.created == Job.objects.count() > 100
@@ -384,14 +391,14 @@ class TestBackendContract:
         finish(backend, claim_one(backend), Verdict.SNOOZE)
         snoozed = claim_one(backend)
         assert (snoozed.attempt, snoozed.attempted, snoozed.failed) == (1, True, False)
-        finish(backend, snoozed, Verdict.RETRY, error=error_of(ValueError()))
+        finish(backend, snoozed, Verdict.RETRY, error=describe(ValueError()))
         failed = claim_one(backend)
         assert (failed.attempt, failed.attempted, failed.failed) == (2, True, True)
 
     @pytest.mark.capability("E16", "E33", "Q6")
     def test_a_queue_is_claimed_by_one_of_two_nodes_at_once(self, backend, node):
         LedgerQueue.create_jobs([LedgerQueue.job(f"q{number}", "noop") for number in range(20)])
-        both = threading.Barrier(2, timeout=PATIENCE)
+        both = barrier(2)
 
         def claim_all(backend, holder):
             both.wait()
@@ -587,7 +594,7 @@ class TestBackendContract:
             Job.objects.update(attempts=attempts)
             one = claim_one(backend)
             assert (one.attempt, line().attempt) == (attempts + 1, attempts + 1)
-            finish(backend, one, Verdict.RETRY, error=error_of(ValueError()))
+            finish(backend, one, Verdict.RETRY, error=describe(ValueError()))
             assert stored(one).attempts == attempts + 1
             assert stored(one).errors[-1]["attempt"] == attempts + 1
 
@@ -662,7 +669,7 @@ class TestBackendContract:
         with transaction.atomic():
             do_verb(verb, job)
             goes_on.set()
-            wait_until(lambda: theirs.done() or is_waiting())
+            wait_until(lambda: theirs.done() or is_waiting(), PATIENCE)
         claims = theirs.result(PATIENCE) or node.claim()
         assert [one.job_id for one in claims] == ([] if verb == "pause" else [following.pk])
 
@@ -712,22 +719,22 @@ class TestBackendContract:
     @pytest.mark.parametrize("verdict", FAILED)
     def test_each_failure_leaves_an_entry(self, backend, verdict):
         put()
-        finish(backend, claim_one(backend), Verdict.RETRY, error=error_of(KeyError("first")), duration=1.5)
+        finish(backend, claim_one(backend), Verdict.RETRY, error=describe(KeyError("first")), duration=1.5)
         now = backend.now()
-        finish(backend, claim_one(backend), verdict, error=error_of(OSError("second ␀ 🙂")), duration=0.25, now=now)
+        finish(backend, claim_one(backend), verdict, error=describe(OSError("second ␀ 🙂")), duration=0.25, now=now)
         job = stored(Job.objects.get())
         first, second = job.errors
         assert (first["attempt"], first["type"], first["message"], first["duration"]) == (1, "KeyError", "'first'", 1.5)
         assert second == {
             "attempt": 2, "at": now.isoformat(), "by": "web1:7", "duration": 0.25, "counted": True,
-            **error_of(OSError("second ␀ 🙂")),
+            **describe(OSError("second ␀ 🙂")),
         }  # fmt: skip
         assert job.error == "OSError: second ␀ 🙂"
 
     @pytest.mark.capability("J15")
     def test_an_interrupted_attempt_leaves_an_entry_that_does_not_count(self, backend):
         put()
-        finish(backend, claim_one(backend), Verdict.INTERRUPT, error=error_of(KeyError()))
+        finish(backend, claim_one(backend), Verdict.INTERRUPT, error=describe(KeyError()))
         job = stored(Job.objects.get())
         assert (job.errors[0]["attempt"], job.errors[0]["counted"]) == (1, False)
         assert (job.error, job.attempts) == ("", 0)
@@ -736,14 +743,14 @@ class TestBackendContract:
     def test_only_the_newest_errors_are_kept(self, backend):
         put()
         for attempt in range(1, ERRORS_KEPT + 4):
-            finish(backend, claim_one(backend), Verdict.RETRY, error=error_of(ValueError(attempt)))
+            finish(backend, claim_one(backend), Verdict.RETRY, error=describe(ValueError(attempt)))
         entries = stored(Job.objects.get()).errors
         assert [entry["attempt"] for entry in entries] == list(range(4, ERRORS_KEPT + 4))
         assert entries[-1]["message"] == str(ERRORS_KEPT + 3)
 
     def test_success_keeps_the_errors_and_clears_the_next_attempt(self, backend):
         put()
-        finish(backend, claim_one(backend), Verdict.RETRY, error=error_of(ValueError("boom")))
+        finish(backend, claim_one(backend), Verdict.RETRY, error=describe(ValueError("boom")))
         finish(backend, claim_one(backend))
         job = stored(Job.objects.get())
         assert (job.state, job.attempts, job.next_attempt_at, len(job.errors)) == ("done", 2, None, 1)
@@ -822,7 +829,7 @@ class TestBackendContract:
         (current,) = node.claim()
         put()
         state = rows()
-        outcome = {"delay": 3.0, "error": error_of(ValueError()), "result": "1"}
+        outcome = {"delay": 3.0, "error": describe(ValueError()), "result": "1"}
         recorded = record(backend, end(stale, verdict, **outcome), keep=keep)
         assert [ending.claim for ending in recorded.stale] == [stale]
         assert (recorded.written, recorded.claims, recorded.released_due) == ([], [], False)
@@ -860,7 +867,7 @@ class TestBackendContract:
         claims = {one.queue: one for one in claim(backend, 20)}
         finish(backend, claims["stale"], Verdict.RETURN)
         endings = [
-            end(one, verdicts.get(one.queue, Verdict.DONE), delay=40, error=error_of(ValueError(one.queue)))
+            end(one, verdicts.get(one.queue, Verdict.DONE), delay=40, error=describe(ValueError(one.queue)))
             for one in claims.values()
         ]
         recorded = record(backend, *endings, keep=True)
@@ -902,7 +909,7 @@ class TestBackendContract:
         following = put()
         one = claim_one(backend)
         assert LedgerQueue.cancel(job) == "running"
-        recorded = record(backend, end(one, verdict, delay=40, error=error_of(ValueError("boom"))), keep=True)
+        recorded = record(backend, end(one, verdict, delay=40, error=describe(ValueError("boom"))), keep=True)
         becomes = verdict if verdict in ENDING else Verdict.CANCEL
         assert [ending.outcome.verdict for ending in recorded.written] == [becomes]
         assert stored(job).state == AFTER[becomes][0]["state"]
@@ -1025,7 +1032,7 @@ class TestBackendContract:
         if known:
             put("a")
             put("b")
-        both = threading.Barrier(2, timeout=PATIENCE)
+        both = barrier(2)
 
         def create(*queues):
             with transaction.atomic():
@@ -1034,8 +1041,7 @@ class TestBackendContract:
                     both.wait()  # the other has created its job too and has not committed
 
         running = [elsewhere().start(create, "a", "b"), elsewhere().start(create, "b", "a")]
-        for future in running:
-            future.result(PATIENCE)
+        join(running)
         assert sorted(names(claim(backend))) == ["a", "b"]
 
     @one_writer
@@ -1054,7 +1060,7 @@ class TestBackendContract:
     def test_wakes_of_the_same_queues_do_not_deadlock(self, backend, elsewhere):
         queues = [f"q{number}" for number in range(30)]
         now = backend.now()
-        together = threading.Barrier(4, timeout=PATIENCE)
+        together = barrier(4)
 
         def wake(seed):
             dice = Dice(seed)
@@ -1063,8 +1069,7 @@ class TestBackendContract:
                 due_at = now - (round_ + dice.random()) * HOUR
                 backend_for("default").wake([(SCOPE, name, due_at) for name in dice.sample(queues, len(queues))])
 
-        for future in [elsewhere().start(wake, seed) for seed in range(4)]:
-            future.result(PATIENCE)
+        join([elsewhere().start(wake, seed) for seed in range(4)])
         assert Queue.objects.filter(due_at__lt=now - 9 * HOUR).count() == len(queues)
 
     @pytest.mark.capability("E18")
@@ -1075,7 +1080,7 @@ class TestBackendContract:
         now = backend.now()
         backend.wake([(SCOPE, name, now) for name in queues])
         ids = list(Queue.objects.order_by("-id").values_list("id", flat=True))
-        together = threading.Barrier(2, timeout=PATIENCE)
+        together = barrier(2)
 
         def wake():
             for _ in range(50):
@@ -1096,7 +1101,7 @@ class TestBackendContract:
         queues = [f"q{number}" for number in range(20)]
         LedgerQueue.create_jobs([LedgerQueue.job(name, "noop") for name in reversed(queues)])
         now, rounds = backend.now(), 30
-        together = threading.Barrier(3, timeout=PATIENCE)
+        together = barrier(3)
 
         def wake(seed):
             dice = Dice(seed)
@@ -1111,20 +1116,18 @@ class TestBackendContract:
             claims = claim(backend, 20)
             random.shuffle(claims)
             assert record(backend, *(end(one, Verdict.RETURN) for one in claims)).stale == []
-        for future in waking:
-            future.result(PATIENCE)
+        join(waking)
 
     @pytest.mark.capability("E18")
     def test_verbs_of_many_people_on_a_new_queue_do_not_deadlock(self, elsewhere):
-        together = threading.Barrier(5, timeout=PATIENCE)
+        together = barrier(5)
 
         def pause():
             for number in range(5):
                 together.wait()
                 LedgerQueue.pause(f"q{number}")
 
-        for future in [elsewhere().start(pause) for _ in range(5)]:
-            future.result(PATIENCE)
+        join([elsewhere().start(pause) for _ in range(5)])
         assert Queue.objects.paused().count() == 5
 
     def test_creators_in_commit_order_wait_for_each_other(self, backend, elsewhere):
@@ -1153,7 +1156,7 @@ class TestBackendContract:
         if known:
             put("a")
             put("b")
-        together = threading.Barrier(5, timeout=PATIENCE)
+        together = barrier(5)
 
         def create(seed):
             dice = Dice(seed)
@@ -1163,8 +1166,7 @@ class TestBackendContract:
                     backend_for("default").lock_order(SCOPE, set(dice.sample(["a", "b"], 2)))
                     put("a")
 
-        for future in [elsewhere().start(create, seed) for seed in range(5)]:
-            future.result(PATIENCE)
+        join([elsewhere().start(create, seed) for seed in range(5)])
         assert Job.objects.filter(queue="a").count() == 25 + known
 
     # No wake-up is lost
@@ -1433,7 +1435,7 @@ class TestBackendContract:
             put(name)
         put("elsewhere", queuetopia=SlowRetryQueue)
         theirs = {one.queue: one for one in node.claim(scopes=[SCOPE, SlowRetryQueue.scope])}
-        node.record(end(theirs["c"], Verdict.RETRY, error=error_of(KeyError())))
+        node.record(end(theirs["c"], Verdict.RETRY, error=describe(KeyError())))
         (theirs["c"],) = node.claim()
         lost = {one.queue: (one, error) for one, error in backend.lost_claims(OTHER_NODE, [SCOPE], 10)}
         assert sorted(lost) == ["a", "b", "c"]
@@ -1447,7 +1449,7 @@ class TestBackendContract:
         node.run(node.backend.close_session)
         ids = sorted(one.queue_id for one, _ in lost.values())
         wait_until(lambda: sorted(backend.try_lock(ids)) == ids)
-        record(backend, *(end(one, Verdict.RETRY, error=error_of(OSError())) for one, _ in lost.values()))
+        record(backend, *(end(one, Verdict.RETRY, error=describe(OSError())) for one, _ in lost.values()))
         assert {name: stored(theirs[name]).attempts for name in lost} == {"a": 1, "b": 1, "c": 2}
         assert backend.lost_claims(OTHER_NODE, [SCOPE], 10) == []
         node.run(node.backend.open_session, conf.lease())
@@ -1530,7 +1532,7 @@ class TestBackendContract:
         claims = {one.queue: one for one in claim(backend)}
         assert sorted(claims) == ["good", "q"]
         assert isinstance(readable(claims["q"].params), Unreadable)
-        endings = [end(claims["q"], Verdict.RETRY, error=error_of(ValueError())), end(claims["good"])]
+        endings = [end(claims["q"], Verdict.RETRY, error=describe(ValueError())), end(claims["good"])]
         assert len(record(backend, *endings).written) == 2
         assert stored(claims["good"]).state == "done"
         assert claim_one(backend).job_id == job.pk
@@ -1545,7 +1547,7 @@ class TestBackendContract:
         lost = backend.lost_claims(OTHER_NODE, [SCOPE], 10)
         assert len(lost) == 2
         endings = [
-            end(one, Verdict.RETRY if one.queue == "q" else Verdict.SKIP, error=error_of(ValueError("boom")))
+            end(one, Verdict.RETRY if one.queue == "q" else Verdict.SKIP, error=describe(ValueError("boom")))
             for one in claims
         ]
         assert len(node.record(*endings).written) == 2

@@ -10,7 +10,7 @@ PAGE = TESTS.parent / "docs" / "capabilities.md"
 
 
 def marked_tests():
-    """Return {ID: {"file::test", …}} of all marks ``pytest.mark.capability(…)``; a marked class or file stands whole."""
+    """Return {ID: {"file::test", …}} of the marks ``capability(…)``; a marked class or file stands whole."""
     found = defaultdict(set)
     for path in sorted(TESTS.rglob("test_*.py")):
         tree = ast.parse(path.read_text())

@@ -128,6 +128,7 @@ class TestCommands:
         package = "django.core" if name == "migrate" else "queuetopia"
         load_command_class(package, name).create_parser(script, name).parse_args(arguments)
 
+    @pytest.mark.capability("Q20")
     @pytest.mark.parametrize("heading", ["Try it", "Run the tests"])
     def test_a_newcomers_command_is_one_line(self, heading):
         block = re.search(rf"^## {heading}\n\n```sh\n(.*)\n```$", README.read_text(), re.MULTILINE)

@@ -63,7 +63,7 @@ class LedgerPerformer(Performer):
         while time.monotonic() < until:
             time.sleep(0.004)
             note("alive", job.queue, seq, job.fence)
-        dice = random.random()  # noqa: S311
+        dice = random.random()
         if dice < chance / 3:
             os._exit(0)
         if dice < chance:
@@ -261,7 +261,7 @@ class HookQueue(LedgerQueue):
 
 
 def tell(what, job, exc=None):
-    """Append a line of JSON about a hook or a signal; then fail if the queue is called so."""
+    """Append a line of JSON about a hook or a signal; then do what the queue is called."""
     stored = HookQueue.jobs().get(pk=job.pk)
     told = {
         "what": what,
@@ -276,6 +276,10 @@ def tell(what, job, exc=None):
         file.write(json.dumps(told).encode() + b"\n")
     if job.queue == "raise":
         raise RuntimeError(f"{what} fails")
+    if job.queue == "exit":
+        sys.exit(f"{what} exits")
+    if job.queue == f"hang in {what}":
+        pause()
 
 
 def _tell_signal(name):
