@@ -127,7 +127,7 @@ class Attempt:
         performer = performer_of(self.queuetopia)
         if isinstance(self.job.params, Unreadable):
             raise ValueError(f"the stored params cannot be read: {self.job.params[:200]!r}")
-        send(signals.job_started, self.queuetopia, job=self.job)
+        _send(signals.job_started, self.queuetopia, job=self.job)
         self._began = time.perf_counter()
         return performer
 
@@ -241,22 +241,29 @@ def tell(claim: Claim, outcome: Outcome, exc: BaseException | None) -> None:
         exc = getattr(exceptions, outcome.error["type"], exceptions.AttemptEnded)(outcome.error["message"])
     if verdict == Verdict.DONE:
         _call(queuetopia, "handle_done_job", job)
-        send(signals.job_done, queuetopia, job=job)
+        _send(signals.job_done, queuetopia, job=job)
     if verdict in FAILURES:
         _call(queuetopia, "handle_failed_job", job, exc)
         if outcome.exhausted and verdict != Verdict.RETRY:
             _call(queuetopia, "handle_exhausted_job", job, exc)
-        send(signals.job_failed, queuetopia, job=job, exc=exc)
+        _send(signals.job_failed, queuetopia, job=job, exc=exc)
     if verdict == Verdict.HALT:
-        send(signals.job_halted, queuetopia, job=job, exc=exc)
+        _send(signals.job_halted, queuetopia, job=job, exc=exc)
     if verdict == Verdict.SKIP:
-        send(signals.job_skipped, queuetopia, job=job, exc=exc)
+        _send(signals.job_skipped, queuetopia, job=job, exc=exc)
     if verdict == Verdict.CANCEL:
-        send(signals.job_cancelled, queuetopia, job=job)
+        _send(signals.job_cancelled, queuetopia, job=job)
     if verdict in (Verdict.RETRY, Verdict.HALT) and not claim.failed:
-        send(signals.queue_blocked, queuetopia, job=job, queue=job.queue, exc=exc)
+        _send(signals.queue_blocked, queuetopia, job=job, queue=job.queue, exc=exc)
     if verdict in (Verdict.DONE, Verdict.SKIP, Verdict.CANCEL) and claim.failed:
-        send(signals.queue_unblocked, queuetopia, job=job, queue=job.queue)
+        _send(signals.queue_unblocked, queuetopia, job=job, queue=job.queue)
+
+
+def _send(signal_, queuetopia, **arguments):
+    try:
+        send(signal_, queuetopia, **arguments)
+    except BaseException:  # a receiver that calls sys.exit
+        logger.exception("receiver failed job=%d", arguments["job"].pk)
 
 
 def _call(queuetopia, hook, *arguments):
@@ -264,7 +271,7 @@ def _call(queuetopia, hook, *arguments):
         return
     try:
         getattr(performer_of(queuetopia), hook)(*arguments)
-    except Exception:
+    except BaseException:
         logger.exception("hook failed hook=%s job=%d", hook, arguments[0].pk)
 
 

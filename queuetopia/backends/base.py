@@ -148,12 +148,23 @@ class Backend:
     def wake(self, wakes: list[tuple[str, str, datetime]]) -> None:
         """Make queues (scope, name, due at) due if nothing holds them; tell the schedulers. After the commit."""
         for scope, name, due_at in sorted(wakes):
-            queue = Queue.objects.using(self.alias).filter(scope=scope, name=name)
-            if not self._make_due(queue, due_at) and not queue.exists():
-                new = Queue(scope=scope, name=name, due_at=due_at)
-                Queue.objects.using(self.alias).bulk_create([new], ignore_conflicts=True)
-                self._make_due(queue, due_at)
+            self._make_due(Queue.objects.using(self.alias).filter(pk=self.queue_id(scope, name)), due_at)
         self.notify()
+
+    def queue_id(self, scope: str, name: str) -> int:
+        """Return the id of the queue's row, which is made if there is none.
+
+        Rows are locked by their ids: MySQL may look for a name by another index, and lock what it passes.
+        """
+        ids = Queue.objects.using(self.alias).filter(scope=scope, name=name).values_list("pk", flat=True)
+        found = ids.first()
+        if found is None:
+            self._add_queue(scope, name)
+            found = ids.get()
+        return found
+
+    def _add_queue(self, scope, name):
+        Queue.objects.using(self.alias).bulk_create([Queue(scope=scope, name=name)], ignore_conflicts=True)
 
     def _make_due(self, queues, due_at) -> int:
         idle = queues.filter(held_by=None, current_job=None)
@@ -165,10 +176,8 @@ class Backend:
     def lock_order(self, scope: str, queues: set[str]) -> None:
         """Make creators of the same queues wait for each other until this transaction ends (commit_ordered)."""
         for name in sorted(queues):
-            rows = Queue.objects.using(self.alias).filter(scope=scope, name=name)
-            if not rows.exists():
-                Queue.objects.using(self.alias).bulk_create([Queue(scope=scope, name=name)], ignore_conflicts=True)
-            list(rows.select_for_update())
+            row = Queue.objects.using(self.alias).filter(pk=self.queue_id(scope, name))
+            row.select_for_update().get()
 
     # Claim
 

@@ -57,17 +57,11 @@ class Backend(base.Backend):
                     raise SessionLost(f"the lock of queue {queue_id} was not ours any more")
         super().unlock(queue_ids)
 
-    def lock_order(self, scope, queues):
-        # INSERT IGNORE takes a shared lock on a row that exists; two who then want to write it deadlock.
-        for name in sorted(queues):
-            rows = Queue.objects.using(self.alias).filter(scope=scope, name=name)
-            if not list(rows.select_for_update()):
-                with self.connection.cursor() as cursor:
-                    cursor.execute(
-                        f"INSERT INTO {Queue._meta.db_table} (scope, name) VALUES (%s, %s)"  # noqa: S608
-                        " ON DUPLICATE KEY UPDATE id = id",
-                        [scope, name],
-                    )
+    def _add_queue(self, scope, name):
+        # INSERT IGNORE takes a shared lock on a row that is there: two who go on to write it deadlock.
+        sql = f"INSERT INTO {Queue._meta.db_table} (scope, name) VALUES (%s, %s) ON DUPLICATE KEY UPDATE id = id"  # noqa: S608
+        with self.connection.cursor() as cursor:
+            cursor.execute(sql, [scope, name])
 
     def _name(self, queue_id):
         # Lock names are per server: without database and table two sites would share queues. At most 64 characters.

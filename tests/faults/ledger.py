@@ -5,6 +5,7 @@ attempt lasts, so that the ledger shows also of a killed one how long it lived),
 that only fail); the clock is CLOCK_MONOTONIC, the same for all processes of this host.
 """
 
+import json
 import time
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -36,6 +37,15 @@ class Ledger:
     def attempts(self, queue: str | None = None) -> int:
         """Return how many attempts have begun."""
         return len([record for record in self.records(queue=queue) if record.event in ("start", "attempt")])
+
+    def told(self) -> dict[str, list[dict]]:
+        """Return what hooks and signals of HookQueue were told, by their names."""
+        told = defaultdict(list)
+        path = Path(f"{self.path}.told")
+        for line in path.read_text().splitlines() if path.exists() else []:
+            entry = json.loads(line)
+            told[entry["what"]].append(entry)
+        return dict(told)
 
     def go(self) -> None:
         """Let the performers go on that wait to be told."""

@@ -1,0 +1,94 @@
+"""Who tells hooks and signals what, when, and how often. More in ``test_operating``."""
+
+import pytest
+
+from queuetopia.models import Job
+from queuetopia.testing import wait_until
+from tests.nodes import PATIENCE
+from tests.processes.waiting import wait_for, wait_for_all, wait_for_attempts
+from tests.testapp.queues import HookQueue
+
+pytestmark = [pytest.mark.processes, pytest.mark.django_db(transaction=True)]
+
+TIMEOUT = "the attempt lasted longer than its timeout of 0.2 s and was killed"
+
+
+def told_once(nodes, ledger, job, expected, **options):
+    """Run the job until all expected was told; return {what: what it was told}, each of it once."""
+    node = nodes.start(HookQueue, **options)
+    wait_until(lambda: ledger.told().keys() >= expected, PATIENCE, message="not told")
+    wait_for(job, lambda job: job.done_at or job.state == Job.State.HALTED)
+    node.stop()  # what is told twice is told by then
+    told = ledger.told()
+    assert {what: len(entries) for what, entries in told.items() if what != "job_started"} == dict.fromkeys(expected, 1)
+    return {what: entries[0] for what, entries in told.items()}
+
+
+@pytest.mark.capability("J16", "J20", "H31", "J4", "J23")
+def test_success_is_told_after_its_commit_by_the_process_that_ran_it(nodes, ledger):
+    job = HookQueue.create_job("a", "write", {"seq": 1})
+
+    told = told_once(nodes, ledger, job, {"handle_done_job", "job_done"})
+
+    (pid,) = {record.pid for record in ledger.records()}
+    expected = {"job": job.pk, "attempt": 1, "exc": None, "text": None, "stored": ["done", 1], "pid": pid}
+    assert [told["handle_done_job"], told["job_done"]] == [
+        {"what": "handle_done_job", **expected},
+        {"what": "job_done", **expected},
+    ]
+    assert told["job_started"]["stored"] == ["pending", 0]
+
+
+@pytest.mark.capability("J16", "H20")
+def test_a_job_skipped_by_exhaustion_is_told_as_skipped(nodes, ledger):
+    job = HookQueue.create_job("a", "fail", max_attempts=1, on_exhausted="skip")
+
+    told = told_once(nodes, ledger, job, {"handle_failed_job", "handle_exhausted_job", "job_failed", "job_skipped"})
+
+    assert told["job_skipped"]["stored"] == ["skipped", 1]
+
+
+@pytest.mark.capability("J16", "J20", "H31")
+@pytest.mark.parametrize(
+    ("action", "params", "exc", "text"),
+    [("hang_in_c", {}, "JobTimeout", TIMEOUT), ("die", {"how": "kill"}, "WorkerDied", "was killed by SIGKILL")],
+)
+def test_after_a_kill_another_worker_tells_what_happened(nodes, ledger, action, params, exc, text):
+    job = HookQueue.create_job("a", action, params, timeout=0.2, max_attempts=1)
+
+    expected = {"handle_failed_job", "handle_exhausted_job", "job_failed", "job_halted", "queue_blocked"}
+    told = told_once(nodes, ledger, job, expected, processes=1)
+
+    (attempt,) = wait_for_attempts(ledger, 1)
+    assert {told[what]["exc"] for what in expected} == {exc}
+    assert all(text in told[what]["text"] for what in expected)
+    assert attempt.pid not in {told[what]["pid"] for what in expected}
+
+
+@pytest.mark.capability("J16")
+def test_a_running_job_that_is_cancelled_is_told_as_cancelled(nodes, ledger):
+    job = HookQueue.create_job("a", "hang")
+    nodes.start(HookQueue)
+    wait_for_attempts(ledger, 1)
+
+    HookQueue.cancel(job)
+
+    wait_until(lambda: ledger.told().get("job_cancelled"), PATIENCE)
+    assert ledger.told()["job_cancelled"][0]["stored"] == ["cancelled", 1]
+
+
+@pytest.mark.capability("J16", "J20", "H31")
+def test_hooks_that_exit_are_logged_and_change_nothing(nodes, ledger):
+    first = HookQueue.create_job("exit", "fail", {"times": 1})
+    second = HookQueue.create_job("exit", "noop")
+    HookQueue.create_job("calm", "noop")
+
+    node = nodes.start(HookQueue, processes=1)
+    wait_for_all(HookQueue)
+
+    for job, attempts in ((first, 2), (second, 1)):
+        job.refresh_from_db()
+        assert (job.state, job.attempts) == (Job.State.DONE, attempts)
+    # Whoever tells goes on telling.
+    wait_until(lambda: len(ledger.told().get("handle_done_job", [])) == 3, PATIENCE)
+    node.wait_for_log("handle_failed_job exits")

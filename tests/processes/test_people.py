@@ -1,0 +1,152 @@
+"""What people decide reaches a node at once, though it polls once an hour; more in ``test_operating``."""
+
+import subprocess
+import sys
+
+import pytest
+
+from queuetopia import jobs, status
+from queuetopia.models import Job
+from queuetopia.testing import wait_until
+from tests.nodes import PATIENCE
+from tests.processes.waiting import wait_for, wait_for_all, wait_for_attempts
+from tests.testapp.queues import LedgerQueue, SlowRetryQueue
+
+# "other" because the command line looks into every database.
+pytestmark = [pytest.mark.processes, pytest.mark.django_db(transaction=True, databases=["default", "other"])]
+
+AN_HOUR = 3600  # so that nothing is found by polling
+
+
+@pytest.fixture
+def node(nodes):
+    node = nodes.start(LedgerQueue, SlowRetryQueue, processes=2, poll_interval=AN_HOUR)
+    node.wait_for_log("node started")
+    return node
+
+
+def say(environment, *words):
+    command = [sys.executable, "-m", "django", "queuetopia", *map(str, words)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+
+
+@pytest.mark.capability("H29", "J14")
+def test_a_paused_scope_lets_running_jobs_finish_and_starts_no_more_until_it_is_resumed(node, ledger):
+    LedgerQueue.create_job("a", "write_when_told", {"seq": 1})
+    LedgerQueue.create_job("a", "write", {"seq": 2})
+    SlowRetryQueue.create_job("a", "write_when_told", {"seq": 1})
+    wait_for_attempts(ledger, 2)
+
+    LedgerQueue.pause(by="ann", reason="month's end")
+    ledger.go()
+    wait_for_all(SlowRetryQueue)
+    wait_until(lambda: LedgerQueue.jobs().unfinished().count() == 1, PATIENCE)
+    SlowRetryQueue.create_job("b", "write", {"seq": 3})
+    wait_for_all(SlowRetryQueue)  # the node had time for the paused one too
+    assert LedgerQueue.jobs().unfinished().get().attempted_at is None
+
+    LedgerQueue.resume()
+    wait_for_all()
+
+
+@pytest.mark.capability("H5")
+@pytest.mark.parametrize("action", ["hang", "hang_async"])
+def test_cancelling_one_of_many_attempts_of_a_process_leaves_the_others_alone(nodes, ledger, action):
+    node = nodes.start(LedgerQueue, processes=1, concurrency=3, poll_interval=AN_HOUR)
+    other = LedgerQueue.create_job("other", "write_when_told", {"seq": 1})
+    job = LedgerQueue.create_job("a", action)
+    wait_for_attempts(ledger, 2)
+    (worker,) = node.workers(1)
+
+    assert LedgerQueue.cancel(job) == "running"
+    wait_for(job, lambda job: job.state == Job.State.CANCELLED)
+    ledger.go()
+    wait_for_all()
+
+    other.refresh_from_db()
+    assert (other.state, other.attempts) == (Job.State.DONE, 1)
+    assert node.workers(1) == [worker]
+
+
+@pytest.mark.capability("H5")
+def test_cancelling_a_job_that_waits_in_line_takes_it_out_of_the_line(node, ledger):
+    LedgerQueue.create_job("a", "write_when_told", {"seq": 1})
+    second, third = (LedgerQueue.create_job("a", "write", {"seq": seq}) for seq in (2, 3))
+    wait_for_attempts(ledger, 1)
+
+    assert LedgerQueue.cancel(second) == "cancelled"
+    ledger.go()
+    wait_for(third, lambda job: job.done_at)
+
+    assert [record.number for record in ledger.records("end")] == [1, 3]
+
+
+@pytest.mark.capability("E5", "E27", "Q2")
+@pytest.mark.parametrize("max_attempts", [1, 3], ids=["halted", "backing off"])
+def test_when_a_blocked_job_is_skipped_the_next_runs_at_once(node, max_attempts):
+    job = SlowRetryQueue.create_job("a", "fail", max_attempts=max_attempts, max_backoff=AN_HOUR)
+    wait_for(job, lambda job: job.attempts == 1)
+    follower = SlowRetryQueue.create_job("a", "noop")
+
+    SlowRetryQueue.skip(job, by="ann", reason="paid by hand")
+
+    wait_for(follower, lambda job: job.state == Job.State.DONE)
+    job.refresh_from_db()
+    assert job.state == Job.State.SKIPPED
+
+
+@pytest.mark.capability("E5", "E27")
+@pytest.mark.parametrize("max_attempts", [1, 3], ids=["halted", "backing off"])
+def test_a_blocked_job_that_is_retried_runs_at_once(node, ledger, max_attempts):
+    job = SlowRetryQueue.create_job("a", "fail", {"times": 1}, max_attempts=max_attempts, max_backoff=AN_HOUR)
+    wait_for(job, lambda job: job.attempts == 1)
+
+    SlowRetryQueue.retry(job)
+
+    wait_for(job, lambda job: job.state == Job.State.DONE)
+    assert job.attempts == 2
+
+
+@pytest.mark.capability("E5", "E27")
+def test_the_command_line_decides_too(node, nodes, ledger):
+    halted = SlowRetryQueue.create_job("a", "fail", max_attempts=1)
+    hanging = LedgerQueue.create_job("b", "hang")
+    wait_for(halted, lambda job: job.state == Job.State.HALTED)
+    wait_for_attempts(ledger, 1, "b")
+
+    assert say(nodes.environment, "skip", halted.pk, "--by", "ann").returncode == 0
+    assert say(nodes.environment, "cancel", hanging.pk).returncode == 0
+
+    wait_for(halted, lambda job: job.state == Job.State.SKIPPED)
+    wait_for(hanging, lambda job: job.state == Job.State.CANCELLED)
+    assert say(nodes.environment, "retry", hanging.pk).returncode == 1
+
+
+@pytest.mark.capability("E7", "H26")
+def test_status_shows_which_worker_runs_what(node, nodes, ledger):
+    job = LedgerQueue.create_job("a", "hang")
+    (attempt,) = wait_for_attempts(ledger, 1)
+
+    def workers():
+        (found,) = status.nodes(LedgerQueue.database())
+        return {worker["pid"]: [running["job"] for running in worker["jobs"]] for worker in found["workers"]}
+
+    wait_until(lambda: workers().get(attempt.pid) == [job.pk], PATIENCE)
+    assert str(attempt.pid) in say(nodes.environment, "status").stdout
+
+
+@pytest.mark.capability("Q22", "H22")
+def test_what_has_ended_is_pruned_by_the_node_and_what_has_not_never(nodes, ledger):
+    halted = SlowRetryQueue.create_job("a", "fail", max_attempts=1)
+    behind = SlowRetryQueue.create_job("a", "noop")
+    done = SlowRetryQueue.create_job("b", "noop")
+    nodes.start(SlowRetryQueue, until_empty=True).wait()
+    long_ago = done.scheduled_at.replace(year=2001)
+    Job.objects.update(scheduled_at=long_ago)
+    Job.objects.filter(pk=done.pk).update(done_at=long_ago)
+
+    nodes.start(SlowRetryQueue)
+    wait_until(lambda: not Job.objects.filter(pk=done.pk).exists(), PATIENCE)
+
+    assert set(Job.objects.values_list("pk", flat=True)) == {halted.pk, behind.pk}
+    assert jobs.prune(SlowRetryQueue, older_than=0) == 0
