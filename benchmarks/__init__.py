@@ -1,0 +1,32 @@
+"""How fast Queuetopia is on this machine, measured through real processes, with the disk's real fsync.
+
+    python -m benchmarks                                     all workloads, on PostgreSQL and on SQLite
+    python -m benchmarks --quick drain latency               one short run of these two
+    python -m benchmarks --database postgres://postgres@127.0.0.1/postgres
+
+``--database`` is ``postgres``, ``sqlite`` or ``mariadb`` (a private server with default durability), or the URL of a
+server on which databases may be created; it can be given several times. Needs the ``test`` extra.
+
+Workloads, each in a new database of its own, run three times (once with ``--quick``), in turns:
+
+- ``drain``: 20,000 jobs that do nothing, over 1,000 queues, through as many worker processes as there are cores (a
+  tenth of that on SQLite and MariaDB);
+- ``latency``: from the commit of ``create_job`` to the start of ``perform``, one job at a time on an idle node;
+- ``drain-blocked``, ``latency-blocked``: the same beside 100,000 queues whose head failed and backs off;
+- ``memory``: what the scheduler occupies while 100,000 jobs pass through it;
+- ``idle``: what a node costs that has nothing to do.
+
+How to read the table. A figure is the median of the runs, its range follows. Figures of two machines cannot be
+compared, ratios can: ``ratio`` is the figure over its ``reference``, measured in the same run on the same server:
+
+- for ``drain`` the backend's own claims and records in one process on one connection, 200 queues at a time: no
+  processes, no performers. 1.00 is what the database could do if the rest cost nothing;
+- for ``latency`` one INSERT into the same table, and a process that does nothing but wait for NOTIFY (where there is
+  none, it looks every millisecond);
+- for ``memory`` what the scheduler occupied after the first tenth of the jobs. 1.00 is flat.
+
+The second table sets what runs beside blocked queues against what runs alone. Jobs are checked: a run in which one
+of them was not done by exactly one attempt stops with an error.
+
+No test: what else runs on the machine changes every figure.
+"""

@@ -1,0 +1,70 @@
+"""The arguments, the runs, and the tables. What is measured is told in ``__init__.py``."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from . import __doc__ as description
+from .figures import FULL, QUICK, Figure
+from .servers import PRIVATE, url_of
+from .tables import print_beside_blocked, print_figures
+
+WORKLOADS = ("drain", "latency", "drain-blocked", "latency-blocked", "memory", "idle")
+BLOCKED = 100_000
+
+
+def main():
+    options = arguments()
+    size, runs = (QUICK, 1) if options.quick else (FULL, 3)
+    chosen = [name for name in WORKLOADS if name in options.workloads or f"{name}-blocked" in options.workloads]
+    for database in options.database or ["postgres", "sqlite"]:
+        environment = {**os.environ, "DATABASE_URL": url_of(database), "DJANGO_SETTINGS_MODULE": "benchmarks.settings"}
+        is_fast = environment["DATABASE_URL"].startswith(("postgres", "pgsql"))
+        print(python("benchmarks.machine", environment=environment))
+        results = {name: [] for name in chosen}
+        for number in range(runs):
+            for name in chosen:
+                print(f"{name}: run {number + 1} of {runs} …", file=sys.stderr, flush=True)
+                results[name].append(run(name, size if is_fast else size.scaled(10), environment))
+        print_figures(results)
+        print_beside_blocked(results, BLOCKED)
+
+
+def arguments():
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "workloads", nargs="*", metavar="workload", default=WORKLOADS, help=f"{', '.join(WORKLOADS)}; default: all"
+    )
+    parser.add_argument("--database", action="append", help=f"{', '.join(PRIVATE)}, or a URL; default: the first two")
+    parser.add_argument("--quick", action="store_true", help="one run with fewer jobs")
+    options = parser.parse_args()
+    if unknown := set(options.workloads) - set(WORKLOADS):
+        parser.error(f"no such workload: {', '.join(sorted(unknown))}; there are {', '.join(WORKLOADS)}")
+    return options
+
+
+def run(name, size, environment):
+    """Run a workload once, in a process and a database of its own."""
+    workload, _, blocked = name.partition("-")
+    if blocked:
+        size = replace(size, blocked=BLOCKED)
+    output = python("benchmarks.run", workload, json.dumps(asdict(size)), environment=environment)
+    return [Figure(**values) for values in json.loads(output.splitlines()[-1])]
+
+
+def python(module, *arguments, environment):
+    folder = Path(__file__).parents[1]
+    command = [sys.executable, "-m", module, *arguments]
+    return subprocess.run(
+        command, env=environment, cwd=folder, check=True, stdout=subprocess.PIPE, text=True
+    ).stdout.rstrip()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""A new database for each measurement, and the jobs in it."""
+
+import os
+from contextlib import contextmanager
+from datetime import timedelta
+
+from django.db import connection
+from django.utils import timezone
+
+from queuetopia.models import Job, Queue
+from tests.database import url_of_database
+
+from .queues import BenchmarkQueue
+
+
+@contextmanager
+def fresh_database():
+    """Make a new, empty database; this process and all it starts use it inside the ``with``."""
+    url, name = os.environ["DATABASE_URL"], connection.settings_dict["NAME"]
+    new_name = connection.creation.create_test_db(verbosity=0, autoclobber=True)
+    os.environ["DATABASE_URL"] = url_of_database(url, new_name)
+    try:
+        yield
+    finally:
+        os.environ["DATABASE_URL"] = url
+        connection.creation.destroy_test_db(name, verbosity=0)
+
+
+def create_jobs(count, queues):
+    """Create ``count`` jobs that do nothing, one for each queue in turns."""
+    BenchmarkQueue.create_jobs(BenchmarkQueue.job(f"queue-{number % queues}", "do_nothing") for number in range(count))
+
+
+def create_blocked_queues(count):
+    """Write queues whose head failed and backs off until tomorrow, with one job waiting behind it."""
+    if not count:
+        return
+    now = timezone.now()
+    failed = {"attempts": 1, "attempted_at": now, "next_attempt_at": now + timedelta(days=1), "error": "OSError: full"}
+    for values in (failed, {}):
+        template = BenchmarkQueue.job("template", "do_nothing")
+        for name, value in values.items():
+            setattr(template, name, value)
+        template.save()
+        _multiply(template, count)
+        template.delete()
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"INSERT INTO {Queue._meta.db_table} (scope, name, due_at, current_job, fence)"  # noqa: S608
+            f" SELECT scope, queue, next_attempt_at, id, 1 FROM {Job._meta.db_table} WHERE next_attempt_at IS NOT NULL"
+        )
+
+
+def _multiply(template, count):
+    """Copy a job into queues 0, 1, 2 … with the one SQL that every database understands."""
+    table = Job._meta.db_table
+    columns = [field.column for field in Job._meta.concrete_fields if field.column not in ("id", "queue")]
+    digits = " UNION ALL ".join(f"SELECT {digit} AS d" for digit in range(10))
+    places = range(len(str(count - 1)))
+    number = " + ".join(f"n{place}.d * {10**place}" for place in places)
+    numbers = " CROSS JOIN ".join(f"({digits}) n{place}" for place in places)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"INSERT INTO {table} (queue, {', '.join(columns)})"  # noqa: S608
+            f" SELECT CAST({number} AS CHAR(9)), {', '.join(f't.{column}' for column in columns)}"
+            f" FROM {table} t CROSS JOIN {numbers} WHERE t.id = %s AND {number} < {count}",
+            [template.pk],
+        )
+
+
+def tidy_up():
+    """Do what autovacuum does sooner or later, so that all runs have it behind them."""
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute("VACUUM ANALYZE")
+            cursor.execute("CHECKPOINT")

@@ -1,0 +1,21 @@
+import os
+
+import environ
+
+from tests.database import database_config
+
+env = environ.Env()
+
+SECRET_KEY = "for benchmarks only"  # noqa: S105
+USE_TZ = True
+DATABASES = {"default": database_config(env.str("DATABASE_URL"))}
+# Where each run's own database is made.
+DATABASES["default"].setdefault("TEST", {}).setdefault("NAME", f"queuetopia_benchmark_{os.getpid()}")
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+INSTALLED_APPS = ["queuetopia", "benchmarks"]
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "handlers": {"console": {"class": "logging.StreamHandler"}},
+    "loggers": {"queuetopia": {"handlers": ["console"], "level": "WARNING"}},
+}
