@@ -6,7 +6,7 @@ Nothing here is on the way of a job; each step is short, so that the loop is nev
 import logging
 import socket
 
-from django.db import DatabaseError, InterfaceError, OperationalError
+from django.db import InterfaceError, OperationalError
 
 from . import exceptions, jobs, node_file
 from .attempts import Outcome, Verdict, describe
@@ -171,9 +171,9 @@ def record_storable(store, endings: list[Ending], node: str, keep) -> Recorded:
     _note_problems(store, endings)
     try:
         return store.backend.record(endings, store.node_id, node, keep)
-    except (OperationalError, InterfaceError):
+    except (OperationalError, InterfaceError, exceptions.SessionLost):
         raise
-    except DatabaseError as exc:
+    except Exception as exc:
         logger.error("batch refused by the database, recording one by one cause=%r", str(exc))
     parts = [_record_one(store, ending, node, keep) for ending in endings]
     return Recorded(
@@ -187,9 +187,9 @@ def record_storable(store, endings: list[Ending], node: str, keep) -> Recorded:
 def _record_one(store, ending, node, keep):
     try:
         return store.backend.record([ending], store.node_id, node, keep)
-    except (OperationalError, InterfaceError):
+    except (OperationalError, InterfaceError, exceptions.SessionLost):
         raise
-    except DatabaseError as exc:
+    except Exception as exc:
         logger.error("result refused by the database job=%d cause=%r", ending.claim.job_id, str(exc))
     unstorable = exceptions.AttemptEnded("the database refused to store the attempt's result or error")
     error = {**describe(unstorable), "traceback": ""}

@@ -237,6 +237,7 @@ class Pool:
             worker.kill()
         for worker in list(self.workers):
             self.kill(worker)
+        self._boot_failures, self._start_at = 0, 0.0  # those that were still starting did not fail
 
     # What follows the commit
 

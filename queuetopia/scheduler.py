@@ -32,7 +32,8 @@ from .worker_process import WorkerProcess
 logger = logging.getLogger(__name__)
 
 MOST_HELD = 1_000  # queues held at once: PostgreSQL's lock table is finite, and full it refuses everybody
-SLICE = 20  # jobs a queue may go straight on with while others wait
+SLICE = 20  # jobs a queue may go straight on with while others wait …
+SLICE_TIME = 0.2  # … or seconds, if they are longer
 LOCK_RETRY = 0.1  # seconds until a queue is tried again whose lock somebody still held
 MOST_ERRORS = 10  # errors in a row after which the scheduler gives up and is started anew
 
@@ -152,8 +153,8 @@ class Scheduler:
                 self.claim()
                 self.hand_out()
                 self.beat()
-                housekeeping.keep_house(self)
                 self._errors = 0
+                self._keep_house()
             except exceptions.SessionLost:
                 raise
             except Exception:
@@ -161,13 +162,26 @@ class Scheduler:
                 logger.exception("scheduler error node=%s", self.node)
                 self._survive_error()
 
+    def _keep_house(self):
+        """An error in what is done beside the jobs costs no job: it is logged, and tried again at the next poll."""
+        try:
+            housekeeping.keep_house(self)
+        except exceptions.SessionLost:
+            raise
+        except Exception:
+            logger.exception("housekeeping failed node=%s", self.node)
+            for store in self.stores:
+                store.refuse_if_lost()
+                store.give_up_chores()
+
     def _survive_error(self):
         self._errors += 1
         if self._errors >= MOST_ERRORS:
             raise exceptions.SessionLost(f"{MOST_ERRORS} errors in a row")
         for store in self.stores:
             store.refuse_if_lost()
-        self._signals.wait(0.05)
+        if STOP in self._signals.wait(0.05):
+            self.stop()
 
     def close(self) -> None:
         """End cleanly: the workers finish their hooks, the node's row goes, the locks go with the session."""
@@ -297,8 +311,10 @@ class Scheduler:
         """A queue goes straight on with its next job, but while others wait only for a bounded slice."""
         if self.is_stopping or not self.pool.workers:
             return False
-        streak = store.streaks[claim.queue_id] = store.streaks.get(claim.queue_id, 0) + 1
-        return streak < self.options.slice or not (store.may_have_due or self.waiting)
+        jobs, began = store.streaks.get(claim.queue_id, (0, uptime()))
+        store.streaks[claim.queue_id] = jobs + 1, began
+        others_wait = self.waiting or any(other.may_have_due for other in self.stores)
+        return not others_wait or (jobs + 1 < self.options.slice and uptime() - began < SLICE_TIME)
 
     def _follow(self, ending):
         """Log a committed end, and have it told to hooks and receivers."""
@@ -337,6 +353,7 @@ class Scheduler:
 
     def claim(self) -> None:
         """Take due queues while there is room to run their heads."""
+        self.stores.append(self.stores.pop(0))  # each database is the first to be asked in its turn
         for store in self.stores:
             limit = self.room()
             if self.is_stopping or limit <= 0 or not store.may_have_due:

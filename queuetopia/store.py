@@ -21,7 +21,7 @@ class Store:
         self.node_id: uuid.UUID | None = None
         self.poll_interval = poll_interval or min(by_scope()[scope].option("poll_interval") for scope in scopes)
         self.endings: list[Ending] = []  # ended, not recorded
-        self.streaks: dict[int, int] = {}  # jobs run in a row, by queue
+        self.streaks: dict[int, tuple[int, float]] = {}  # by queue: jobs run in a row, uptime of the first
         self.may_have_due = True  # something may be due: claim
         self.claim_at = float("inf")  # uptime at which the next queue becomes due by time
         self.knows_next = False  # claim_at is right
@@ -60,8 +60,10 @@ class Store:
             raise exceptions.SessionLost("a successor has fenced this node")
 
     def unregister(self, selector) -> None:
-        if self.node_id is not None:
+        if self.node_id is not None and self.backend.holds_nothing(self.node_id):
             self.backend.unregister(self.node_id)
+        elif self.node_id is not None:
+            self.backend.fence(self.node_id)  # an error left a queue in nobody's hands: others take it over
         self.backend.notify()  # whoever waits for our queues may have them now
         self.close(selector)
 
@@ -112,6 +114,11 @@ class Store:
             yield self.news_at
         if self.backend.was_notified:
             yield 0.0
+
+    def give_up_chores(self) -> None:
+        """Sweep and prune no further until the next poll."""
+        self.sweeping.clear()
+        self.pruning.clear()
 
     def wake_by_time(self) -> None:
         """Claim again when a queue has become due by the clock."""

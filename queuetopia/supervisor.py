@@ -181,7 +181,8 @@ def start_node(
 ) -> NodeHandle:
     """Start a node, as ``run_queuetopia`` does, as a child of this process, and return at once.
 
-    queuetopias: the classes to serve; none means all. The node ends when this process does.
+    queuetopias: the classes to serve; none means all. The node ends when this process does, and at once with code 0
+    while ``QUEUETOPIA["ENABLED"]`` is False.
     Needs a settings module (DJANGO_SETTINGS_MODULE), because its processes are new programs.
     """
     from .scheduler import Options
@@ -219,4 +220,7 @@ def main(options: dict) -> int:
     from .scheduler import Options
 
     lifeline = options.pop("lifeline")
+    if not conf.setting("ENABLED"):
+        logger.warning("not running: QUEUETOPIA['ENABLED'] is False")
+        return 0
     return Supervisor(Options(**options), stop_when_closed=lifeline).run()

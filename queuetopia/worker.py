@@ -145,7 +145,7 @@ class Attempt:
                 logger.error("setup failed performer=%s", self.queuetopia.performer.__name__, exc_info=exc)
                 self._end(Verdict.RETURN, delay=SETUP_RETRY, error={"message": str(exc)})
             case exceptions.Snooze():
-                self._end(Verdict.SNOOZE, delay=exc.delay)
+                self._end(Verdict.SNOOZE, delay=float(exc.delay))
             case exceptions.JobCancelled():
                 self._end(Verdict.CANCEL)
             case exceptions.Halt():
@@ -178,7 +178,7 @@ class Attempt:
     def _delay(self, exc):
         """Return the seconds until the next attempt as Retry or the performer's backoff() want it, or None."""
         if isinstance(exc, exceptions.Retry) and exc.delay is not None:
-            return exc.delay
+            return float(exc.delay)
         performer = _performers.get(self.queuetopia)
         if performer is None or type(performer).backoff is Performer.backoff:
             return None

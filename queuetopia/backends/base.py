@@ -68,6 +68,7 @@ class Backend:
         self.alias = alias
         self.held: set[int] = set()
         self.was_notified = False  # a wake-up came while another statement ran
+        self._driver: Any = None  # the driver's connection that took the locks
 
     @property
     def connection(self):
@@ -97,6 +98,7 @@ class Backend:
         self.alias = private.alias
         self.held.clear()
         private.connect()
+        self._driver = private.connection
 
     def session_settings(self, settings: dict[str, Any], lease: conf.Lease) -> dict[str, Any]:
         """Return the connection's settings as a session needs them: kept open, never pooled or checked."""
@@ -116,8 +118,11 @@ class Backend:
         self.held.clear()
 
     def is_alive(self) -> bool:
-        """True while the session that took the locks still stands; asked after an error."""
-        return self.connection.connection is not None and self.connection.is_usable()
+        """True while the session that took the locks still stands; asked after an error.
+
+        Django reconnects by itself, at the end of a transaction for example: without the locks, and without a word.
+        """
+        return self.connection.connection is self._driver and self.connection.is_usable()
 
     def fileno(self) -> int | None:
         """Return the descriptor that becomes readable on a wake-up, or None: then ``looks_every`` holds."""
@@ -423,7 +428,11 @@ class Backend:
         return bool(nodes.update(last_seen=DatabaseNow(), workers=workers))
 
     def unregister(self, node_id: UUID) -> None:
-        Node.objects.using(self.alias).filter(pk=node_id).delete()
+        """Remove the node; one that still holds a queue is fenced instead, so that a successor finds the queue."""
+        if self.holds_nothing(node_id):
+            Node.objects.using(self.alias).filter(pk=node_id).delete()
+        else:
+            self.fence(node_id)
 
     def other_nodes(self, node_id: UUID) -> list[Node]:
         return list(Node.objects.using(self.alias).exclude(pk=node_id).defer("workers"))

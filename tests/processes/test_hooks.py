@@ -1,4 +1,4 @@
-"""Who tells hooks and signals what, when, and how often. More in ``test_operating``."""
+"""Hooks and signals: told in a worker, after the commit, what happened, at most once; what they raise is harmless."""
 
 import pytest
 
@@ -37,6 +37,31 @@ def test_success_is_told_after_its_commit_by_the_process_that_ran_it(nodes, ledg
         {"what": "job_done", **expected},
     ]
     assert told["job_started"]["stored"] == ["pending", 0]
+
+
+@pytest.mark.capability("J16", "J20", "H31", "J4")
+def test_a_failure_and_what_follows_are_told_in_order_with_the_exception(nodes, ledger):
+    job = HookQueue.create_job("a", "fail", {"times": 1, "text": "no route"})
+
+    failed, done = ["handle_failed_job", "job_failed", "queue_blocked"], ["handle_done_job", "job_done"]
+    told = told_once(nodes, ledger, job, {*failed, *done, "queue_unblocked"})
+
+    assert [what for what in told if what != "job_started"] == [*failed, *done, "queue_unblocked"]
+    assert {(told[what]["attempt"], told[what]["exc"], told[what]["text"]) for what in failed} == {
+        (1, "ConnectionError", "no route")
+    }
+    assert {(told[what]["attempt"], told[what]["exc"]) for what in done} == {(2, None)}
+
+
+@pytest.mark.capability("J16", "E4", "E28")
+def test_exhaustion_is_told_and_logged_as_an_error_once(nodes, ledger):
+    job = HookQueue.create_job("a", "fail", {"text": "no route"}, max_attempts=1)
+
+    expected = {"handle_failed_job", "handle_exhausted_job", "job_failed", "job_halted", "queue_blocked"}
+    told = told_once(nodes, ledger, job, expected)
+
+    assert {tuple(told[what]["stored"]) for what in expected} == {("halted", 1)}
+    assert nodes.logs().count("ERROR   job halted") == 1
 
 
 @pytest.mark.capability("J16", "H20")
@@ -78,9 +103,10 @@ def test_a_running_job_that_is_cancelled_is_told_as_cancelled(nodes, ledger):
 
 
 @pytest.mark.capability("J16", "J20", "H31")
-def test_hooks_that_exit_are_logged_and_change_nothing(nodes, ledger):
-    first = HookQueue.create_job("exit", "fail", {"times": 1})
-    second = HookQueue.create_job("exit", "noop")
+@pytest.mark.parametrize("queue", ["raise", "exit"])  # what every hook and receiver does after telling
+def test_hooks_and_receivers_that_fail_are_logged_and_change_nothing(nodes, ledger, queue):
+    first = HookQueue.create_job(queue, "fail", {"times": 1})
+    second = HookQueue.create_job(queue, "noop")
     HookQueue.create_job("calm", "noop")
 
     node = nodes.start(HookQueue, processes=1)
@@ -90,5 +116,6 @@ def test_hooks_that_exit_are_logged_and_change_nothing(nodes, ledger):
         job.refresh_from_db()
         assert (job.state, job.attempts) == (Job.State.DONE, attempts)
     # Whoever tells goes on telling.
-    wait_until(lambda: len(ledger.told().get("handle_done_job", [])) == 3, PATIENCE)
-    node.wait_for_log("handle_failed_job exits")
+    wait_until(lambda: len(ledger.told().get("job_done", [])) == 3, PATIENCE)
+    node.wait_for_log("handle_failed_job " + ("fails" if queue == "raise" else "exits"))
+    node.wait_for_log("job_failed " + ("fails" if queue == "raise" else "exits"))

@@ -1,4 +1,4 @@
-"""What people decide reaches a node at once, though it polls once an hour; more in ``test_operating``."""
+"""What people decide reaches a node at once, though it polls once an hour."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ import pytest
 from queuetopia import jobs, status
 from queuetopia.models import Job
 from queuetopia.testing import wait_until
-from tests.nodes import PATIENCE
+from tests.nodes import PATIENCE, is_running
 from tests.processes.waiting import wait_for, wait_for_all, wait_for_attempts
 from tests.testapp.queues import LedgerQueue, SlowRetryQueue
 
@@ -30,14 +30,15 @@ def say(environment, *words):
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
 
 
-@pytest.mark.capability("H29", "J14")
-def test_a_paused_scope_lets_running_jobs_finish_and_starts_no_more_until_it_is_resumed(node, ledger):
+@pytest.mark.capability("H29")
+@pytest.mark.parametrize("queue", ["a", None], ids=["queue", "scope"])
+def test_a_pause_lets_the_running_job_finish_and_holds_the_next_until_it_is_resumed(node, ledger, queue):
     LedgerQueue.create_job("a", "write_when_told", {"seq": 1})
     LedgerQueue.create_job("a", "write", {"seq": 2})
     SlowRetryQueue.create_job("a", "write_when_told", {"seq": 1})
     wait_for_attempts(ledger, 2)
 
-    LedgerQueue.pause(by="ann", reason="month's end")
+    LedgerQueue.pause(queue, by="ann", reason="month's end")
     ledger.go()
     wait_for_all(SlowRetryQueue)
     wait_until(lambda: LedgerQueue.jobs().unfinished().count() == 1, PATIENCE)
@@ -45,8 +46,25 @@ def test_a_paused_scope_lets_running_jobs_finish_and_starts_no_more_until_it_is_
     wait_for_all(SlowRetryQueue)  # the node had time for the paused one too
     assert LedgerQueue.jobs().unfinished().get().attempted_at is None
 
-    LedgerQueue.resume()
+    LedgerQueue.resume(queue)
     wait_for_all()
+
+
+@pytest.mark.capability("E5", "H5", "H33", "H34")
+@pytest.mark.parametrize(("action", "slots"), [("hang_stubbornly", 1), ("hang_stubbornly", 2)])
+def test_cancelling_a_running_job_kills_it_whatever_it_does_and_its_queue_goes_on(nodes, ledger, action, slots):
+    job = LedgerQueue.create_job("a", action)
+    LedgerQueue.create_job("a", "noop")
+    nodes.start(LedgerQueue, processes=1, concurrency=slots, poll_interval=AN_HOUR)
+    (attempt,) = wait_for_attempts(ledger, 1)
+
+    assert LedgerQueue.cancel(job, by="ann") == "running"
+
+    wait_for_all()
+    job.refresh_from_db()
+    assert (job.state, job.attempts) == (Job.State.CANCELLED, 1)
+    assert not is_running(attempt.pid)
+    assert LedgerQueue.cancel(job) == "finished"
 
 
 @pytest.mark.capability("H5")

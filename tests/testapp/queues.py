@@ -276,7 +276,7 @@ def tell(what, job, exc=None):
         file.write(json.dumps(told).encode() + b"\n")
     if job.queue == "raise":
         raise RuntimeError(f"{what} fails")
-    if job.queue == "exit" and what != "job_started":
+    if job.queue == "exit":
         sys.exit(f"{what} exits")
     if job.queue == f"hang in {what}":
         pause()
