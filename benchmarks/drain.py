@@ -49,14 +49,14 @@ def drain_in_one_process(size):
     tidy_up()
     backend, holder = backend_for("default"), uuid.uuid4()
     backend.open_session(conf.lease())
-    began = time.monotonic()
-    claims, _ = backend.claim([BenchmarkQueue.scope], AT_ONCE, holder)
-    while claims:
-        endings = [Ending(claim, Outcome(claim.job_id, claim.fence, Verdict.DONE)) for claim in claims]
-        claims = backend.record(endings, holder, "reference", lambda claim: True).claims
-        if not claims:
-            claims, _ = backend.claim([BenchmarkQueue.scope], AT_ONCE, holder)
-    seconds = time.monotonic() - began
-    backend.close_session()
+    try:
+        began = time.monotonic()
+        while claims := backend.claim([BenchmarkQueue.scope], AT_ONCE, holder)[0]:
+            while claims:
+                endings = [Ending(claim, Outcome(claim.job_id, claim.fence, Verdict.DONE)) for claim in claims]
+                claims = backend.record(endings, holder, "reference", lambda claim: True).claims
+        seconds = time.monotonic() - began
+    finally:
+        backend.close_session()
     check(size.jobs)
     return size.jobs / seconds

@@ -44,7 +44,6 @@ def test_the_migrations_say_what_the_models_say():
         {"state": "pending", "done_at": timezone.now()},
         {"state": "unheard of"},
     ],
-    ids=str,
 )
 def test_the_database_itself_refuses_rows_that_cannot_be(wrong):
     with pytest.raises(IntegrityError), transaction.atomic():
