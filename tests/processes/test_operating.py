@@ -1,9 +1,10 @@
 """Deploys, broken rows and racing verbs at a running node."""
 
+import contextlib
 import os
 
 import pytest
-from django.db import connection
+from django.db import OperationalError, connection
 
 from queuetopia import Refused
 from queuetopia.models import Job, Queue
@@ -23,12 +24,11 @@ def test_verbs_racing_with_a_node_leave_a_queue_that_ends(nodes):
     jobs = LedgerQueue.create_jobs([LedgerQueue.job("a", "fail", {"times": 1}) for _ in range(60)])
     nodes.start(LedgerQueue)
     for job in jobs:
-        for verb in (LedgerQueue.cancel, LedgerQueue.retry, LedgerQueue.skip):
-            try:
-                verb(job)
-            except Refused:
-                continue
-        LedgerQueue.pause("a")
+        for verb, target in (("cancel", job), ("retry", job), ("skip", job), ("pause", "a"), ("resume", "a")):
+            # MySQL may end a deadlock by rolling the verb back whole: its caller may say it again.
+            with contextlib.suppress(Refused, OperationalError):
+                getattr(LedgerQueue, verb)(target)
+    with contextlib.suppress(Refused):
         LedgerQueue.resume("a")
     wait_for_all()
 
