@@ -9,7 +9,7 @@ from django.contrib.admin.models import CHANGE, DELETION, LogEntry
 from django.contrib.admin.templatetags.admin_urls import add_preserved_filters
 from django.contrib.admin.utils import flatten_fieldsets, unquote
 from django.contrib.contenttypes.models import ContentType
-from django.core.exceptions import PermissionDenied, ValidationError
+from django.core.exceptions import PermissionDenied
 from django.db import transaction
 from django.http import HttpResponseRedirect
 from django.template.response import TemplateResponse
@@ -22,7 +22,7 @@ from ..attempts import storable
 from ..declaration import by_scope
 from ..status import visible
 from ..verbs import local, tried
-from .lists import PER_PAGE, BoundedChangeList, BoundedPaginator, address, default_database, row_id
+from .lists import LARGEST_ID, PER_PAGE, BoundedChangeList, BoundedPaginator, address, default_database, row_id
 
 MOST_AT_ONCE = 500  # rows of one confirmation; Django takes 1,000 fields in one form
 MOST_TOLD = 10  # results told one by one, of each kind
@@ -70,7 +70,7 @@ class ReadOnlyAdmin(admin.ModelAdmin):
 
     def lookup_allowed(self, lookup, value, request=None):
         # Only our own filters: params__name__startswith=… in the address would tell what the page hides.
-        return False
+        return lookup in {getattr(known, "parameter_name", None) for known in self.list_filter}
 
     # Reading
 
@@ -89,10 +89,8 @@ class ReadOnlyAdmin(admin.ModelAdmin):
         by_alias: dict[str, list[int]] = {}
         for object_id in object_ids:
             alias, _colon, pk = object_id.rpartition(":")
-            try:
-                by_alias.setdefault(alias or default_database(), []).append(self.model._meta.pk.to_python(pk))
-            except ValidationError:
-                continue
+            if pk.isascii() and pk.isdecimal() and int(pk) <= LARGEST_ID:
+                by_alias.setdefault(alias or default_database(), []).append(int(pk))
         return [
             row
             for alias in status.databases()
@@ -115,6 +113,10 @@ class ReadOnlyAdmin(admin.ModelAdmin):
     def shown(self, request, row) -> dict[str, Any]:
         """Return what the row's page shows under its fields."""
         return {}
+
+    def history_view(self, request, object_id, extra_context=None):
+        change = reverse(f"admin:queuetopia_{self.opts.model_name}_change", args=(object_id,))
+        return super().history_view(request, object_id, {**(extra_context or {}), "address": change})
 
     # Verbs: chosen in a list or on the row's page, then confirmed, then done to one row after the other
 

@@ -18,6 +18,7 @@ from ..status import JobState, job_state, visible
 from ..verbs import VERBS, name_of, on_job, serving
 from .base import MOST_EVENTS, ReadOnlyAdmin, event_shown, first_line, paused, readable, when
 from .lists import (
+    LARGEST_ID,
     MOST_LISTED,
     DatabaseFilter,
     JobStateFilter,
@@ -29,7 +30,6 @@ from .lists import (
 )
 
 LONGEST_JSON = 50_000  # characters of params or a result shown
-LARGEST_ID = 2**63 - 1
 MASK = "********"
 ERROR_TEXTS = ("attempt", "at", "by", "duration", "type", "message", "traceback")
 
@@ -298,24 +298,26 @@ def _result_text(job):
         return None
     if job.scope not in by_scope():
         return MASK
-    text = _as_json(job.result)
-    for secret in secrets_of(job.params, by_scope()[job.scope].option("sensitive_params")):
+    return _as_json(job.result, secrets_of(job.params, by_scope()[job.scope].option("sensitive_params")))
+
+
+def _as_json(value, secrets=()):
+    try:
+        text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
+    except RecursionError:
+        return "nested too deep to be shown"
+    for secret in secrets:
         text = text.replace(json.dumps(secret, ensure_ascii=False)[1:-1], MASK)
-    return text
-
-
-def _as_json(value):
-    text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
     more = len(text) - LONGEST_JSON
     return readable(text) if more <= 0 else f"{readable(text[:LONGEST_JSON])}\n… {more} characters more"
 
 
 def _errors(job):
     """Return the attempts that went wrong, newest first, as texts."""
-    entries = [
+    entries = history(job.errors)
+    if job.errors and not entries:
+        entries = [{"type": "unreadable", "traceback": str(job.errors)[:LONGEST_JSON]}]
+    return [
         {name: readable(str(entry.get(name, ""))) for name in ERROR_TEXTS} | {"counted": entry.get("counted", True)}
-        for entry in reversed(history(job.errors))
+        for entry in reversed(entries)
     ]
-    if entries or not job.errors:
-        return entries
-    return [{"type": "unreadable", "traceback": readable(str(job.errors)[:LONGEST_JSON]), "counted": True}]

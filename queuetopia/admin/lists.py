@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 MOST_LISTED = 1_000  # rows a list leads to, page by page; what is further away is found by filters and search
 PER_PAGE = 100
+LARGEST_ID = 2**63 - 1
 
 
 def default_database() -> str:
@@ -76,7 +77,8 @@ class BoundedChangeList(ChangeList):
         super().get_results(request)
         # The search form would show the bound as if it were the count.
         self.full_result_count = self.result_count
-        self.result_list = list(self.result_list)
+        # A list of one page is read whole, and may have grown since it was counted.
+        self.result_list = list(self.result_list[: self.list_max_show_all])
         self.model_admin.look_at(self.result_list)
 
     def url_for_result(self, result):
