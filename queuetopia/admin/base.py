@@ -27,6 +27,7 @@ from .lists import LARGEST_ID, PER_PAGE, BoundedChangeList, BoundedPaginator, ad
 MOST_AT_ONCE = 500  # rows of one confirmation; Django takes 1,000 fields in one form
 MOST_TOLD = 10  # results told one by one, of each kind
 MOST_EVENTS = 50
+NOTHING = "-"
 
 
 class ReadOnlyAdmin(admin.ModelAdmin):
@@ -51,6 +52,10 @@ class ReadOnlyAdmin(admin.ModelAdmin):
 
     def act(self, verb: str, row, *, by: str, reason: str) -> dict[str, Any]:
         """Do the verb to the row; return a ``message``. Raises Refused."""
+        raise NotImplementedError
+
+    def applies(self, verb: str, row) -> bool:
+        """True unless the verb would be refused for the row as it was seen: its page does not offer it then."""
         raise NotImplementedError
 
     def look_at(self, rows) -> None:
@@ -100,10 +105,15 @@ class ReadOnlyAdmin(admin.ModelAdmin):
 
     def render_change_form(self, request, context, add=False, change=False, form_url="", obj=None):
         self.look_at([obj])
-        context |= self.shown(request, obj) | {
-            "show_delete": False,
-            "verbs": [(verb, address(obj, verb)) for verb in self.verbs if self.may(request, verb, obj)],
+        context |= {
+            "show_delete": False,  # it is one of our verbs
+            "verbs": [
+                (verb, address(obj, verb))
+                for verb in self.verbs
+                if self.may(request, verb, obj) and self.applies(verb, obj)
+            ],
             "history": address(obj, "history"),
+            "shown": self.shown(request, obj),
         }
         return super().render_change_form(request, context, add, change, form_url, obj)
 
@@ -217,15 +227,23 @@ class ReadOnlyAdmin(admin.ModelAdmin):
 
     @admin.display(description=_("scope"))
     def scope_name(self, row):
-        return f"{visible(row.scope)}{'' if row.scope in by_scope() else ' (unknown to this code)'}"
+        return f"{visible(row.scope)}{_unless_known(row.scope)}"
 
     def _named(self, number):
         return self.opts.verbose_name if number == 1 else self.opts.verbose_name_plural
 
 
-def when(moment) -> str | None:
+def full_name(scope, queue) -> str:
+    return f"{visible(scope)}/{visible(queue)}{_unless_known(scope)}"
+
+
+def _unless_known(scope):
+    return "" if scope in by_scope() else " (scope unknown to this code)"
+
+
+def when(moment) -> str:
     """Return a time to the second, which Django's own format leaves out."""
-    return None if moment is None else local(moment)
+    return NOTHING if moment is None else local(moment)
 
 
 def first_line(text) -> str:
@@ -237,6 +255,15 @@ def first_line(text) -> str:
 def readable(text) -> str:
     """Return text of several lines with all that is not printable escaped."""
     return "\n".join(visible(line) for line in text.split("\n"))
+
+
+def running(queue, node) -> str:
+    """Say where the current job of a held queue runs, and since when; ``node`` is None when it is gone."""
+    # Told with the node's heartbeats: not there for a job that has just begun.
+    workers = [worker["pid"] for worker in node.workers if queue.current_job in worker["jobs"]] if node else []
+    where = f"{visible(node) if node else 'a node that is gone'}{''.join(f', worker {pid}' for pid in workers)}"
+    stop = ", asked to stop" if queue.stop_requested else ""
+    return f"attempt {queue.attempt} on {where} since {when(queue.held_since)}{stop}"
 
 
 def event_shown(event) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The pages of jobs."""
 
 import json
+from datetime import datetime
 
 from django.contrib import admin
 from django.db.models import Q, TextField
@@ -16,7 +17,18 @@ from ..jobs import delete_ended
 from ..models import Job, JobEvent, Node, Queue, Scope
 from ..status import JobState, job_state, visible
 from ..verbs import VERBS, name_of, on_job, serving
-from .base import MOST_EVENTS, ReadOnlyAdmin, event_shown, first_line, paused, readable, when
+from .base import (
+    MOST_EVENTS,
+    NOTHING,
+    ReadOnlyAdmin,
+    event_shown,
+    first_line,
+    full_name,
+    paused,
+    readable,
+    running,
+    when,
+)
 from .lists import (
     LARGEST_ID,
     MOST_LISTED,
@@ -31,7 +43,7 @@ from .lists import (
 
 LONGEST_JSON = 50_000  # characters of params or a result shown
 MASK = "********"
-ERROR_TEXTS = ("attempt", "at", "by", "duration", "type", "message", "traceback")
+ERROR_TEXTS = ("attempt", "by", "duration", "type", "message", "traceback")
 
 
 @admin.register(Job)
@@ -47,8 +59,7 @@ class JobAdmin(ReadOnlyAdmin):
     actions = ["retry", "skip", "cancel", "delete_selected"]
 
     list_display = [
-        "number", "state_now", "scope_name", "queue_name", "action_name", "attempts_made", "scheduled", "next_attempt",
-        "details",
+        "number", "state_now", "queue_name", "action_name", "details", "attempts_made", "scheduled", "next_attempt",
     ]  # fmt: skip
     list_display_links = ["number"]
     list_filter = [DatabaseFilter, JobStateFilter, ScopeFilter, QueueFilter]
@@ -106,6 +117,14 @@ class JobAdmin(ReadOnlyAdmin):
             raise Refused(f"{name_of(row)} has not ended, and no unfinished job is deleted. Skip or cancel it first.")
         return {"message": f"{name_of(row)} is deleted."}
 
+    def applies(self, verb, row):
+        states = {
+            "retry": (JobState.BACKING_OFF, JobState.HALTED),
+            "skip": (JobState.BACKING_OFF, JobState.HALTED),
+            "cancel": (JobState.WAITING, JobState.RUNNING),
+        }
+        return verb not in states or row.state_seen in states[verb]
+
     # Lists
 
     def get_search_results(self, request, queryset, search_term):
@@ -138,13 +157,13 @@ class JobAdmin(ReadOnlyAdmin):
 
     # Columns and fields
 
-    @admin.display(description=_("number"), ordering="id")
+    @admin.display(description=_("job"), ordering="id")
     def number(self, job):
         return job.pk
 
     @admin.display(description=_("queue"))
     def queue_name(self, job):
-        return visible(job.queue)
+        return full_name(job.scope, job.queue)
 
     @admin.display(description=_("queue"))
     def queue_link(self, job):
@@ -172,7 +191,7 @@ class JobAdmin(ReadOnlyAdmin):
 
     @admin.display(description=_("next attempt at"))
     def next_attempt(self, job):
-        return None if job.state_seen is JobState.RUNNING else when(job.next_attempt_at)
+        return NOTHING if job.state_seen is JobState.RUNNING else when(job.next_attempt_at)
 
     @admin.display(description=_("ended at"))
     def ended(self, job):
@@ -182,15 +201,13 @@ class JobAdmin(ReadOnlyAdmin):
     def details(self, job):
         """Say where it runs, or what went wrong last."""
         if job.state_seen is not JobState.RUNNING:
-            return first_line(job.error) or None
-        stop = ", asked to stop" if job.line.stop_requested else ""
-        where = f"on {visible(job.node)}{_worker(job)}" if job.node else "on a node that is gone"
-        return f"attempt {job.line.attempt} {where} since {when(job.line.held_since)}{stop}"
+            return first_line(job.error) or NOTHING
+        return running(job.line, job.node)
 
     @admin.display(description=_("place in line"))
     def place(self, job):
         if job.is_ended():
-            return None
+            return NOTHING
         place = _place(job)
         return format_html("{} {}", place, held_up) if (held_up := _held_up(job)) else place
 
@@ -229,14 +246,6 @@ def _queues_of(jobs, alias):
         return {}
     wanted = Q.create([Q(scope=scope, name__in=found) for scope, found in names.items()], connector=Q.OR)
     return {(line.scope, line.name): line for line in Queue.objects.using(alias).filter(wanted)}
-
-
-def _worker(job):
-    # Told with the node's heartbeats: not there for a job that has just begun.
-    for worker in job.node.workers:
-        if job.pk in worker["jobs"]:
-            return f", worker {worker['pid']}"
-    return ""
 
 
 def _place(job):
@@ -279,7 +288,7 @@ def _option(job, name, unit):
     if (given := getattr(job, name)) is not None:
         return f"{visible(given)}{unit}"
     if job.scope not in by_scope():
-        return None
+        return NOTHING
     queuetopia = by_scope()[job.scope]
     value = queuetopia.option(name)
     return f"{getattr(value, '__name__', value)}{unit} ({queuetopia.__name__})"
@@ -312,12 +321,23 @@ def _as_json(value, secrets=()):
     return readable(text) if more <= 0 else f"{readable(text[:LONGEST_JSON])}\n… {more} characters more"
 
 
+def _time(text):
+    try:
+        return when(datetime.fromisoformat(text))
+    except (TypeError, ValueError, OverflowError):
+        return readable(str(text))
+
+
 def _errors(job):
     """Return the attempts that went wrong, newest first, as texts."""
     entries = history(job.errors)
     if job.errors and not entries:
         entries = [{"type": "unreadable", "traceback": str(job.errors)[:LONGEST_JSON]}]
     return [
-        {name: readable(str(entry.get(name, ""))) for name in ERROR_TEXTS} | {"counted": entry.get("counted", True)}
+        {
+            **{name: readable(str(entry.get(name, ""))) for name in ERROR_TEXTS},
+            "at": _time(entry.get("at")),
+            "counted": entry.get("counted", True),
+        }
         for entry in reversed(entries)
     ]

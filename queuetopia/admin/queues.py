@@ -8,7 +8,7 @@ from django.utils.translation import gettext_lazy as _
 from ..models import Job, JobEvent, Node, Queue, Scope
 from ..status import job_state, queue_state, visible
 from ..verbs import VERBS, on_queue, serving
-from .base import MOST_EVENTS, ReadOnlyAdmin, event_shown, first_line, paused, when
+from .base import MOST_EVENTS, NOTHING, ReadOnlyAdmin, event_shown, first_line, full_name, paused, running, when
 from .lists import MOST_LISTED, DatabaseFilter, QueueStateFilter, ScopeFilter, address, default_database, jobs_of
 
 NEXT_JOBS = 20
@@ -22,15 +22,15 @@ class QueueAdmin(ReadOnlyAdmin):
     order_of_verbs = ("scope", "name")
     actions = ["pause", "resume"]
 
-    list_display = ["queue_name", "scope_name", "state_now", "job", "details", "holder", "since", "due", "pause_now"]
+    list_display = ["queue_name", "state_now", "job", "details", "due", "pause_now"]
     list_display_links = ["queue_name"]
     list_filter = [DatabaseFilter, QueueStateFilter, ScopeFilter]
     ordering = ["scope", "name"]  # the unique index; blocked ones first would sort them all
     search_fields = ["name"]  # makes the form appear; get_search_results says what is searched
     search_help_text = _("The beginning of a queue's name.")
     fieldsets = [
-        (None, {"fields": ["state_now", "details", "scope_name", "queue_name", "job", "jobs_in_line", "pause_now"]}),
-        (_("Scheduler"), {"fields": ["due", "holder", "since", "fence_now"]}),
+        (None, {"fields": ["state_now", "details", "queue_name", "job", "jobs_in_line", "pause_now"]}),
+        (_("Scheduler"), {"fields": ["due", "holder", "fence_now"]}),
     ]
 
     def has_delete_permission(self, request, obj=None):
@@ -54,6 +54,9 @@ class QueueAdmin(ReadOnlyAdmin):
         queuetopia = serving(row.scope, row._state.db, f"Queue {row.name}")
         return on_queue(verb, queuetopia, row.name, by=by, reason=reason)
 
+    def applies(self, verb, row):
+        return verb != "resume" or row.paused_at is not None
+
     def get_search_results(self, request, queryset, search_term):
         return (queryset.filter(name__startswith=search_term) if search_term.strip() else queryset), False
 
@@ -75,29 +78,26 @@ class QueueAdmin(ReadOnlyAdmin):
 
     @admin.display(description=_("queue"))
     def queue_name(self, queue):
-        return visible(queue.name)
+        return full_name(queue.scope, queue.name)
 
     @admin.display(description=_("current job"))
     def job(self, queue):
         if queue.head is None:
-            return None
+            return NOTHING
         return format_html('<a href="{}">{} {}</a>', address(queue.head), queue.head.pk, visible(queue.head.action))
 
     @admin.display(description=_("details"))
     def details(self, queue):
-        """Say what is wrong with it."""
-        error = first_line(queue.head.error) if queue.head else ""
-        return "; ".join(text for text in (visible(queue.problem), error) if text) or None
+        """Say what is wrong with it, and where its job runs or what went wrong with that last."""
+        about_job = running(queue, queue.node) if queue.held_by else first_line(queue.head.error) if queue.head else ""
+        return "; ".join(text for text in (visible(queue.problem), about_job) if text) or NOTHING
 
     @admin.display(description=_("held by"))
     def holder(self, queue):
         if queue.held_by is None:
-            return None
-        return visible(queue.node) if queue.node else f"unknown node {queue.held_by}"
-
-    @admin.display(description=_("since"))
-    def since(self, queue):
-        return when(queue.held_since) if queue.held_by else None
+            return NOTHING
+        node = visible(queue.node) if queue.node else f"unknown node {queue.held_by}"
+        return f"{node} since {when(queue.held_since)}"
 
     @admin.display(description=_("due at"))
     def due(self, queue):
@@ -106,7 +106,7 @@ class QueueAdmin(ReadOnlyAdmin):
     @admin.display(description=_("paused"))
     def pause_now(self, queue):
         whole = f"the whole scope {paused(queue.scope_paused)}" if queue.scope_paused else ""
-        return "; ".join(text for text in (paused(queue), whole) if text) or None
+        return "; ".join(text for text in (paused(queue), whole) if text) or NOTHING
 
     @admin.display(description=_("fence"))
     def fence_now(self, queue):
