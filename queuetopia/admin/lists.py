@@ -77,8 +77,9 @@ class BoundedChangeList(ChangeList):
         super().get_results(request)
         # The search form would show the bound as if it were the count.
         self.full_result_count = self.result_count
-        # A list of one page is read whole, and may have grown since it was counted.
-        self.result_list = list(self.result_list[: self.list_max_show_all])
+        # A list of one page is read whole, and may have grown since it was counted. Where nothing was found by looking
+        # at everything, it is not looked for again.
+        self.result_list = list(self.result_list[: self.list_max_show_all]) if self.result_count else []
         self.model_admin.look_at(self.result_list)
 
     def url_for_result(self, result):

@@ -66,7 +66,7 @@ def halted(monkeypatch):
 
 @pytest.fixture(scope="session")
 def browser_context_args(browser_context_args):
-    return {**browser_context_args, "viewport": {"width": 1440, "height": 800}}
+    return {**browser_context_args, "viewport": {"width": 1600, "height": 800}}
 
 
 @pytest.fixture
@@ -96,7 +96,6 @@ def test_a_person_retries_and_then_skips_what_blocks_a_queue(page, open_admin, h
     screenshot("admin-queues")
     page.get_by_role("link", name="shop.payments/customer-42").click()
     expect(page.locator(".field-state_now .readonly")).to_have_text("halted")
-    screenshot("admin-queue", full_page=True)
     page.locator(".field-job a").click()
     expect(page.locator("#params")).to_contain_text('"card": "********"')
     expect(page.locator(".queuetopia-text").nth(1)).to_contain_text("the provider answers 503")
@@ -138,7 +137,6 @@ def test_jobs_chosen_in_the_list_are_done_together(page, open_admin, halted, scr
     expect(page.locator(".messagelist .success")).to_have_count(2)
     expect(page.locator(".messagelist .error")).to_have_count(6)
     expect(page.locator(".messagelist")).to_contain_text("cannot be skipped: it is running, attempt 3 since")
-    screenshot("admin-refused")
     assert Job.objects.filter(state="skipped").count() == 3
 
 
@@ -157,7 +155,7 @@ def test_a_person_who_may_only_look_is_offered_nothing_and_refused(page, open_ad
     assert halted.state == "halted"
 
 
-def test_hostile_text_is_shown_as_text(page, open_admin, halted, screenshot):
+def test_hostile_text_is_shown_as_text(page, open_admin, halted):
     Queue.objects.filter(name="customer-42").update(name=HOSTILE, problem=HOSTILE)
     errors = [{**error(1), "message": HOSTILE, "traceback": HOSTILE, "type": HOSTILE}]
     Job.objects.filter(queue="customer-42").update(
