@@ -9,18 +9,21 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from django.contrib.admin.filters import AllValuesFieldListFilter
 from django.contrib.admin.models import CHANGE, DELETION, LogEntry
-from django.contrib.admin.sites import site
+from django.contrib.admin.sites import AdminSite, site
 from django.contrib.auth.models import Permission, User
 from django.contrib.messages import get_messages
+from django.core.exceptions import PermissionDenied
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
+from django.urls import path
 from django.utils import timezone
 
 import queuetopia
 from queuetopia import declaration
-from queuetopia.admin import JobAdmin, base, lists
+from queuetopia.admin import JobAdmin, QueueAdmin, base, lists
 from queuetopia.jobs import delete_ended
 from queuetopia.models import Job, JobEvent, Node, Queue, Scope
 from tests.test_status import put_node
@@ -230,6 +233,7 @@ class TestSearch:
             ("   ", {"plain", "percent", "umlaut"}),
             ("\x00", {"plain", "percent", "umlaut"}),  # Django's own form refuses it, and says so
             ("9" * 30, set()),
+            ("9" * 5_000, set()),
             ("²", set()),
             ("x" * 5_000, set()),
         ],
@@ -325,6 +329,8 @@ class TestPageOfAJob:
         text = plain(page(boss, f"{of(job)}change/"))
         assert '"token": "********"' in text and '"name": "toto"' in text and "it was ********" in text
         assert "ter2" not in text
+        job = put(queues, "done", result={"token": "hunter3", "sent": 1})
+        assert '{\n  "token": "********",\n  "sent": 1\n}' in plain(page(boss, f"{of(job)}change/"))
 
     def test_masks_all_params_of_a_scope_that_may_have_sensitive_ones(self, boss, queues):
         job = put(queues, "done", scope="gone.away", params={"token": "hunter2", "x": "toto"}, result="hunter2")
@@ -423,7 +429,7 @@ class TestPageOfAJob:
         jobs = html.unescape(re.search(r'href="([^"]*\?scope=[^"]*)"', text)[1])
         assert f'value="{job.pk}"' in page(boss, jobs)
 
-    @pytest.mark.parametrize("job_id", ["12345", "x", "9" * 40, "nowhere:1", ":", "a:b:c", "-1"])
+    @pytest.mark.parametrize("job_id", ["12345", "x", "9" * 40, "9" * 5_000, "nowhere:1", ":", "a:b:c", "-1"])
     def test_a_job_that_is_not_there_is_no_error(self, boss, job_id):
         for view in ("change", "history", "retry", "delete"):
             answer = boss.get(f"{JOBS}{job_id}/{view}/")
@@ -929,6 +935,34 @@ assert not [name for name in sys.modules if name.startswith(("django.contrib.adm
         for template in templates:
             assert not re.search(r"<script|<style|\bstyle=|\bon\w+=|\|safe|autoescape", template.read_text()), template
 
+    def test_may_have_an_admin_of_another_name_with_jobs_only(self, boss, queues, settings):
+        ops = AdminSite(name="ops")
+        ops.register(Job, JobAdmin)
+        settings.ROOT_URLCONF = type("urls", (), {"urlpatterns": [path("ops/", ops.urls)]})
+        job, waiting = put(queues, "halted"), put(queues, "waiting")
+        shown = page(boss, f"/ops/queuetopia/job/{waiting.pk}/change/")
+        for link in (f"{job.pk}/change/", f"{waiting.pk}/cancel/", f"{waiting.pk}/history/", "?scope=tests.mail"):
+            assert f'href="/ops/queuetopia/job/{link}' in shown, link
+        assert "queuetopia/queue/" not in shown
+        answer = say(boss, "skip", job, url="/ops/queuetopia/job/")
+        assert answer.headers["Location"] == "/ops/queuetopia/job/" and states(job) == ["skipped"]
+        answer = boss.post(f"/ops/queuetopia/job/{waiting.pk}/cancel/", {"confirmed": "yes"}, follow=True)
+        assert "is cancelled" in plain(answer.content.decode())
+
+    @pytest.mark.parametrize("Other", [JobAdmin, QueueAdmin], ids=lambda admin: admin.__name__)
+    def test_may_choose_other_filters(self, boss, Other):
+        class Ours(Other):
+            list_filter = [*Other.list_filter, "problem", ("action", AllValuesFieldListFilter)]
+
+        ours, request = Ours(Job, site), self.request(boss)
+        assert {
+            lookup: ours.lookup_allowed(lookup, "x", request)
+            for lookup in ("state", "problem__exact", "action", "action__isnull", "params", "params__x", "scope__gt")
+        } == {
+            "state": True, "problem__exact": True, "action": True, "action__isnull": True,
+            "params": False, "params__x": False, "scope__gt": False,
+        }  # fmt: skip
+
     def test_can_be_registered_anew_by_a_project(self, queues):
         class Narrow(JobAdmin):
             """Only shows the jobs of one queue, and lets nobody skip."""
@@ -939,19 +973,16 @@ assert not [name for name in sys.modules if name.startswith(("django.contrib.adm
             def has_skip_permission(self, request, obj=None):
                 return False
 
+        narrow = AdminSite()
+        narrow.register(Job, Narrow)
+        (ours,) = narrow._registry.values()
         mine, other = put(queues, "halted", queue="mine"), put(queues, "halted", queue="other")
-        boss = client_of(is_superuser=True)
-        ours = site._registry[Job]
-        try:
-            site.unregister(Job)
-            site.register(Job, Narrow)
-            narrow = site._registry[Job]
-            assert [row.pk for row in narrow.get_changelist_instance(self.request(boss)).result_list] == [mine.pk]
-            assert narrow.get_object(self.request(boss), str(other.pk)) is None
-            assert set(narrow.get_actions(self.request(boss))) == {"retry", "cancel", "delete_selected"}
-        finally:
-            site.unregister(Job)
-            site.register(Job, type(ours))
+        request = self.request(client_of(is_superuser=True))
+        assert [row.pk for row in ours.get_changelist_instance(request).result_list] == [mine.pk]
+        assert ours.get_object(request, str(other.pk)) is None
+        assert set(ours.get_actions(request)) == {"retry", "cancel", "delete_selected"}
+        with pytest.raises(PermissionDenied):
+            ours.verb_view(request, str(mine.pk), verb="skip")
 
     def request(self, client):
         return client.get("/admin/").wsgi_request

@@ -11,9 +11,10 @@ from django.contrib.admin.utils import flatten_fieldsets, unquote
 from django.contrib.contenttypes.models import ContentType
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
+from django.db.models.constants import LOOKUP_SEP
 from django.http import HttpResponseRedirect
 from django.template.response import TemplateResponse
-from django.urls import path, reverse
+from django.urls import path
 from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 
@@ -22,7 +23,7 @@ from ..attempts import storable
 from ..declaration import by_scope
 from ..status import visible
 from ..verbs import local, tried
-from .lists import LARGEST_ID, PER_PAGE, BoundedChangeList, BoundedPaginator, address, default_database, row_id
+from .lists import PER_PAGE, BoundedChangeList, BoundedPaginator, address, default_database, id_in, list_address, row_id
 
 MOST_AT_ONCE = 500  # rows of one confirmation; Django takes 1,000 fields in one form
 MOST_TOLD = 10  # results told one by one, of each kind
@@ -74,8 +75,12 @@ class ReadOnlyAdmin(admin.ModelAdmin):
         return self.has_view_permission(request, row) and getattr(self, f"has_{verb}_permission")(request, row)
 
     def lookup_allowed(self, lookup, value, request=None):
-        # Only our own filters: params__name__startswith=… in the address would tell what the page hides.
-        return lookup in {getattr(known, "parameter_name", None) for known in self.list_filter}
+        # Only of the filters shown: params__name__startswith=… in the address would tell what the page hides.
+        for known in self.get_list_filter(request):
+            name = known[0] if isinstance(known, tuple | list) else known
+            if lookup == getattr(name, "parameter_name", None) or lookup.split(LOOKUP_SEP)[0] == name:
+                return True
+        return False
 
     # Reading
 
@@ -94,8 +99,8 @@ class ReadOnlyAdmin(admin.ModelAdmin):
         by_alias: dict[str, list[int]] = {}
         for object_id in object_ids:
             alias, _colon, pk = object_id.rpartition(":")
-            if pk.isascii() and pk.isdecimal() and int(pk) <= LARGEST_ID:
-                by_alias.setdefault(alias or default_database(), []).append(int(pk))
+            if (number := id_in(pk)) is not None:
+                by_alias.setdefault(alias or default_database(), []).append(number)
         return [
             row
             for alias in status.databases()
@@ -108,11 +113,11 @@ class ReadOnlyAdmin(admin.ModelAdmin):
         context |= {
             "show_delete": False,  # it is one of our verbs
             "verbs": [
-                (verb, address(obj, verb))
+                (verb, address(self.admin_site, obj, verb))
                 for verb in self.verbs
                 if self.may(request, verb, obj) and self.applies(verb, obj)
             ],
-            "history": address(obj, "history"),
+            "history": address(self.admin_site, obj, "history"),
             "shown": self.shown(request, obj),
         }
         return super().render_change_form(request, context, add, change, form_url, obj)
@@ -125,8 +130,9 @@ class ReadOnlyAdmin(admin.ModelAdmin):
         return {}
 
     def history_view(self, request, object_id, extra_context=None):
-        change = reverse(f"admin:queuetopia_{self.opts.model_name}_change", args=(object_id,))
-        return super().history_view(request, object_id, {**(extra_context or {}), "address": change})
+        row = self.get_object(request, unquote(object_id))
+        known = {"address": address(self.admin_site, row)} if row else {}
+        return super().history_view(request, object_id, {**(extra_context or {}), **known})
 
     # Verbs: chosen in a list or on the row's page, then confirmed, then done to one row after the other
 
@@ -167,7 +173,11 @@ class ReadOnlyAdmin(admin.ModelAdmin):
 
     def _confirmation(self, request, verb, rows, one=False):
         self.look_at(rows)
-        action = address(rows[0], verb) if one else reverse(f"admin:queuetopia_{self.opts.model_name}_{verb}_selected")
+        site, row = self.admin_site, rows[0]
+        if one:
+            action, back = address(site, row, verb), address(site, row)
+        else:
+            action, back = list_address(site, row, f"{verb}_selected"), list_address(site, row)
         request.current_app = self.admin_site.name
         return TemplateResponse(
             request,
@@ -180,10 +190,10 @@ class ReadOnlyAdmin(admin.ModelAdmin):
                 "preserved_filters": self.get_preserved_filters(request),
                 "verb": verb,
                 "does": self.verbs[verb],
-                "rows": [(row_id(row), address(row), visible(row), str(row.state_seen)) for row in rows],
+                "rows": [(row_id(row), address(site, row), visible(row), str(row.state_seen)) for row in rows],
                 "asks_for_reason": verb != "delete",
                 "action": action,
-                "back": address(rows[0]) if one else reverse(f"admin:queuetopia_{self.opts.model_name}_changelist"),
+                "back": back,
                 "action_checkbox_name": ACTION_CHECKBOX_NAME,
             },
         )
@@ -214,7 +224,7 @@ class ReadOnlyAdmin(admin.ModelAdmin):
 
     def _back(self, request, row=None):
         """Go to the row's page, or to the list as it was."""
-        to = address(row) if row is not None else reverse(f"admin:queuetopia_{self.opts.model_name}_changelist")
+        to = list_address(self.admin_site, self.model) if row is None else address(self.admin_site, row)
         filters: dict[str, Any] = {"preserved_filters": self.get_preserved_filters(request), "opts": self.opts}
         return HttpResponseRedirect(add_preserved_filters(filters, to))
 

@@ -30,15 +30,15 @@ from .base import (
     when,
 )
 from .lists import (
-    LARGEST_ID,
     MOST_LISTED,
     DatabaseFilter,
     JobStateFilter,
     QueueFilter,
     ScopeFilter,
-    address,
     default_database,
-    jobs_of,
+    id_in,
+    link_to,
+    link_to_jobs,
 )
 
 LONGEST_JSON = 50_000  # characters of params or a result shown
@@ -131,8 +131,8 @@ class JobAdmin(ReadOnlyAdmin):
         if not search_term.strip():
             return queryset, False
         found = Q(queue__startswith=search_term) | Q(action__startswith=search_term)
-        if search_term.isascii() and search_term.isdecimal() and int(search_term) <= LARGEST_ID:
-            found |= Q(pk=int(search_term))
+        if (number := id_in(search_term)) is not None:
+            found |= Q(pk=number)
         if self.has_params_permission(request):
             # Searching is reading: what is masked, or may have to be, is not searched.
             clear = [scope for scope, known in by_scope().items() if not known.option("sensitive_params")]
@@ -167,10 +167,9 @@ class JobAdmin(ReadOnlyAdmin):
 
     @admin.display(description=_("queue"))
     def queue_link(self, job):
-        jobs = format_html('<a href="{}">{}</a>', jobs_of(job.scope, job.queue, job._state.db), _("its jobs"))
-        if job.line is None:
-            return format_html("{} ({})", visible(job.queue), jobs)
-        return format_html('<a href="{}">{}</a> ({})', address(job.line), visible(job.queue), jobs)
+        jobs = link_to_jobs(self.admin_site, job.scope, job.queue, job._state.db, _("its jobs"))
+        queue = link_to(self.admin_site, job.line, visible(job.queue)) if job.line else visible(job.queue)
+        return format_html("{} ({})", queue, jobs)
 
     @admin.display(description=_("action"))
     def action_name(self, job):
@@ -208,7 +207,7 @@ class JobAdmin(ReadOnlyAdmin):
     def place(self, job):
         if job.is_ended():
             return NOTHING
-        place = _place(job)
+        place = _place(self.admin_site, job)
         return format_html("{} {}", place, held_up) if (held_up := _held_up(job)) else place
 
     @admin.display(description=_("timeout"))
@@ -248,7 +247,7 @@ def _queues_of(jobs, alias):
     return {(line.scope, line.name): line for line in Queue.objects.using(alias).filter(wanted)}
 
 
-def _place(job):
+def _place(site, job):
     line = Job.objects.using(job._state.db).defer(*JobAdmin.heavy).unfinished().in_queue(job.scope, job.queue)
     head = line.filter(pk=job.line.current_job).first() if job.line and job.line.current_job else None
     head = head or line.in_order().first()
@@ -258,7 +257,7 @@ def _place(job):
     # A head that was attempted comes first, whatever the times say.
     ahead = 1 + line.filter(before).exclude(pk=head.pk)[: MOST_LISTED + 1].count()
     number = f"More than {MOST_LISTED} jobs" if ahead > MOST_LISTED else f"{ahead} job{'s' if ahead > 1 else ''}"
-    link = format_html('<a href="{}">job {}</a>', address(head), head.pk)
+    link = link_to(site, head, f"job {head.pk}")
     return format_html("{} ahead; the head is {}, {}.", number, link, _doing(head, job.line))
 
 
@@ -307,7 +306,9 @@ def _result_text(job):
         return None
     if job.scope not in by_scope():
         return MASK
-    return _as_json(job.result, secrets_of(job.params, by_scope()[job.scope].option("sensitive_params")))
+    sensitive = by_scope()[job.scope].option("sensitive_params")
+    result = masked(job.result, sensitive) if isinstance(job.result, dict) else job.result
+    return _as_json(result, secrets_of(job.params, sensitive))
 
 
 def _as_json(value, secrets=()):

@@ -8,9 +8,10 @@ from django.contrib.admin.views.main import ChangeList
 from django.core.paginator import Paginator
 from django.db import router
 from django.db.models import QuerySet
-from django.urls import reverse
+from django.urls import NoReverseMatch, reverse
 from django.utils import timezone
 from django.utils.functional import cached_property
+from django.utils.html import format_html
 from django.utils.http import urlencode
 from django.utils.translation import gettext_lazy as _
 
@@ -36,15 +37,39 @@ def row_id(row) -> str:
     return str(row.pk) if alias in (None, default_database()) else f"{alias}:{row.pk}"
 
 
-def address(row, view="change") -> str:
-    """Return the path of a page about the row."""
-    return reverse(f"admin:queuetopia_{row._meta.model_name}_{view}", args=(quote(row_id(row)),))
+def id_in(text) -> int | None:
+    """Return the text as a row's id, None if it cannot be one on any database."""
+    # Nineteen digits: Python refuses to read numbers that are much longer.
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 19 and int(text) <= LARGEST_ID else None
 
 
-def jobs_of(scope, queue, alias) -> str:
-    """Return the path of the list of a queue's jobs."""
+def address(site, row, view="change") -> str:
+    """Return the path of a page about the row in an AdminSite."""
+    name = f"admin:queuetopia_{row._meta.model_name}_{view}"
+    return reverse(name, args=(quote(row_id(row)),), current_app=site.name)
+
+
+def list_address(site, model, view="changelist") -> str:
+    """Return the path of the list of jobs or queues in an AdminSite, or of another page about all of them."""
+    return reverse(f"admin:queuetopia_{model._meta.model_name}_{view}", current_app=site.name)
+
+
+def link_to(site, row, text) -> str:
+    """Return a link to the row's page; only the text if its model is not in that AdminSite."""
+    try:
+        return format_html('<a href="{}">{}</a>', address(site, row), text)
+    except NoReverseMatch:
+        return text
+
+
+def link_to_jobs(site, scope, queue, alias, text) -> str:
+    """Return a link to the list of a queue's jobs; an empty text if jobs are not in that AdminSite."""
     database = {} if alias in (None, default_database()) else {"database": alias}
-    return f"{reverse('admin:queuetopia_job_changelist')}?{urlencode({**database, 'scope': scope, 'queue': queue})}"
+    filters = urlencode({**database, "scope": scope, "queue": queue})
+    try:
+        return format_html('<a href="{}?{}">{}</a>', list_address(site, Job), filters, text)
+    except NoReverseMatch:
+        return ""
 
 
 class BoundedPaginator(Paginator):
@@ -83,7 +108,7 @@ class BoundedChangeList(ChangeList):
         self.model_admin.look_at(self.result_list)
 
     def url_for_result(self, result):
-        return address(result)
+        return address(self.model_admin.admin_site, result)
 
 
 class DatabaseFilter(SimpleListFilter):

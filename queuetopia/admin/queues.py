@@ -7,9 +7,9 @@ from django.utils.translation import gettext_lazy as _
 
 from ..models import Job, JobEvent, Node, Queue, Scope
 from ..status import job_state, queue_state, visible
-from ..verbs import VERBS, on_queue, serving
+from ..verbs import on_queue, serving
 from .base import MOST_EVENTS, NOTHING, ReadOnlyAdmin, event_shown, first_line, full_name, paused, running, when
-from .lists import MOST_LISTED, DatabaseFilter, QueueStateFilter, ScopeFilter, address, default_database, jobs_of
+from .lists import MOST_LISTED, DatabaseFilter, QueueStateFilter, ScopeFilter, default_database, link_to, link_to_jobs
 
 NEXT_JOBS = 20
 
@@ -18,7 +18,10 @@ NEXT_JOBS = 20
 class QueueAdmin(ReadOnlyAdmin):
     """Queues by scope and name: what each does, who holds it, what keeps it."""
 
-    verbs = {verb: VERBS[verb] for verb in ("pause", "resume")}
+    verbs = {
+        "pause": "start nothing new in these queues; what runs finishes",
+        "resume": "serve these queues again, at once",
+    }
     order_of_verbs = ("scope", "name")
     actions = ["pause", "resume"]
 
@@ -84,7 +87,7 @@ class QueueAdmin(ReadOnlyAdmin):
     def job(self, queue):
         if queue.head is None:
             return NOTHING
-        return format_html('<a href="{}">{} {}</a>', address(queue.head), queue.head.pk, visible(queue.head.action))
+        return link_to(self.admin_site, queue.head, f"{queue.head.pk} {visible(queue.head.action)}")
 
     @admin.display(description=_("details"))
     def details(self, queue):
@@ -116,8 +119,8 @@ class QueueAdmin(ReadOnlyAdmin):
     def jobs_in_line(self, queue):
         number = _line(queue)[: MOST_LISTED + 1].count()
         text = f"more than {MOST_LISTED}" if number > MOST_LISTED else number
-        jobs = jobs_of(queue.scope, queue.name, queue._state.db)
-        return format_html('{} (<a href="{}">{}</a>)', text, jobs, _("all its jobs"))
+        jobs = link_to_jobs(self.admin_site, queue.scope, queue.name, queue._state.db, _("all its jobs"))
+        return format_html("{} ({})", text, jobs)
 
     def shown(self, request, row):
         jobs = list(_line(row).in_order().defer("params", "errors", "result")[:NEXT_JOBS])
@@ -125,9 +128,7 @@ class QueueAdmin(ReadOnlyAdmin):
         return {
             "next_jobs": [
                 {
-                    "job": job.pk,
-                    "address": address(job),
-                    "action": visible(job.action),
+                    "job": link_to(self.admin_site, job, f"{job.pk} {visible(job.action)}"),
                     "state": str(job_state(job, row)),
                     "scheduled_at": when(job.scheduled_at),
                     "error": first_line(job.error),
