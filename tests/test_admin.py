@@ -289,6 +289,11 @@ class TestCost:
         for state in ("running", "waiting", "halted", "done", "blocked"):
             assert len(self.queries(ann, url, state=state, scope="tests.mail", q="queue")) < 10
 
+    def test_where_nothing_is_found_is_looked_once(self, ann, queues):
+        self.put_rows(queues, 11)
+        queries = self.queries(ann, JOBS, q="nothing like it")
+        assert len([sql for sql in queries if "nothing like it" in sql]) == 1
+
     def test_of_pages_does_not_grow_with_the_line(self, ann, queues):
         self.put_rows(queues, 11)
         job = put(queues, "halted", queue="one")
@@ -313,6 +318,7 @@ class TestCost:
         for sql in tables:
             assert " LIMIT " in sql or re.search(r"WHERE .*\b(id|name)\W? IN \(", sql), sql
             assert "DISTINCT" not in sql
+            assert not re.search(r"\b(params|errors|result)\b", sql), sql  # each may be some hundred kilobytes
 
     @pytest.mark.parametrize(("url", "things"), [(JOBS, "jobs"), (QUEUES, "queues")])
     def test_a_list_ends_somewhere_and_says_so(self, ann, queues, url, things, monkeypatch):
@@ -591,6 +597,8 @@ class TestVerbs:
     def test_of_a_list_are_done_in_the_order_of_the_jobs(self, boss, queues):
         now = timezone.now()
         jobs = [put(queues, "waiting", queue=f"q{hours}", scheduled_at=now - hours * HOUR) for hours in (1, 3, 2)]
+        asked = boss.post(JOBS, {"action": "cancel", "_selected_action": [job.pk for job in jobs], "index": 0})
+        assert re.findall(r"/q\d", plain(asked.content.decode())) == ["/q3", "/q2", "/q1"]
         answer = say(boss, "cancel", *jobs, reason="all wrong")
         assert answer.headers["Location"] == JOBS
         assert states(*jobs) == ["cancelled"] * 3
@@ -911,6 +919,8 @@ class TestHostileText:
         """A name that turns the direction of writing, or goes on in a new line, must not pose as another."""
         job = put(queues, "halted", queue="a\u202eb\nc", error="x\u202ey")
         shown = cells(boss, job)
+        (said,) = told(boss.post(f"{of(job)}skip/", {"confirmed": "yes"}))
+        assert said == f"Job {job.pk} (send_mail of tests.mail/a\\u202eb\\nc) is skipped; its queue goes on."
         assert (shown["queue_name"], shown["details"]) == ("tests.mail/a\\u202eb\\nc", "x\\u202ey")
 
     def test_that_a_database_cannot_store_does_no_harm(self, boss, queues):

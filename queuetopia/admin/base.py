@@ -155,7 +155,7 @@ class ReadOnlyAdmin(admin.ModelAdmin):
         if not rows:
             self.message_user(request, "What was chosen is not there any more.", messages.WARNING)
             return self._back(request)
-        if request.method != "POST" or "confirmed" not in request.POST:
+        if "confirmed" not in request.POST:
             return self._confirmation(request, verb, rows, one=object_id is not None)
         if missing := len(chosen) - len(rows):
             self.message_user(request, f"Not there any more: {missing} of {len(chosen)}.", messages.WARNING)
