@@ -1,4 +1,4 @@
-"""The life of a job, in order: build, create, decide what an attempt's end means, retry, skip, cancel, prune.
+"""The life of a job, in order: build, create, decide what an attempt's end means, retry, skip, cancel, delete.
 
 Every function that a person's verb calls takes the queue's row first (raising its ``rev``), then the job's, in
 one transaction, and leaves a JobEvent: so a verb and the running claim never decide on the same thing twice.
@@ -430,7 +430,19 @@ def _set_pause(queuetopia, alias, queue, verb, by, reason, values):
         transaction.on_commit(after_commit, using=alias, robust=True)
 
 
-# Prune
+# Delete what has ended
+
+
+def delete_ended(job_id, *, alias) -> bool:
+    """Delete a job of the database ``alias`` that has ended, and what people did to it.
+
+    Returns whether it did: no unfinished job is ever deleted. The job's scope need not be known to this code.
+    """
+    with transaction.atomic(using=alias):
+        deleted, _ = Job.objects.using(alias).ended().filter(pk=job_id).delete()
+        if deleted:
+            JobEvent.objects.using(alias).filter(job=job_id).delete()
+    return bool(deleted)
 
 
 def prune(queuetopia, *, older_than=None, batch=1_000, alias=None) -> int:

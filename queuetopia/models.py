@@ -77,6 +77,14 @@ class Job(models.Model):
     class Meta:
         verbose_name = _("job")
         verbose_name_plural = _("jobs")
+        # Jobs are created by code and changed by verbs, so nobody can be allowed to "add" or "change" them.
+        default_permissions = ("view", "delete")
+        permissions = (
+            ("retry_job", _("Can retry jobs")),
+            ("skip_job", _("Can skip jobs")),
+            ("cancel_job", _("Can cancel jobs")),
+            ("view_params", _("Can view the params and results of jobs")),
+        )
         indexes = (
             PartialIndex(  # the head of a queue
                 fields=["scope", "queue", "scheduled_at", "id"],
@@ -186,6 +194,8 @@ class Queue(models.Model):
     class Meta:
         verbose_name = _("queue")
         verbose_name_plural = _("queues")
+        default_permissions = ("view",)
+        permissions = (("pause_queue", _("Can pause queues")), ("resume_queue", _("Can resume queues")))
         indexes = (
             PartialIndex(  # the queues that are due
                 fields=["scope", "due_at"],

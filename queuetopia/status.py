@@ -35,6 +35,18 @@ class QueueState(StrEnum):
     EMPTY = "empty"
 
 
+class JobState(StrEnum):
+    """What a job does now: the stored state, and for a pending one what its attempts and its queue's row say."""
+
+    RUNNING = "running"
+    BACKING_OFF = "backing off"
+    HALTED = "halted"
+    WAITING = "waiting"
+    DONE = "done"
+    SKIPPED = "skipped"
+    CANCELLED = "cancelled"
+
+
 _LISTED_AT = {state: position for position, state in enumerate(QueueState)}
 
 
@@ -54,6 +66,15 @@ def queue_state(queue: Queue, current: Job | None, now: datetime, *, scope_is_pa
     if scope_is_paused:
         return QueueState.PAUSED
     return QueueState.READY if queue.due_at <= now else QueueState.SCHEDULED
+
+
+def job_state(job: Job, queue: Queue | None) -> JobState:
+    """Return what the job does; ``queue`` is its queue's row, None if it has none."""
+    if job.is_ended() or job.state == Job.State.HALTED:
+        return JobState(job.state)
+    if queue is not None and queue.held_by is not None and queue.current_job == job.pk:
+        return JobState.RUNNING
+    return JobState.BACKING_OFF if job.is_backing_off() else JobState.WAITING
 
 
 def scope_status(queuetopia, queues: int = 20) -> dict[str, Any]:

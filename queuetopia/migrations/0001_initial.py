@@ -100,6 +100,13 @@ class Migration(migrations.Migration):
             options={
                 "verbose_name": "job",
                 "verbose_name_plural": "jobs",
+                "permissions": (
+                    ("retry_job", "Can retry jobs"),
+                    ("skip_job", "Can skip jobs"),
+                    ("cancel_job", "Can cancel jobs"),
+                    ("view_params", "Can view the params and results of jobs"),
+                ),
+                "default_permissions": ("view", "delete"),
                 "indexes": [
                     queuetopia.backends.columns.PartialIndex(
                         condition=models.Q(("done_at", None)),
@@ -180,6 +187,8 @@ class Migration(migrations.Migration):
             options={
                 "verbose_name": "queue",
                 "verbose_name_plural": "queues",
+                "permissions": (("pause_queue", "Can pause queues"), ("resume_queue", "Can resume queues")),
+                "default_permissions": ("view",),
                 "indexes": [
                     queuetopia.backends.columns.PartialIndex(
                         condition=models.Q(("paused_at", None)),

@@ -5,32 +5,23 @@ import getpass
 import json
 import os
 from datetime import datetime
-from difflib import get_close_matches
 from functools import partial
 
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 from django.db import DatabaseError, connections
-from django.utils import timezone
 
 from ... import jobs, status
 from ...conf import DAY
 from ...declaration import by_scope
-from ...exceptions import InvalidJob, Refused
-from ...models import Job, Queue
+from ...exceptions import Refused
+from ...models import Job
 from ...status import QueueState, visible
+from ...verbs import VERBS, known, local, on_job, on_queue, refused_by_database, serving, tried
 
 PRUNE_BATCH = 1_000
 COLUMNS = ("STATE", "QUEUE", "JOBS", "OLDEST", "JOB", "ATTEMPT", "SINCE", "NEXT", "WHY")
 LONGEST_NAME, LONGEST_TEXT = 40, 100  # characters shown unless --verbosity is 2 or more
-
-VERBS = {
-    "retry": "make the next attempt of backing-off or halted jobs now",
-    "skip": "give backing-off or halted jobs up; their queues go on",
-    "cancel": "cancel jobs that were never attempted, ask running ones to stop",
-    "pause": "start nothing new in a queue or a whole scope; running jobs finish",
-    "resume": "serve a paused queue or scope again, at once",
-}
 
 
 class Command(BaseCommand):
@@ -67,29 +58,29 @@ class Command(BaseCommand):
         except (Refused, ImproperlyConfigured) as exc:
             raise CommandError(visible(exc)) from exc
         except DatabaseError as exc:
-            raise CommandError(visible(_refused_by_database(exc))) from exc
+            raise CommandError(visible(refused_by_database(exc))) from exc
 
     # What a person can do: each yields one result per job, queue or scope.
 
     def answer_retry(self, **options):
-        return _each_job(_retry, **options)
+        return _each_job("retry", **options)
 
     def answer_skip(self, **options):
-        return _each_job(_skip, **options)
+        return _each_job("skip", **options)
 
     def answer_cancel(self, **options):
-        return _each_job(_cancel, **options)
+        return _each_job("cancel", **options)
 
     def answer_pause(self, **options):
-        return _one_queue(_pause, **options)
+        return _one_queue("pause", **options)
 
     def answer_resume(self, **options):
-        return _one_queue(_resume, **options)
+        return _one_queue("resume", **options)
 
     def answer_prune(self, scopes, older_than, **options):
         seconds = None if older_than is None else older_than * DAY
         for queuetopia in _chosen(scopes):
-            yield _tried(partial(_prune, queuetopia, seconds), scope=queuetopia.scope)
+            yield tried(partial(_prune, queuetopia, seconds), scope=queuetopia.scope)
 
     def tell(self, verb, results):
         """Print what was done; raise CommandError with what was refused."""
@@ -146,7 +137,7 @@ class Command(BaseCommand):
             alive = "alive" if node["alive"] else "fenced" if node["fenced_at"] else "not seen any more"
             self.write(
                 f"node {node['node']} (database {node['database']}): {alive}, last seen {_span(node['age'])} "
-                f"ago, started {_local(node['started_at'])}, queues held: {node['held']}, serves "
+                f"ago, started {local(node['started_at'])}, queues held: {node['held']}, serves "
                 f"{', '.join(node['scopes'])}",
                 self.style.SUCCESS if node["alive"] else self.style.ERROR,
             )
@@ -240,17 +231,8 @@ def _add_verb(verbs, name, text, decides=False):
     return verb
 
 
-def _known(scope):
-    known = by_scope()
-    if scope in known:
-        return known[scope]
-    close = get_close_matches(scope, known, n=3)
-    hint = f"Did you mean {' or '.join(close)}?" if close else f"Known are: {', '.join(sorted(known)) or 'none'}."
-    raise Refused(f"No class of this code has the scope {scope!r}. {hint}")
-
-
 def _chosen(scopes):
-    return [_known(scope) for scope in scopes] if scopes else list(by_scope().values())
+    return [known(scope) for scope in scopes] if scopes else list(by_scope().values())
 
 
 def _person(by):
@@ -262,51 +244,24 @@ def _person(by):
         return f"uid {os.getuid()}"
 
 
-def _tried(act, **about):
-    """Return a result: what it is about, and what ``act`` says it did or why it could not."""
-    try:
-        return {**about, "ok": True, **act()}
-    except InvalidJob as exc:
-        problems = (f"{name} {problem}" for name, found in exc.message_dict.items() for problem in found)
-        return {**about, "ok": False, "message": " ".join(problems)}
-    except Refused as exc:
-        return {**about, "ok": False, "message": str(exc)}
-    except DatabaseError as exc:
-        return {**about, "ok": False, "message": _refused_by_database(exc)}
-
-
-def _refused_by_database(exc):
-    return f"The database refused: {str(exc).strip()}. Is it reachable and migrated (manage.py migrate)?"
-
-
 # Verbs on jobs
 
 
-def _each_job(act, job_ids, scope, database, by, reason, **options):
+def _each_job(verb, job_ids, scope, database, by, reason, **options):
     if scope is not None:
-        _known(scope)
+        known(scope)
     why = {"by": _person(by), "reason": reason}
     for job_id in job_ids:
-        yield _tried(partial(_on_job, act, job_id, scope, database, why), job=job_id)
+        yield tried(partial(_on_job, verb, job_id, scope, database, why), job=job_id)
 
 
-def _on_job(act, job_id, scope, database, why):
-    queuetopia = _class_of(job_id, scope, database)
-    answer, job, message = act(queuetopia, job_id, why)
-    return {
-        "scope": job.scope,
-        "queue": job.queue,
-        "action": job.action,
-        "state": job.state,
-        "attempts": job.attempts,
-        "answer": answer,
-        "message": f"{_name(job)} {message}.",
-    }
+def _on_job(verb, job_id, scope, database, why):
+    return on_job(verb, _class_of(job_id, scope, database), job_id, **why)
 
 
 def _class_of(job_id, scope, database):
     """Return the Queuetopia that owns the job's row. Raises Refused when there is none, or more than one."""
-    aliases = [database] if database else [_known(scope).database()] if scope else status.databases()
+    aliases = [database] if database else [known(scope).database()] if scope else status.databases()
     found = {}
     for alias in aliases:
         for name in Job.objects.using(alias).filter(pk=job_id).values_list("scope", flat=True):
@@ -320,71 +275,15 @@ def _class_of(job_id, scope, database):
     if len(found) > 1:
         raise Refused(f"There is a job {job_id} in each of the databases {', '.join(found)}: add --database.")
     ((alias, name),) = found.items()
-    queuetopia = _known(name)
-    if queuetopia.database() != alias:
-        raise Refused(
-            f"Job {job_id} of {name} is in database {alias}, where nothing serves it: "
-            f"{queuetopia.__name__} keeps its jobs in {queuetopia.database()}."
-        )
-    return queuetopia
-
-
-def _retry(queuetopia, job_id, why):
-    job = queuetopia.retry(job_id, **why)
-    most = job.max_attempts or queuetopia.option("max_attempts")
-    when = "starts when its queue is resumed" if status.is_paused(queuetopia, job.queue) else "is due now"
-    return "retried", job, f"is retried: attempt {job.attempts + 1} of {most} {when}"
-
-
-def _skip(queuetopia, job_id, why):
-    job = queuetopia.skip(job_id, **why)
-    then = "is paused" if status.is_paused(queuetopia, job.queue) else "goes on"
-    return "skipped", job, f"is skipped; its queue {then}"
-
-
-def _cancel(queuetopia, job_id, why):
-    answer = queuetopia.cancel(job_id, **why)
-    job = queuetopia.jobs().get(pk=job_id)
-    if answer == "finished":
-        raise Refused(f"{_name(job)} cannot be cancelled: it is {job.state} since {_local(job.done_at)}.")
-    if answer == "running":
-        return answer, job, "is running and asked to stop: cancelled, unless it is done before"
-    return answer, job, "is cancelled"
-
-
-def _name(job):
-    return f"Job {job.pk} ({job.action} of {job.scope}/{job.queue})"
+    return serving(name, alias, f"Job {job_id}")
 
 
 # Verbs on queues and scopes
 
 
-def _one_queue(act, scope, queue, by, reason, **options):
+def _one_queue(verb, scope, queue, by, reason, **options):
     why = {"by": _person(by), "reason": reason}
-    yield _tried(partial(act, _known(scope), queue, why), scope=scope, queue=queue)
-
-
-def _pause(queuetopia, queue, why):
-    is_new = queue is not None and not _exists(queuetopia, queue)
-    queuetopia.pause(queue, **why)
-    note = " It has had no job so far: is the name right?" if is_new else ""
-    return {"message": f"{_place(queuetopia, queue)} is paused: what runs finishes, nothing new starts.{note}"}
-
-
-def _resume(queuetopia, queue, why):
-    queuetopia.resume(queue, **why)
-    is_still = queue is not None and status.is_paused(queuetopia, queue)
-    note = f", but all of {queuetopia.scope} is paused" if is_still else ""
-    return {"message": f"{_place(queuetopia, queue)} is resumed{note}."}
-
-
-def _place(queuetopia, queue):
-    return queuetopia.scope if queue is None else f"{queuetopia.scope}/{queue}"
-
-
-def _exists(queuetopia, queue):
-    rows = Queue.objects.using(queuetopia.database()).filter(scope=queuetopia.scope, name=queue)
-    return rows.exists() or queuetopia.jobs().filter(queue=queue).exists()
+    yield tried(partial(on_queue, verb, known(scope), queue, **why), scope=scope, queue=queue)
 
 
 def _prune(queuetopia, seconds):
@@ -418,11 +317,7 @@ def _why(queue):
 def _paused(paused):
     by = f" by {paused['by']}" if paused["by"] else ""
     reason = f": {paused['reason']}" if paused["reason"] else ""
-    return f"since {_local(paused['at'])}{by}{reason}"
-
-
-def _local(moment):
-    return timezone.localtime(moment).strftime("%Y-%m-%d %H:%M:%S")
+    return f"since {local(paused['at'])}{by}{reason}"
 
 
 def _ago(moment, now):

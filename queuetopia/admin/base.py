@@ -1,0 +1,301 @@
+"""What the pages of jobs and queues share: nothing is added or edited, and each verb asks before it acts."""
+
+from functools import partial
+from typing import Any
+
+from django.contrib import admin, messages
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
+from django.contrib.admin.models import CHANGE, DELETION, LogEntry
+from django.contrib.admin.templatetags.admin_urls import add_preserved_filters
+from django.contrib.admin.utils import flatten_fieldsets, unquote
+from django.contrib.contenttypes.models import ContentType
+from django.core.exceptions import PermissionDenied
+from django.db import transaction
+from django.db.models.constants import LOOKUP_SEP
+from django.http import HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.urls import path
+from django.utils.html import format_html
+from django.utils.translation import gettext_lazy as _
+
+from .. import status
+from ..attempts import storable
+from ..declaration import by_scope
+from ..status import visible
+from ..verbs import local, tried
+from .lists import PER_PAGE, BoundedChangeList, BoundedPaginator, address, default_database, id_in, list_address, row_id
+
+MOST_AT_ONCE = 500  # rows of one confirmation; Django takes 1,000 fields in one form
+MOST_TOLD = 10  # results told one by one, of each kind
+MOST_EVENTS = 50
+NOTHING = "-"
+
+
+class ReadOnlyAdmin(admin.ModelAdmin):
+    """Shows rows of any database, and lets people say verbs to them.
+
+    A subclass lists its ``verbs`` ({name: what it does}), has an action of each name and a ``has_<verb>_permission``,
+    and says in ``act`` how a verb is done.
+    """
+
+    verbs: dict[str, str] = {}
+    order_of_verbs: tuple[str, ...] = ()  # the rows' order in which a verb comes to them
+    heavy: tuple[str, ...] = ()  # columns that only a row's own page needs
+
+    list_per_page = PER_PAGE
+    list_max_show_all = PER_PAGE
+    show_full_result_count = False
+    show_facets = admin.ShowFacets.NEVER
+    paginator = BoundedPaginator
+
+    class Media:
+        css = {"all": ["queuetopia/admin.css"]}
+
+    def act(self, verb: str, row, *, by: str, reason: str) -> dict[str, Any]:
+        """Do the verb to the row; return a ``message``. Raises Refused."""
+        raise NotImplementedError
+
+    def applies(self, verb: str, row) -> bool:
+        """True unless the verb would be refused for the row as it was seen: its page does not offer it then."""
+        raise NotImplementedError
+
+    def look_at(self, rows) -> None:
+        """Read what is shown beside the rows, in a fixed number of queries; set ``state_seen`` on each."""
+        raise NotImplementedError
+
+    # Who may do what
+
+    def has_add_permission(self, request):
+        return False
+
+    def has_change_permission(self, request, obj=None):
+        return False
+
+    def may(self, request, verb, row=None) -> bool:
+        return self.has_view_permission(request, row) and getattr(self, f"has_{verb}_permission")(request, row)
+
+    def lookup_allowed(self, lookup, value, request=None):
+        # Only of the filters shown: params__name__startswith=… in the address would tell what the page hides.
+        for known in self.get_list_filter(request):
+            name = known[0] if isinstance(known, tuple | list) else known
+            if lookup == getattr(name, "parameter_name", None) or lookup.split(LOOKUP_SEP)[0] == name:
+                return True
+        return False
+
+    # Reading
+
+    def get_queryset(self, request):
+        return super().get_queryset(request).using(default_database())
+
+    def get_changelist(self, request, **kwargs):
+        return BoundedChangeList
+
+    def get_object(self, request, object_id, from_field=None):
+        found = self._chosen(self.get_queryset(request), [object_id])
+        return found[0] if found else None
+
+    def _chosen(self, rows, object_ids):
+        """Return those of ``rows`` that have these ids, in the order in which verbs come to them."""
+        by_alias: dict[str, list[int]] = {}
+        for object_id in object_ids:
+            alias, _colon, pk = object_id.rpartition(":")
+            if (number := id_in(pk)) is not None:
+                by_alias.setdefault(alias or default_database(), []).append(number)
+        return [
+            row
+            for alias in status.databases()
+            if alias in by_alias
+            for row in rows.using(alias).filter(pk__in=by_alias[alias]).order_by(*self.order_of_verbs)
+        ]
+
+    def render_change_form(self, request, context, add=False, change=False, form_url="", obj=None):
+        self.look_at([obj])
+        context |= {
+            "show_delete": False,  # it is one of our verbs
+            "verbs": [
+                (verb, address(self.admin_site, obj, verb))
+                for verb in self.verbs
+                if self.may(request, verb, obj) and self.applies(verb, obj)
+            ],
+            "history": address(self.admin_site, obj, "history"),
+            "shown": self.shown(request, obj),
+        }
+        return super().render_change_form(request, context, add, change, form_url, obj)
+
+    def get_readonly_fields(self, request, obj=None):
+        return flatten_fieldsets(self.get_fieldsets(request, obj))
+
+    def shown(self, request, row) -> dict[str, Any]:
+        """Return what the row's page shows under its fields."""
+        return {}
+
+    def history_view(self, request, object_id, extra_context=None):
+        row = self.get_object(request, unquote(object_id))
+        known = {"address": address(self.admin_site, row)} if row else {}
+        return super().history_view(request, object_id, {**(extra_context or {}), **known})
+
+    # Verbs: chosen in a list or on the row's page, then confirmed, then done to one row after the other
+
+    def get_urls(self):
+        about = f"queuetopia_{self.opts.model_name}"
+        pages = []
+        for verb in self.verbs:
+            view = self.admin_site.admin_view(partial(self.verb_view, verb=verb))
+            pages.append(path(f"{verb}/", view, name=f"{about}_{verb}_selected"))
+            pages.append(path(f"<path:object_id>/{verb}/", view, name=f"{about}_{verb}"))
+        return pages + super().get_urls()
+
+    def verb_view(self, request, object_id=None, *, verb):
+        """Show what the verb would do; a POST that says ``confirmed`` does it."""
+        if not self.may(request, verb):
+            raise PermissionDenied
+        selected = request.POST.getlist(ACTION_CHECKBOX_NAME)
+        chosen = selected[:MOST_AT_ONCE] if object_id is None else [unquote(object_id)]
+        rows = self._chosen(self.get_queryset(request).defer(*self.heavy), chosen)
+        if not rows:
+            self.message_user(request, "What was chosen is not there any more.", messages.WARNING)
+            return self._back(request)
+        if "confirmed" not in request.POST:
+            return self._confirmation(request, verb, rows, one=object_id is not None)
+        if missing := len(chosen) - len(rows):
+            self.message_user(request, f"Not there any more: {missing} of {len(chosen)}.", messages.WARNING)
+        self._do(request, verb, rows, request.POST.get("reason", "").strip())
+        return self._back(request, rows[0] if object_id is not None and verb != "delete" else None)
+
+    def confirm_selected(self, request, queryset, verb):
+        """Be the action of a list: ask before the verb is done to what was selected there."""
+        rows = list(queryset.order_by(*self.order_of_verbs)[: MOST_AT_ONCE + 1])
+        if len(rows) > MOST_AT_ONCE:
+            text = f"More than {MOST_AT_ONCE} {self.opts.verbose_name_plural} were selected: choose fewer at once."
+            self.message_user(request, text, messages.ERROR)
+            return None
+        return self._confirmation(request, verb, rows) if rows else None
+
+    def _confirmation(self, request, verb, rows, one=False):
+        self.look_at(rows)
+        site, row = self.admin_site, rows[0]
+        if one:
+            action, back = address(site, row, verb), address(site, row)
+        else:
+            action, back = list_address(site, row, f"{verb}_selected"), list_address(site, row)
+        request.current_app = self.admin_site.name
+        return TemplateResponse(
+            request,
+            "admin/queuetopia/confirm_verb.html",
+            {
+                **self.admin_site.each_context(request),
+                "title": f"{verb.capitalize()} {len(rows)} {self._named(len(rows))}",
+                "opts": self.opts,
+                "media": self.media,
+                "preserved_filters": self.get_preserved_filters(request),
+                "verb": verb,
+                "does": self.verbs[verb],
+                "rows": [(row_id(row), address(site, row), visible(row), str(row.state_seen)) for row in rows],
+                "asks_for_reason": verb != "delete",
+                "action": action,
+                "back": back,
+                "action_checkbox_name": ACTION_CHECKBOX_NAME,
+            },
+        )
+
+    def _do(self, request, verb, rows, reason):
+        results = [tried(partial(self._act_and_log, request, verb, row, reason)) for row in rows]
+        done = [result["message"] for result in results if result["ok"]]
+        refused = [result["message"] for result in results if not result["ok"]]
+        for level, texts in ((messages.SUCCESS, done), (messages.ERROR, refused)):
+            for text in texts[:MOST_TOLD]:
+                self.message_user(request, visible(text), level)
+        if len(rows) > MOST_TOLD:
+            level = messages.WARNING if refused else messages.SUCCESS
+            self.message_user(request, f"{verb.capitalize()}: {len(done)} done, {len(refused)} refused.", level)
+
+    def _act_and_log(self, request, verb, row, reason):
+        with transaction.atomic(using=row._state.db):
+            result = self.act(verb, row, by=request.user.get_username(), reason=reason)
+            LogEntry(
+                user_id=request.user.pk,
+                content_type=ContentType.objects.get_for_model(self.model),
+                object_id=row_id(row),
+                object_repr=storable(visible(row), 200),
+                action_flag=DELETION if verb == "delete" else CHANGE,
+                change_message=storable(visible(f"{result['message']}{reason and f' Reason: {reason}'}"), 2_000),
+            ).save()
+        return result
+
+    def _back(self, request, row=None):
+        """Go to the row's page, or to the list as it was."""
+        to = list_address(self.admin_site, self.model) if row is None else address(self.admin_site, row)
+        filters: dict[str, Any] = {"preserved_filters": self.get_preserved_filters(request), "opts": self.opts}
+        return HttpResponseRedirect(add_preserved_filters(filters, to))
+
+    # Words
+
+    @admin.display(description=_("state"))
+    def state_now(self, row):
+        kind = row.state_seen.replace(" ", "-")
+        return format_html('<span class="queuetopia-state queuetopia-{}">{}</span>', kind, str(row.state_seen))
+
+    @admin.display(description=_("scope"))
+    def scope_name(self, row):
+        return f"{visible(row.scope)}{_unless_known(row.scope)}"
+
+    def _named(self, number):
+        return self.opts.verbose_name if number == 1 else self.opts.verbose_name_plural
+
+
+def full_name(scope, queue) -> str:
+    return f"{visible(scope)}/{visible(queue)}{_unless_known(scope)}"
+
+
+def _unless_known(scope):
+    return "" if scope in by_scope() else " (scope unknown to this code)"
+
+
+def when(moment) -> str:
+    """Return a time to the second, which Django's own format leaves out."""
+    return NOTHING if moment is None else local(moment)
+
+
+def first_line(text) -> str:
+    lines = text.splitlines()
+    line = visible(lines[0]) if lines else ""
+    return line if len(line) <= 120 else f"{line[:119]}…"
+
+
+def readable(text) -> str:
+    """Return text of several lines with all that is not printable escaped."""
+    return "\n".join(visible(line) for line in text.split("\n"))
+
+
+def running(queue, node) -> str:
+    """Say where the current job of a held queue runs, and since when; ``node`` is None when it is gone."""
+    # Told with the node's heartbeats: not there for a job that has just begun.
+    workers = [worker["pid"] for worker in node.workers if queue.current_job in worker["jobs"]] if node else []
+    where = f"{visible(node) if node else 'a node that is gone'}{''.join(f', worker {pid}' for pid in workers)}"
+    stop = ", asked to stop" if queue.stop_requested else ""
+    return f"attempt {queue.attempt} on {where} since {when(queue.held_since)}{stop}"
+
+
+def event_shown(event) -> dict[str, Any]:
+    """Return a JobEvent as texts."""
+    return {
+        "at": when(event.at),
+        "verb": visible(event.verb),
+        "by": visible(event.by),
+        "reason": visible(event.reason),
+        "before": _change(event.before),
+        "after": _change(event.after),
+    }
+
+
+def _change(values):
+    return ", ".join(f"{name}: {visible(value)}" for name, value in values.items()) if isinstance(values, dict) else ""
+
+
+def paused(pause) -> str:
+    """Say since when, by whom and why a queue or scope is paused; an empty text if it is not."""
+    if pause is None or pause.paused_at is None:
+        return ""
+    by = f" by {visible(pause.paused_by)}" if pause.paused_by else ""
+    reason = f": {visible(pause.paused_reason)}" if pause.paused_reason else ""
+    return f"since {local(pause.paused_at)}{by}{reason}"

@@ -1,0 +1,344 @@
+"""The pages of jobs."""
+
+import json
+from datetime import datetime
+
+from django.contrib import admin
+from django.db.models import Q, TextField
+from django.db.models.functions import Cast
+from django.utils.html import format_html
+from django.utils.translation import gettext_lazy as _
+
+from ..attempts import masked, secrets_of
+from ..backends.base import history
+from ..declaration import by_scope
+from ..exceptions import Refused
+from ..jobs import delete_ended
+from ..models import Job, JobEvent, Node, Queue, Scope
+from ..status import JobState, job_state, visible
+from ..verbs import VERBS, name_of, on_job, serving
+from .base import (
+    MOST_EVENTS,
+    NOTHING,
+    ReadOnlyAdmin,
+    event_shown,
+    first_line,
+    full_name,
+    paused,
+    readable,
+    running,
+    when,
+)
+from .lists import (
+    MOST_LISTED,
+    DatabaseFilter,
+    JobStateFilter,
+    QueueFilter,
+    ScopeFilter,
+    default_database,
+    id_in,
+    link_to,
+    link_to_jobs,
+)
+
+LONGEST_JSON = 50_000  # characters of params or a result shown
+MASK = "********"
+ERROR_TEXTS = ("attempt", "by", "duration", "type", "message", "traceback")
+
+
+@admin.register(Job)
+class JobAdmin(ReadOnlyAdmin):
+    """Jobs, newest first: what each does, what went wrong, and what a person may do about it."""
+
+    verbs = {
+        **{verb: VERBS[verb] for verb in ("retry", "skip", "cancel")},
+        "delete": "delete jobs that have ended, and what people did to them; no unfinished one",
+    }
+    order_of_verbs = ("scheduled_at", "id")
+    heavy = ("params", "errors", "result")
+    actions = ["retry", "skip", "cancel", "delete_selected"]
+
+    list_display = [
+        "number", "state_now", "queue_name", "action_name", "details", "attempts_made", "scheduled", "next_attempt",
+    ]  # fmt: skip
+    list_display_links = ["number"]
+    list_filter = [DatabaseFilter, JobStateFilter, ScopeFilter, QueueFilter]
+    ordering = ["-id"]
+    search_fields = ["queue"]  # makes the form appear; get_search_results says what is searched
+    fieldsets = [
+        (None, {"fields": ["state_now", "details", "place", "scope_name", "queue_link", "action_name"]}),
+        (
+            _("Attempts"),
+            {"fields": ["attempts_made", "scheduled", "last_attempt", "attempted_by", "next_attempt", "ended"]},
+        ),
+        (_("Options"), {"fields": ["option_timeout", "option_max_backoff", "option_on_exhausted"]}),
+    ]
+
+    # Who may do what
+
+    def has_retry_permission(self, request, obj=None):
+        return request.user.has_perm("queuetopia.retry_job")
+
+    def has_skip_permission(self, request, obj=None):
+        return request.user.has_perm("queuetopia.skip_job")
+
+    def has_cancel_permission(self, request, obj=None):
+        return request.user.has_perm("queuetopia.cancel_job")
+
+    def has_delete_permission(self, request, obj=None):
+        return super().has_delete_permission(request, obj) and (obj is None or obj.is_ended())
+
+    def has_params_permission(self, request, obj=None):
+        return request.user.has_perm("queuetopia.view_params")
+
+    # Verbs
+
+    @admin.action(permissions=["retry"], description=_("Retry selected jobs"))
+    def retry(self, request, queryset):
+        return self.confirm_selected(request, queryset, "retry")
+
+    @admin.action(permissions=["skip"], description=_("Skip selected jobs"))
+    def skip(self, request, queryset):
+        return self.confirm_selected(request, queryset, "skip")
+
+    @admin.action(permissions=["cancel"], description=_("Cancel selected jobs"))
+    def cancel(self, request, queryset):
+        return self.confirm_selected(request, queryset, "cancel")
+
+    @admin.action(permissions=["delete"], description=_("Delete selected ended jobs"))
+    def delete_selected(self, request, queryset):
+        return self.confirm_selected(request, queryset, "delete")
+
+    def act(self, verb, row, *, by, reason):
+        if verb != "delete":
+            queuetopia = serving(row.scope, row._state.db, f"Job {row.pk}")
+            return on_job(verb, queuetopia, row.pk, by=by, reason=reason)
+        if not delete_ended(row.pk, alias=row._state.db):
+            raise Refused(f"{name_of(row)} has not ended, and no unfinished job is deleted. Skip or cancel it first.")
+        return {"message": f"{name_of(row)} is deleted."}
+
+    def applies(self, verb, row):
+        states = {
+            "retry": (JobState.BACKING_OFF, JobState.HALTED),
+            "skip": (JobState.BACKING_OFF, JobState.HALTED),
+            "cancel": (JobState.WAITING, JobState.RUNNING),
+        }
+        return verb not in states or row.state_seen in states[verb]
+
+    # Lists
+
+    def get_search_results(self, request, queryset, search_term):
+        if not search_term.strip():
+            return queryset, False
+        found = Q(queue__startswith=search_term) | Q(action__startswith=search_term)
+        if (number := id_in(search_term)) is not None:
+            found |= Q(pk=number)
+        if self.has_params_permission(request):
+            # Searching is reading: what is masked, or may have to be, is not searched.
+            clear = [scope for scope, known in by_scope().items() if not known.option("sensitive_params")]
+            as_stored = {search_term, json.dumps(search_term)[1:-1]}  # some databases keep é as \u00e9
+            queryset = queryset.alias(params_text=Cast("params", TextField()))
+            for text in as_stored:
+                found |= Q(scope__in=clear, params_text__icontains=text)
+        return queryset.filter(found), False
+
+    search_help_text = _("Number, the beginning of a queue or an action, or something in the params.")
+
+    def look_at(self, rows):
+        """Put beside each unfinished job its queue's row (``line``) and who holds that (``node``)."""
+        alias = rows[0]._state.db if rows else default_database()
+        lines = _queues_of([row for row in rows if not row.is_ended()], alias)
+        holders = {line.held_by for line in lines.values() if line.held_by}
+        nodes = Node.objects.using(alias).in_bulk(holders) if holders else {}
+        for row in rows:
+            row.line = lines.get((row.scope, row.queue))
+            row.state_seen = job_state(row, row.line)
+            row.node = nodes.get(row.line.held_by) if row.state_seen is JobState.RUNNING else None
+
+    # Columns and fields
+
+    @admin.display(description=_("job"), ordering="id")
+    def number(self, job):
+        return job.pk
+
+    @admin.display(description=_("queue"))
+    def queue_name(self, job):
+        return full_name(job.scope, job.queue)
+
+    @admin.display(description=_("queue"))
+    def queue_link(self, job):
+        jobs = link_to_jobs(self.admin_site, job.scope, job.queue, job._state.db, _("its jobs"))
+        queue = link_to(self.admin_site, job.line, visible(job.queue)) if job.line else visible(job.queue)
+        return format_html("{} ({})", queue, jobs)
+
+    @admin.display(description=_("action"))
+    def action_name(self, job):
+        return visible(job.action)
+
+    @admin.display(description=_("attempts"))
+    def attempts_made(self, job):
+        most = job.max_attempts or (by_scope()[job.scope].option("max_attempts") if job.scope in by_scope() else None)
+        return f"{job.attempts} of {most}" if most else str(job.attempts)
+
+    @admin.display(description=_("scheduled at"))
+    def scheduled(self, job):
+        return when(job.scheduled_at)
+
+    @admin.display(description=_("last attempt at"))
+    def last_attempt(self, job):
+        return when(job.attempted_at)
+
+    @admin.display(description=_("next attempt at"))
+    def next_attempt(self, job):
+        return NOTHING if job.state_seen is JobState.RUNNING else when(job.next_attempt_at)
+
+    @admin.display(description=_("ended at"))
+    def ended(self, job):
+        return when(job.done_at)
+
+    @admin.display(description=_("details"))
+    def details(self, job):
+        """Say where it runs, or what went wrong last."""
+        if job.state_seen is not JobState.RUNNING:
+            return first_line(job.error) or NOTHING
+        return running(job.line, job.node)
+
+    @admin.display(description=_("place in line"))
+    def place(self, job):
+        if job.is_ended():
+            return NOTHING
+        place = _place(self.admin_site, job)
+        return format_html("{} {}", place, held_up) if (held_up := _held_up(job)) else place
+
+    @admin.display(description=_("timeout"))
+    def option_timeout(self, job):
+        return _option(job, "timeout", " s")
+
+    @admin.display(description=_("max. backoff"))
+    def option_max_backoff(self, job):
+        return _option(job, "max_backoff", " s")
+
+    @admin.display(description=_("on exhausted"))
+    def option_on_exhausted(self, job):
+        return _option(job, "on_exhausted", "")
+
+    # The page's other parts
+
+    def shown(self, request, row):
+        sees_params = self.has_params_permission(request, row)
+        events = JobEvent.objects.using(row._state.db).filter(job=row.pk).order_by("-id")[:MOST_EVENTS]
+        return {
+            "sees_params": sees_params,
+            "params": _params_text(row) if sees_params else None,
+            "result": _result_text(row) if sees_params else None,
+            "errors": _errors(row),
+            "events": [event_shown(event) for event in events],
+        }
+
+
+def _queues_of(jobs, alias):
+    """Return {(scope, queue): the queue's row}, found by the unique index."""
+    names: dict[str, set[str]] = {}
+    for job in jobs:
+        names.setdefault(job.scope, set()).add(job.queue)
+    if not names:
+        return {}
+    wanted = Q.create([Q(scope=scope, name__in=found) for scope, found in names.items()], connector=Q.OR)
+    return {(line.scope, line.name): line for line in Queue.objects.using(alias).filter(wanted)}
+
+
+def _place(site, job):
+    line = Job.objects.using(job._state.db).defer(*JobAdmin.heavy).unfinished().in_queue(job.scope, job.queue)
+    head = line.filter(pk=job.line.current_job).first() if job.line and job.line.current_job else None
+    head = head or line.in_order().first()
+    if head is None or head == job:
+        return _("It is the head of its queue.")
+    before = Q(scheduled_at__lt=job.scheduled_at) | Q(scheduled_at=job.scheduled_at, pk__lt=job.pk)
+    # A head that was attempted comes first, whatever the times say.
+    ahead = 1 + line.filter(before).exclude(pk=head.pk)[: MOST_LISTED + 1].count()
+    number = f"More than {MOST_LISTED} jobs" if ahead > MOST_LISTED else f"{ahead} job{'s' if ahead > 1 else ''}"
+    link = link_to(site, head, f"job {head.pk}")
+    return format_html("{} ahead; the head is {}, {}.", number, link, _doing(head, job.line))
+
+
+def _doing(head, line):
+    state = job_state(head, line)
+    since = {
+        JobState.RUNNING: line and line.held_since,
+        JobState.WAITING: head.scheduled_at,
+    }.get(state, head.attempted_at)
+    return f"{state} since {when(since)}" if since else str(state)
+
+
+def _held_up(job):
+    """Say what keeps the queue from going on, beside its jobs."""
+    scope = Scope.objects.using(job._state.db).filter(name=job.scope).first()
+    reasons = []
+    if paused(scope):
+        reasons.append(f"The whole scope is paused {paused(scope)}.")
+    if paused(job.line):
+        reasons.append(f"The queue is paused {paused(job.line)}.")
+    if job.line and job.line.problem:
+        reasons.append(visible(job.line.problem))
+    return " ".join(reasons)
+
+
+def _option(job, name, unit):
+    if (given := getattr(job, name)) is not None:
+        return f"{visible(given)}{unit}"
+    if job.scope not in by_scope():
+        return NOTHING
+    queuetopia = by_scope()[job.scope]
+    value = queuetopia.option(name)
+    return f"{getattr(value, '__name__', value)}{unit} ({queuetopia.__name__})"
+
+
+def _params_text(job):
+    if job.scope in by_scope():
+        return _as_json(masked(job.params, by_scope()[job.scope].option("sensitive_params")))
+    # Which of them are sensitive its class would say.
+    names = job.params if isinstance(job.params, dict) else ["unreadable"]
+    return _as_json(dict.fromkeys(names, MASK))
+
+
+def _result_text(job):
+    if job.result is None:
+        return None
+    if job.scope not in by_scope():
+        return MASK
+    sensitive = by_scope()[job.scope].option("sensitive_params")
+    result = masked(job.result, sensitive) if isinstance(job.result, dict) else job.result
+    return _as_json(result, secrets_of(job.params, sensitive))
+
+
+def _as_json(value, secrets=()):
+    try:
+        text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
+    except RecursionError:
+        return "nested too deep to be shown"
+    for secret in secrets:
+        text = text.replace(json.dumps(secret, ensure_ascii=False)[1:-1], MASK)
+    more = len(text) - LONGEST_JSON
+    return readable(text) if more <= 0 else f"{readable(text[:LONGEST_JSON])}\n… {more} characters more"
+
+
+def _time(text):
+    try:
+        return when(datetime.fromisoformat(text))
+    except (TypeError, ValueError, OverflowError):
+        return readable(str(text))
+
+
+def _errors(job):
+    """Return the attempts that went wrong, newest first, as texts."""
+    entries = history(job.errors)
+    if job.errors and not entries:
+        entries = [{"type": "unreadable", "traceback": str(job.errors)[:LONGEST_JSON]}]
+    return [
+        {
+            **{name: readable(str(entry.get(name, ""))) for name in ERROR_TEXTS},
+            "at": _time(entry.get("at")),
+            "counted": entry.get("counted", True),
+        }
+        for entry in reversed(entries)
+    ]

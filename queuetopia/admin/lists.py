@@ -1,0 +1,221 @@
+"""Lists that stay cheap: nothing here counts, sorts or compares all of a big table."""
+
+from typing import TYPE_CHECKING
+
+from django.contrib.admin import SimpleListFilter
+from django.contrib.admin.utils import quote
+from django.contrib.admin.views.main import ChangeList
+from django.core.paginator import Paginator
+from django.db import router
+from django.db.models import QuerySet
+from django.urls import NoReverseMatch, reverse
+from django.utils import timezone
+from django.utils.functional import cached_property
+from django.utils.html import format_html
+from django.utils.http import urlencode
+from django.utils.translation import gettext_lazy as _
+
+from .. import status
+from ..declaration import by_scope
+from ..models import Job, Queue
+
+if TYPE_CHECKING:
+    from .base import ReadOnlyAdmin
+
+MOST_LISTED = 1_000  # rows a list leads to, page by page; what is further away is found by filters and search
+PER_PAGE = 100
+LARGEST_ID = 2**63 - 1
+
+
+def default_database() -> str:
+    return router.db_for_write(Job)
+
+
+def row_id(row) -> str:
+    """Return what names a row in addresses and in the admin's log: its id, after its database if not the default."""
+    alias = row._state.db
+    return str(row.pk) if alias in (None, default_database()) else f"{alias}:{row.pk}"
+
+
+def id_in(text) -> int | None:
+    """Return the text as a row's id, None if it cannot be one on any database."""
+    # Nineteen digits: Python refuses to read numbers that are much longer.
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 19 and int(text) <= LARGEST_ID else None
+
+
+def address(site, row, view="change") -> str:
+    """Return the path of a page about the row in an AdminSite."""
+    name = f"admin:queuetopia_{row._meta.model_name}_{view}"
+    return reverse(name, args=(quote(row_id(row)),), current_app=site.name)
+
+
+def list_address(site, model, view="changelist") -> str:
+    """Return the path of the list of jobs or queues in an AdminSite, or of another page about all of them."""
+    return reverse(f"admin:queuetopia_{model._meta.model_name}_{view}", current_app=site.name)
+
+
+def link_to(site, row, text) -> str:
+    """Return a link to the row's page; only the text if its model is not in that AdminSite."""
+    try:
+        return format_html('<a href="{}">{}</a>', address(site, row), text)
+    except NoReverseMatch:
+        return text
+
+
+def link_to_jobs(site, scope, queue, alias, text) -> str:
+    """Return a link to the list of a queue's jobs; an empty text if jobs are not in that AdminSite."""
+    database = {} if alias in (None, default_database()) else {"database": alias}
+    filters = urlencode({**database, "scope": scope, "queue": queue})
+    try:
+        return format_html('<a href="{}?{}">{}</a>', list_address(site, Job), filters, text)
+    except NoReverseMatch:
+        return ""
+
+
+class BoundedPaginator(Paginator):
+    """Counts no further than to the last row it leads to."""
+
+    object_list: QuerySet
+
+    @cached_property
+    def count(self):
+        return min(self._counted, MOST_LISTED)
+
+    @property
+    def has_more(self):
+        return self._counted > MOST_LISTED
+
+    @cached_property
+    def _counted(self):
+        return self.object_list.order_by()[: MOST_LISTED + 1].count()
+
+
+class BoundedChangeList(ChangeList):
+    """The list of a ReadOnlyAdmin: all about its rows is read with them, whatever their database."""
+
+    model_admin: "ReadOnlyAdmin"
+
+    def get_queryset(self, request, exclude_parameters=None):
+        return super().get_queryset(request, exclude_parameters).defer(*self.model_admin.heavy)
+
+    def get_results(self, request):
+        super().get_results(request)
+        # The search form would show the bound as if it were the count.
+        self.full_result_count = self.result_count
+        # A list of one page is read whole, and may have grown since it was counted. Where nothing was found by looking
+        # at everything, it is not looked for again.
+        self.result_list = list(self.result_list[: self.list_max_show_all]) if self.result_count else []
+        self.model_admin.look_at(self.result_list)
+
+    def url_for_result(self, result):
+        return address(self.model_admin.admin_site, result)
+
+
+class DatabaseFilter(SimpleListFilter):
+    """Which database to look into; it has to be the first filter, because the others look into the same one."""
+
+    title = _("database")
+    parameter_name = "database"
+
+    def lookups(self, request, model_admin):
+        aliases = status.databases()
+        return [(alias, alias) for alias in aliases] if len(aliases) > 1 else []
+
+    def choices(self, changelist):
+        for alias, title in self.lookup_choices:
+            yield {
+                "selected": alias == (self.value() or default_database()),
+                "query_string": changelist.get_query_string({self.parameter_name: alias}),
+                "display": title,
+            }
+
+    def queryset(self, request, queryset):
+        return queryset.using(self.value()) if self.value() in dict(self.lookup_choices) else queryset
+
+
+class ScopeFilter(SimpleListFilter):
+    """The scopes this code knows, from the registry; and all others together."""
+
+    title = _("scope")
+    parameter_name = "scope"
+    UNKNOWN = "?"
+
+    def lookups(self, request, model_admin):
+        return [*((scope, scope) for scope in sorted(by_scope())), (self.UNKNOWN, _("unknown to this code"))]
+
+    def queryset(self, request, queryset):
+        if self.value() is None:
+            return queryset
+        if self.value() == self.UNKNOWN:
+            return queryset.exclude(scope__in=list(by_scope()))
+        return _exactly(queryset, scope=self.value())
+
+
+class QueueFilter(SimpleListFilter):
+    """The queue that a link led to; there is no list of all of them."""
+
+    title = _("queue")
+    parameter_name = "queue"
+
+    def lookups(self, request, model_admin):
+        # Not self.value(), which is there only after this.
+        name = request.GET.get(self.parameter_name)
+        return [] if name is None else [(name, status.visible(name))]
+
+    def queryset(self, request, queryset):
+        return queryset if self.value() is None else _exactly(queryset, queue=self.value())
+
+
+def _exactly(queryset, **text):
+    # PostgreSQL refuses to compare with such a text.
+    return queryset.none() if any("\x00" in value for value in text.values()) else queryset.filter(**text)
+
+
+class JobStateFilter(SimpleListFilter):
+    title = _("state")
+    parameter_name = "state"
+
+    def lookups(self, request, model_admin):
+        return [("unfinished", _("unfinished")), *((str(state), str(state)) for state in status.JobState)]
+
+    def queryset(self, request, queryset):
+        # ``done_at=None`` is what the partial index over the unfinished jobs is for.
+        unfinished = queryset.unfinished()
+        held = Queue.objects.using(queryset.db).held().filter(current_job__isnull=False)
+        idle = unfinished.pending().exclude(pk__in=held.values("current_job"))
+        chosen = {
+            "unfinished": unfinished,
+            status.JobState.RUNNING: unfinished.filter(pk__in=held.values("current_job")),
+            status.JobState.BACKING_OFF: idle.filter(attempted_at__isnull=False),
+            status.JobState.WAITING: idle.filter(attempted_at=None),
+            status.JobState.HALTED: unfinished.halted(),
+            **{state: queryset.ended().filter(state=state) for state in ("done", "skipped", "cancelled")},
+        }
+        return chosen.get(self.value() or "", queryset)
+
+
+class QueueStateFilter(SimpleListFilter):
+    """States as ``status.queue_state`` names them, and what can be true beside them: paused, with a problem."""
+
+    title = _("state")
+    parameter_name = "state"
+
+    def lookups(self, request, model_admin):
+        states = [(str(state), str(state)) for state in status.QueueState]
+        return [("blocked", _("blocked")), *states, ("problem", _("with a problem"))]
+
+    def queryset(self, request, queryset):
+        idle = queryset.filter(held_by=None, current_job=None)
+        now = timezone.now()
+        chosen = {
+            "blocked": queryset.blocked(),
+            status.QueueState.HALTED: queryset.blocked().filter(due_at=None),
+            status.QueueState.BACKING_OFF: queryset.blocked().filter(due_at__isnull=False),
+            status.QueueState.RUNNING: queryset.held(),
+            status.QueueState.PAUSED: queryset.paused(),
+            status.QueueState.READY: idle.filter(paused_at=None, due_at__lte=now),
+            status.QueueState.SCHEDULED: idle.filter(paused_at=None, due_at__gt=now),
+            status.QueueState.EMPTY: idle.filter(paused_at=None, due_at=None),
+            "problem": queryset.exclude(problem=""),
+        }
+        return chosen.get(self.value() or "", queryset)

@@ -1,0 +1,200 @@
+"""The admin in a browser: a person finds what blocks a queue, and decides; one who may not, cannot."""
+
+import re
+from datetime import timedelta
+
+import pytest
+from django.contrib.auth.models import Permission, User
+from django.test import Client
+from django.utils import timezone
+from playwright.sync_api import expect
+
+from queuetopia import declaration
+from queuetopia.models import Job, JobEvent, Queue
+from tests.test_status import put_node
+from tests.test_verbs import mail_queue, put
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+MINUTE = timedelta(minutes=1)
+TRACEBACK = """Traceback (most recent call last):
+  File "shop/queues.py", line 14, in charge
+    provider.charge(card, amount)
+  File "shop/provider.py", line 31, in charge
+    raise ConnectionError("the provider answers 503")
+ConnectionError: the provider answers 503
+"""
+
+
+def error(attempt):
+    return {
+        "attempt": attempt,
+        "at": (timezone.now() - (4 - attempt) * MINUTE).isoformat(timespec="seconds"),
+        "by": "web1:4242",
+        "duration": 0.213,
+        "counted": True,
+        "type": "ConnectionError",
+        "message": "the provider answers 503",
+        "traceback": TRACEBACK,
+    }
+
+
+@pytest.fixture
+def halted(monkeypatch):
+    """A shop's queues; the job that blocks the one of customer-42."""
+    monkeypatch.setattr(declaration, "_registry", [])
+    payments = mail_queue("shop.payments", sensitive_params=("card",), max_attempts=3)
+    now = timezone.now()
+    text = "ConnectionError: the provider answers 503"
+    put(payments, "done", queue="customer-7", action="receipt", scheduled_at=now - 9 * MINUTE)
+    job = put(
+        payments, "halted", queue="customer-42", action="charge", scheduled_at=now - 8 * MINUTE, attempts=3, error=text,
+        params={"order": 1234, "amount": "19.90", "card": "4111 1111 1111 1111"}, errors=[error(n) for n in (1, 2, 3)],
+        attempted_at=now - MINUTE, attempted_by="web1:4242",
+    )  # fmt: skip
+    for action, ago in (("receipt", 7), ("charge", 4), ("receipt", 3)):
+        waiting = put(payments, "waiting", queue="customer-42", action=action, scheduled_at=now - ago * MINUTE)
+        Queue.objects.filter(name="customer-42").update(current_job=job.pk, due_at=None)
+    assert waiting.pk > job.pk
+    put(payments, "backing off", queue="customer-8", action="charge", scheduled_at=now - 6 * MINUTE, error=text)
+    put(payments, "running again", queue="customer-9", action="charge", scheduled_at=now - 5 * MINUTE)
+    put(payments, "skipped", queue="customer-10", action="charge", scheduled_at=now - 5 * MINUTE, error=text)
+    put_node(scopes=["shop.payments"])
+    return job
+
+
+@pytest.fixture(scope="session")
+def browser_context_args(browser_context_args):
+    return {**browser_context_args, "viewport": {"width": 1600, "height": 800}}
+
+
+@pytest.fixture
+def open_admin(page, site_url, settings):
+    """Log a person in, and return a function that goes to one of queuetopia's pages."""
+
+    def log_in(*permissions, **columns):
+        user = User.objects.create_user(**{"username": "ann", "is_staff": True, **columns})
+        user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
+        client = Client()
+        client.force_login(user)
+        name = settings.SESSION_COOKIE_NAME
+        page.context.add_cookies([{"name": name, "value": client.cookies[name].value, "url": site_url}])
+        return lambda path="": page.goto(f"{site_url}/admin/queuetopia/{path}")
+
+    return log_in
+
+
+def tool(page, name):
+    return page.locator(".object-tools").get_by_role("link", name=name, exact=True)
+
+
+@pytest.mark.capability("E5")
+def test_a_person_retries_and_then_skips_what_blocks_a_queue(page, open_admin, halted, screenshot):
+    go = open_admin(is_superuser=True)
+    go("queue/")
+    screenshot("admin-queues")
+    page.get_by_role("link", name="shop.payments/customer-42").click()
+    expect(page.locator(".field-state_now .readonly")).to_have_text("halted")
+    page.locator(".field-job a").click()
+    expect(page.locator("#params")).to_contain_text('"card": "********"')
+    expect(page.locator(".queuetopia-text").nth(1)).to_contain_text("the provider answers 503")
+    screenshot("admin-job", full_page=True)
+
+    tool(page, "Retry").click()
+    page.get_by_label("Reason:").fill("the provider is back")
+    screenshot("admin-confirm")
+    page.get_by_role("button", name="Retry").click()
+    expect(page.locator(".messagelist")).to_contain_text("is retried: attempt 4 of 4 is due now.")
+    expect(page.locator(".field-state_now .readonly")).to_have_text("backing off")
+    expect(page.get_by_role("cell", name="the provider is back")).to_be_visible()
+
+    tool(page, "Skip").click()
+    page.get_by_label("Reason:").fill("paid in cash")
+    page.get_by_role("button", name="Skip").click()
+    expect(page.locator(".messagelist")).to_contain_text("is skipped; its queue goes on.")
+    tool(page, "History").click()
+    expect(page.locator("#change-history")).to_contain_text("paid in cash")
+    assert [(event.verb, event.by, event.reason) for event in JobEvent.objects.order_by("pk")] == [
+        ("retry", "ann", "the provider is back"),
+        ("skip", "ann", "paid in cash"),
+    ]
+    halted.refresh_from_db()
+    assert halted.state == "skipped"
+
+
+@pytest.mark.capability("E5")
+def test_jobs_chosen_in_the_list_are_done_together(page, open_admin, halted, screenshot):
+    go = open_admin(is_superuser=True)
+    go("job/")
+    screenshot("admin-jobs")
+    page.get_by_label("Select all objects on this page for an action").check()
+    page.get_by_label("Action:").select_option("Skip selected jobs")
+    page.get_by_role("button", name="Go").click()
+    expect(page.get_by_role("heading", name="Skip 8 jobs")).to_be_visible()
+    page.get_by_label("Reason:").fill("a bad day")
+    page.get_by_role("button", name="Skip").click()
+    expect(page.locator(".messagelist .success")).to_have_count(2)
+    expect(page.locator(".messagelist .error")).to_have_count(6)
+    expect(page.locator(".messagelist")).to_contain_text("cannot be skipped: it is running, attempt 3 since")
+    assert Job.objects.filter(state="skipped").count() == 3
+
+
+def test_a_person_who_may_only_look_is_offered_nothing_and_refused(page, open_admin, halted, problems):
+    go = open_admin("view_job", "view_queue")
+    go("job/")
+    expect(page.locator("#result_list tbody tr")).to_have_count(8)
+    expect(page.get_by_label("Action:")).to_have_count(0)
+    go(f"job/{halted.pk}/change/")
+    expect(page.get_by_text("Hidden: you may not view params")).to_be_visible()
+    for verb in ("Retry", "Skip", "Cancel", "Delete"):
+        expect(tool(page, verb)).to_have_count(0)
+    assert go(f"job/{halted.pk}/skip/").status == 403
+    problems.clear()  # the browser tells of the 403
+    halted.refresh_from_db()
+    assert halted.state == "halted"
+
+
+def test_hostile_text_is_shown_as_text(page, open_admin, halted):
+    Queue.objects.filter(name="customer-42").update(name=HOSTILE, problem=HOSTILE)
+    errors = [{**error(1), "message": HOSTILE, "traceback": HOSTILE, "type": HOSTILE}]
+    Job.objects.filter(queue="customer-42").update(
+        queue=HOSTILE, error=HOSTILE, params={HOSTILE: HOSTILE}, errors=errors
+    )
+    go = open_admin(is_superuser=True, username=HOSTILE)
+    for path in ("job/", "queue/", f"job/{halted.pk}/change/", f"job/{halted.pk}/skip/"):
+        go(path)
+        expect(page.locator("#content").get_by_text(HOSTILE).first).to_be_visible()
+    page.get_by_label("Reason:").fill(HOSTILE)
+    page.get_by_role("button", name="Skip").click()
+    expect(page.locator(".messagelist")).to_contain_text(HOSTILE)
+    expect(page.get_by_role("cell", name=re.compile("^<img")).first).to_be_visible()
+    tool(page, "History").click()
+    expect(page.locator("#change-history")).to_contain_text(HOSTILE)
+    expect(page.locator("img[src=x]")).to_have_count(0)
+
+
+def test_the_dark_theme_keeps_everything_readable(page, open_admin, halted):
+    page.emulate_media(color_scheme="dark")
+    open_admin(is_superuser=True)(f"job/{halted.pk}/change/")
+    for selector in (".queuetopia-text", ".queuetopia-note", ".queuetopia-error > summary"):
+        if page.locator(selector).count():
+            assert contrast(page, selector) >= 4.5, selector
+
+
+CONTRAST = """element => {
+    const parts = color => color.match(/[\\d.]+/g).map(Number)
+    const light = color => {
+        const [r, g, b] = parts(color).slice(0, 3).map(c => c / 255).map(
+            c => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b
+    }
+    let behind = element
+    while (behind && parts(getComputedStyle(behind).backgroundColor)[3] === 0) behind = behind.parentElement
+    const pair = [getComputedStyle(element).color, getComputedStyle(behind).backgroundColor].map(light).sort()
+    return (Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05)
+}"""
+
+
+def contrast(page, selector):
+    return page.locator(selector).first.evaluate(CONTRAST)

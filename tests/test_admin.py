@@ -1,0 +1,1014 @@
+"""The admin: what it shows, to whom, at what cost; that its verbs do what they say, and nothing else anything."""
+
+import html
+import json
+import re
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from django.contrib.admin.filters import AllValuesFieldListFilter
+from django.contrib.admin.models import CHANGE, DELETION, LogEntry
+from django.contrib.admin.sites import AdminSite, site
+from django.contrib.auth.models import Permission, User
+from django.contrib.messages import get_messages
+from django.core.exceptions import PermissionDenied
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.urls import path
+from django.utils import timezone
+
+import queuetopia
+from queuetopia import declaration
+from queuetopia.admin import JobAdmin, QueueAdmin, base, lists
+from queuetopia.jobs import delete_ended
+from queuetopia.models import Job, JobEvent, Node, Queue, Scope
+from tests.test_status import put_node
+from tests.test_verbs import NODE, UNFINISHED, mail_queue, put
+
+pytestmark = pytest.mark.django_db
+
+JOBS, QUEUES = "/admin/queuetopia/job/", "/admin/queuetopia/queue/"
+HOSTILE = "<img src=x onerror=alert(1)>\"'&{{ 1 }}"
+HOUR = timedelta(hours=1)
+JOB_VERBS, QUEUE_VERBS = ("retry", "skip", "cancel", "delete"), ("pause", "resume")
+SHOWN = {
+    "waiting": "waiting",
+    "scheduled": "waiting",
+    "running first": "running",
+    "running again": "running",
+    "backing off": "backing off",
+    "snoozed": "backing off",
+    "halted": "halted",
+    "halted early": "halted",
+    "done": "done",
+    "skipped": "skipped",
+    "cancelled": "cancelled",
+}
+
+
+@pytest.fixture
+def queues(monkeypatch):
+    monkeypatch.setattr(declaration, "_registry", [])
+    return mail_queue(sensitive_params=("token",))
+
+
+def client_of(*permissions, **columns):
+    """Log a member of the staff in, who may do what ``permissions`` name, and nothing else."""
+    columns = {"username": "ann", "is_staff": True, **columns}
+    user = User.objects.create_user(**columns)
+    user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
+    assert user.user_permissions.count() == len(permissions)
+    client = Client()
+    client.force_login(user)
+    return client
+
+
+@pytest.fixture
+def boss(queues):
+    return client_of(username="boss", is_superuser=True)
+
+
+def page(client, url, **filters):
+    answer = client.get(url, filters)
+    assert answer.status_code == 200, (answer.status_code, answer.headers)
+    return answer.content.decode()
+
+
+def of(job):
+    return f"{JOBS}{job.pk}/"
+
+
+def line_page(job):
+    return f"{QUEUES}{Queue.objects.get(scope=job.scope, name=job.queue).pk}/"
+
+
+def listed(client, url=JOBS, **filters):
+    """Return the ids in a list, in its order."""
+    page(client, url, **filters)
+    return [row.pk for row in client.get(url, filters).context["cl"].result_list]
+
+
+def cells(client, row, url=JOBS, **filters):
+    """Return the texts in a row of a list, by column."""
+    text = page(client, url, **filters)
+    (found,) = [part for part in text.split("<tr>") if f'name="_selected_action" value="{row.pk}"' in part]
+    pairs = re.findall(r'<t[dh] class="(?:[^"]* )?field-(\w+)[^"]*">(.*?)</t[dh]>', found, re.S)
+    return {name: plain(cell) for name, cell in pairs}
+
+
+def fields(client, url):
+    """Return the texts of a page's fields."""
+    pairs = re.findall(r'field-(\w+)">.*?<div class="readonly">(.*?)</div>', page(client, url), re.S)
+    return {name: plain(cell) for name, cell in pairs}
+
+
+def plain(text):
+    return html.unescape(re.sub(r"<[^>]*>", "", text)).strip()
+
+
+def told(answer):
+    """Return the messages that a request left for the next page, which then shows them no more."""
+    answer.client.cookies.pop("messages", None)
+    return [str(message) for message in get_messages(answer.wsgi_request)]
+
+
+def say(client, verb, *rows, url=JOBS, reason="", **more):
+    """Choose rows in a list, and confirm; return the answer to the confirmation."""
+    name = "delete_selected" if verb == "delete" else verb
+    ids = [row.pk for row in rows]
+    asked = client.post(url, {"action": name, "_selected_action": ids, "index": 0, **more})
+    assert asked.status_code == 200, told(asked)
+    action = html.unescape(re.search(r'<form method="post" action="([^"]+)"', asked.content.decode())[1])
+    chosen = re.findall(r'name="_selected_action" value="([^"]+)"', asked.content.decode())
+    return client.post(action, {"_selected_action": chosen, "confirmed": "yes", "reason": reason})
+
+
+def states(*jobs):
+    return [Job.objects.get(pk=job.pk).state for job in jobs]
+
+
+def everything():
+    """Everything that is stored, to compare."""
+    return [list(model.objects.order_by("pk").values()) for model in (Job, Queue, Scope, JobEvent, LogEntry)]
+
+
+class TestListOfJobs:
+    @pytest.mark.capability("E7")
+    @pytest.mark.parametrize("state", SHOWN)
+    def test_says_what_each_does(self, boss, queues, state):
+        job = put(queues, state)
+        assert cells(boss, job)["state_now"] == SHOWN[state]
+
+    @pytest.mark.capability("E7")
+    def test_says_where_and_since_when_a_running_job_runs(self, boss, queues):
+        job = put(queues, "running again")
+        put_node(workers=[{"pid": 777, "jobs": [job.pk]}])
+        held = timezone.localtime(Queue.objects.get().held_since)
+        expected = f"attempt 3 on web1:4242, worker 777 since {held:%Y-%m-%d %H:%M:%S}"
+        assert cells(boss, job)["details"] == expected
+        assert fields(boss, f"{of(job)}change/")["details"] == expected
+
+    def test_shows_what_its_columns_say(self, boss, queues):
+        job = put(queues, "backing off", error="ConnectionError: no route\nsecond line", max_attempts=7)
+        shown = cells(boss, job)
+        assert {name: shown[name] for name in ("queue_name", "action_name", "attempts_made")} == {
+            "queue_name": "tests.mail/customer-42",
+            "action_name": "send_mail",
+            "attempts_made": "2 of 7",
+        }
+        assert shown["details"] == "ConnectionError: no route"
+        assert shown["next_attempt"] == f"{timezone.localtime(job.next_attempt_at):%Y-%m-%d %H:%M:%S}"
+        assert shown["scheduled"] == f"{timezone.localtime(job.scheduled_at):%Y-%m-%d %H:%M:%S}"
+
+    def test_begins_with_the_newest(self, boss, queues):
+        first, second = put(queues, "done"), put(queues, "waiting")
+        assert listed(boss) == [second.pk, first.pk]
+        assert listed(boss, o="1") == [first.pk, second.pk]
+
+    @pytest.mark.parametrize("state", sorted(set(SHOWN.values())))
+    def test_is_filtered_by_state(self, boss, queues, state):
+        jobs = {put(queues, name, queue=name).pk: shown for name, shown in SHOWN.items()}
+        found = listed(boss, state=state)
+        assert found and set(found) == {pk for pk, shown in jobs.items() if shown == state}
+
+    def test_is_filtered_by_unfinished_ones(self, boss, queues):
+        jobs = {put(queues, name, queue=name).pk: name for name in SHOWN}
+        assert {jobs[pk] for pk in listed(boss, state="unfinished")} == set(UNFINISHED)
+
+    def test_is_filtered_by_scope_and_queue(self, boss, queues):
+        other = mail_queue("tests.more")
+        here, elsewhere = put(queues, "waiting", queue="a"), put(other, "waiting", queue="a")
+        put(other, "waiting", queue="b")
+        assert listed(boss, scope="tests.mail") == [here.pk]
+        assert listed(boss, scope="tests.more", queue="a") == [elsewhere.pk]
+        assert listed(boss, queue="a") == [elsewhere.pk, here.pk]
+        assert listed(boss, queue="\x00") == listed(boss, scope="\x00") == listed(boss, queue="") == []
+        assert len(listed(boss, state="nonsense")) == 3
+
+    def test_finds_scopes_that_no_code_knows(self, boss, queues):
+        put(queues, "waiting")
+        stray = put(queues, "waiting", scope="gone.away")
+        assert listed(boss, scope="?") == listed(boss, scope="gone.away") == [stray.pk]
+        assert cells(boss, stray)["queue_name"] == "gone.away/customer-42 (scope unknown to this code)"
+
+    def test_has_no_other_filters_in_its_address(self, boss, queues):
+        put(queues, "waiting", params={"token": "hunter2"})
+        for lookup in ("params__token__startswith", "params__contains", "error__startswith", "pk__in", "id"):
+            assert boss.get(JOBS, {lookup: "h"}).status_code == 400, lookup
+
+
+class TestSearch:
+    @pytest.fixture
+    def jobs(self, queues):
+        self.open = mail_queue("tests.open")
+        return {
+            name: put(self.open, "waiting", queue=queue, params=params).pk
+            for name, queue, params in [
+                ("plain", "customer-42", {"address": "toto@mail.com"}),
+                ("percent", "100%_\\ 'quoted' \"twice\"", {"text": "50% off_ \\"}),
+                ("umlaut", "Zoë 🦊", {"name": "Café 🦊"}),
+            ]
+        }
+
+    @pytest.mark.parametrize(
+        ("text", "found"),
+        [
+            ("customer", {"plain"}),
+            ("ustomer", set()),
+            ("send_", {"plain", "percent", "umlaut"}),
+            ("toto@", {"plain"}),
+            ("TOTO@mail", {"plain"}),
+            ("100%_", {"percent"}),
+            ("100_", set()),
+            ("%", {"percent"}),
+            ("off_ ", {"percent"}),
+            ("'quoted'", set()),
+            ("100%_\\ 'quoted' \"tw", {"percent"}),
+            ("Zoë", {"umlaut"}),
+            ("Café 🦊", {"umlaut"}),
+            ("   ", {"plain", "percent", "umlaut"}),
+            ("\x00", {"plain", "percent", "umlaut"}),  # Django's own form refuses it, and says so
+            ("9" * 30, set()),
+            ("9" * 5_000, set()),
+            ("²", set()),
+            ("x" * 5_000, set()),
+        ],
+    )
+    def test_finds_the_beginning_of_names_and_anything_in_params(self, boss, jobs, text, found):
+        assert set(listed(boss, q=text)) == {jobs[name] for name in found}
+
+    def test_finds_numbers(self, boss, jobs):
+        assert listed(boss, q=str(jobs["umlaut"])) == [jobs["umlaut"]]
+
+    def test_looks_into_params_only_for_those_who_may_see_them(self, jobs):
+        assert listed(client_of("view_job"), q="toto") == []
+        assert listed(client_of("view_job", "view_params", username="bob"), q="toto") == [jobs["plain"]]
+
+    def test_does_not_look_where_params_are_masked_or_may_have_to_be(self, boss, queues):
+        put(queues, "waiting", params={"token": "hunter2", "name": "hunter2"})
+        put(queues, "waiting", scope="gone.away", params={"token": "hunter2"})
+        assert listed(boss, q="hunter") == []
+
+
+class TestCost:
+    """Of the lists, for somebody whose permissions have to be read too."""
+
+    @pytest.fixture
+    def ann(self, queues):
+        return client_of("view_job", "view_queue", "retry_job", "skip_job", "pause_queue")
+
+    def put_rows(self, queues, number):
+        put_node()
+        Node.objects.create(host="web2", pid=1)
+        for index in range(number):
+            put(queues, list(SHOWN)[index % len(SHOWN)], queue=f"queue-{index}", error=f"Error: {index}")
+        Scope.objects.create(name="tests.mail", paused_at=timezone.now())
+
+    def queries(self, client, url, **filters):
+        with CaptureQueriesContext(
+            connection,
+        ) as context:
+            page(client, url, **filters)
+        return [query["sql"] for query in context]
+
+    @pytest.mark.parametrize("url", [JOBS, QUEUES])
+    def test_is_under_10_queries_whatever_the_number_of_rows(self, ann, queues, url):
+        self.put_rows(queues, 11)
+        few = self.queries(ann, url)
+        Node.objects.all().delete()
+        Scope.objects.all().delete()
+        for model in (Job, Queue):
+            model.objects.all().delete()
+        self.put_rows(queues, 90)
+        many = self.queries(ann, url)
+        assert len(many) == len(few) < 10, many
+        for state in ("running", "waiting", "halted", "done", "blocked"):
+            assert len(self.queries(ann, url, state=state, scope="tests.mail", q="queue")) < 10
+
+    def test_where_nothing_is_found_is_looked_once(self, ann, queues):
+        self.put_rows(queues, 11)
+        queries = self.queries(ann, JOBS, q="nothing like it")
+        assert len([sql for sql in queries if "nothing like it" in sql]) == 1
+
+    def test_of_pages_does_not_grow_with_the_line(self, ann, queues):
+        self.put_rows(queues, 11)
+        job = put(queues, "halted", queue="one")
+        urls = [f"{of(job)}change/", f"{line_page(job)}change/", f"{of(job)}skip/"]
+        for url in urls:
+            page(ann, url)  # Django keeps the content types from then on
+        few = [len(self.queries(ann, url)) for url in urls]
+        for _ in range(30):
+            put(queues, "waiting", queue="one")
+            JobEvent.objects.create(verb="retry", scope=job.scope, queue="one", job=job.pk)
+        put(queues, "halted", queue="one", id=job.pk)
+        many = [self.queries(ann, url) for url in urls]
+        assert [len(found) for found in many] == few, many
+        assert max(few) <= 12
+
+    @pytest.mark.parametrize("url", [JOBS, QUEUES])
+    def test_does_not_grow_with_the_tables(self, ann, queues, url):
+        """What reads jobs or queues has a LIMIT, or names the rows it wants."""
+        self.put_rows(queues, 11)
+        tables = [sql for sql in self.queries(ann, url) if re.search(r"FROM \W?queuetopia_(job|queue)\b", sql)]
+        assert len(tables) >= 3
+        for sql in tables:
+            assert " LIMIT " in sql or re.search(r"WHERE .*\b(id|name)\W? IN \(", sql), sql
+            assert "DISTINCT" not in sql
+            assert not re.search(r"\b(params|errors|result)\b", sql), sql  # each may be some hundred kilobytes
+
+    @pytest.mark.parametrize(("url", "things"), [(JOBS, "jobs"), (QUEUES, "queues")])
+    def test_a_list_ends_somewhere_and_says_so(self, ann, queues, url, things, monkeypatch):
+        monkeypatch.setattr(lists, "MOST_LISTED", 5)
+        monkeypatch.setattr(base.ReadOnlyAdmin, "list_per_page", 2)
+        self.put_rows(queues, 5)
+        assert f"5 {things}" in plain(page(ann, url)) and "more than" not in page(ann, url)
+        put(queues, "waiting", queue="one more")
+        assert f"more than 5 {things}: only the first 5 are listed; filter or search" in plain(page(ann, url))
+        assert len(listed(ann, url, p=3)) == 1
+        assert ann.get(url, {"p": 4}).headers["Location"].endswith("?e=1")
+        assert "1 result" not in page(ann, url, q="queue")
+
+
+class TestPageOfAJob:
+    def test_shows_everything_about_it(self, boss, queues):
+        job = put(queues, "done", params={"a": [1, {"b": None}], "é": "ü"}, result={"sent": True})
+        text = plain(page(boss, f"{of(job)}change/"))
+        assert json.dumps(job.params, indent=2, ensure_ascii=False) in text
+        assert json.dumps(job.result, indent=2) in text
+        shown = fields(boss, f"{of(job)}change/")
+        assert shown["state_now"] == "done"
+        assert shown["attempted_by"] == "web1:1"
+        assert shown["option_timeout"] == "60.0 s (MailQueue)"
+        assert shown["ended"] == f"{timezone.localtime(job.done_at):%Y-%m-%d %H:%M:%S}"
+
+    def test_masks_sensitive_params_for_everybody(self, boss, queues):
+        job = put(queues, "done", params={"token": 'hun"ter2', "name": "toto"}, result=['it was hun"ter2'])
+        text = plain(page(boss, f"{of(job)}change/"))
+        assert '"token": "********"' in text and '"name": "toto"' in text and "it was ********" in text
+        assert "ter2" not in text
+        job = put(queues, "done", result={"token": "hunter3", "sent": 1})
+        text = plain(page(boss, f"{of(job)}change/"))
+        assert '"token": "********"' in text and '"sent": 1' in text and "hunter3" not in text
+
+    def test_masks_all_params_of_a_scope_that_may_have_sensitive_ones(self, boss, queues):
+        job = put(queues, "done", scope="gone.away", params={"token": "hunter2", "x": "toto"}, result="hunter2")
+        text = plain(page(boss, f"{of(job)}change/"))
+        assert '"token": "********"' in text and '"x": "********"' in text
+        assert "hunter2" not in text and "toto" not in text
+
+    def test_hides_params_and_result_from_those_who_may_not_see_them(self, queues):
+        job = put(queues, "done", params={"name": "toto"}, result="secret")
+        text = page(client_of("view_job", "retry_job", "skip_job", "cancel_job", "delete_job"), f"{of(job)}change/")
+        assert "Hidden" in text and "toto" not in text and "secret" not in text
+
+    def test_shows_the_errors_newest_first(self, boss, queues):
+        entry = {"at": "2026-11-22T10:00:00+00:00", "by": "web1:1", "duration": 0.5, "type": "ValueError"}
+        errors = [
+            {**entry, "attempt": number, "message": f"boom {number}", "counted": number > 1, "traceback": traceback}
+            for number, traceback in ((1, "Traceback 1\n  <line>\x1b[31m"), (2, "Traceback 2"))
+        ]
+        text = plain(page(boss, f"{of(put(queues, 'halted', errors=errors))}change/"))
+        assert "Attempt 1 (not counted), 2026-11-22 11:00:00, web1:1, 0.5 s: ValueError boom 1" in text
+        assert "Traceback 1\n  <line>\\x1b[31m" in text
+        assert text.index("boom 2") < text.index("boom 1")
+        assert "Please correct" not in text  # the admin's own "errors" are those of a form
+
+    @pytest.mark.parametrize(
+        "corrupt",
+        [
+            {"params": [1, 2]},
+            {"params": {"__queuetopia__": "date", "value": "no date"}},
+            {"params": "just text"},
+            {"result": {"__queuetopia__": "no such tag", "value": 1}},
+            {"errors": {"no": "list"}},
+            {"errors": "text"},
+            {"errors": ["no dict", {"traceback": 5}, {"message": None, "counted": "?"}]},
+        ],
+        ids=str,
+    )
+    @pytest.mark.parametrize("scope", ["tests.mail", "tests.open", "gone.away"])
+    def test_shows_rows_that_cannot_be_read(self, boss, queues, corrupt, scope):
+        mail_queue("tests.open")
+        job = put(queues, "halted", scope=scope)
+        ((column, value),) = corrupt.items()
+        table, name = Job._meta.db_table, connection.ops.quote_name(column)
+        with connection.cursor() as cursor:
+            cursor.execute(f"UPDATE {table} SET {name} = %s WHERE id = %s", [json.dumps(value), job.pk])  # noqa: S608
+        assert listed(boss) == [job.pk]
+        text = plain(page(boss, f"{of(job)}change/"))
+        if scope == "tests.open" and isinstance(value, list | str) and column == "params":
+            assert "unreadable" in text
+        if value == {"no": "list"}:
+            assert "unreadable {'no': 'list'}" in re.sub(r"\s+", " ", text)
+
+    def test_shows_what_is_nested_or_long(self, boss):
+        queues = mail_queue("tests.open")
+        value = "x" * 60_000
+        for _ in range(25):  # MariaDB takes 32
+            value = [value]
+        text = page(boss, f"{of(put(queues, 'done', params={'deep': value}, result=value))}change/")
+        assert "characters more" in text and len(text) < 200_000
+
+    def test_tells_its_place_in_line(self, boss, queues):
+        now = timezone.now()
+        later, last = (put(queues, "waiting", scheduled_at=now + hours * HOUR) for hours in (2, 3))
+        head = put(queues, "halted", scheduled_at=now + HOUR)
+        since = f"{timezone.localtime(head.attempted_at):%Y-%m-%d %H:%M:%S}"
+        place = fields(boss, f"{of(last)}change/")["place"]
+        assert place == f"2 jobs ahead; the head is job {head.pk}, halted since {since}."
+        assert fields(boss, f"{of(later)}change/")["place"].startswith("1 job ahead;")
+        assert fields(boss, f"{of(head)}change/")["place"] == "It is the head of its queue."
+
+    def test_an_attempted_head_is_ahead_whatever_its_time(self, boss, queues):
+        waiting = put(queues, "waiting")
+        head = put(queues, "halted", scheduled_at=timezone.now() + HOUR)
+        assert f"1 job ahead; the head is job {head.pk}" in fields(boss, f"{of(waiting)}change/")["place"]
+
+    def test_tells_what_else_holds_its_queue_up(self, boss, queues):
+        job = put(queues, "waiting")
+        queues.pause("customer-42", by="bob", reason="audit")
+        queues.pause(by="eve", reason="deploy")
+        Queue.objects.update(problem="no such action")
+        place = fields(boss, f"{of(job)}change/")["place"]
+        assert re.search(r"whole scope is paused since \S+ \S+ by eve: deploy\.", place)
+        assert re.search(r"queue is paused since \S+ \S+ by bob: audit\.", place)
+        assert "no such action" in place
+
+    def test_shows_a_job_without_a_row_of_its_queue(self, boss, queues):
+        job = put(queues, "waiting")
+        Queue.objects.all().delete()
+        shown = fields(boss, f"{of(job)}change/")
+        assert (shown["state_now"], shown["place"]) == ("waiting", "It is the head of its queue.")
+
+    def test_links_to_its_queue_and_back(self, boss, queues):
+        job = put(queues, "waiting", queue="a/b ?&é")
+        text = page(boss, f"{of(job)}change/")
+        assert f'href="{line_page(job)}change/"' in text
+        jobs = html.unescape(re.search(r'href="([^"]*\?scope=[^"]*)"', text)[1])
+        assert f'value="{job.pk}"' in page(boss, jobs)
+
+    @pytest.mark.parametrize("job_id", ["12345", "x", "9" * 40, "9" * 5_000, "nowhere:1", ":", "a:b:c", "-1"])
+    def test_a_job_that_is_not_there_is_no_error(self, boss, job_id):
+        for view in ("change", "history", "retry", "delete"):
+            answer = boss.get(f"{JOBS}{job_id}/{view}/")
+            assert answer.status_code == 302, view
+
+
+class TestPagesOfQueues:
+    @pytest.mark.parametrize(
+        ("state", "shown"),
+        [("waiting", "ready"), ("scheduled", "scheduled"), ("running again", "running"), ("backing off", "backing off"),
+         ("halted", "halted"), ("done", "empty")],
+    )  # fmt: skip
+    def test_say_what_each_does_and_find_it_by_that(self, boss, queues, state, shown):
+        for name in SHOWN:
+            put(queues, name, queue=name)
+        line = Queue.objects.get(name=state)
+        assert cells(boss, line, QUEUES)["state_now"] == shown
+        assert fields(boss, f"{QUEUES}{line.pk}/change/")["state_now"] == shown
+        found = listed(boss, QUEUES, state=shown)
+        rows = {row.pk: cells(boss, row, QUEUES)["state_now"] for row in Queue.objects.all()}
+        assert set(found) == {pk for pk, seen in rows.items() if seen == shown}
+
+    def test_show_what_holds_a_queue_up(self, boss, queues):
+        job = put(queues, "halted", error="ValueError: boom\nmore")
+        Queue.objects.update(problem="no such action")
+        queues.pause("customer-42", by="bob", reason="audit")
+        line = Queue.objects.get()
+        shown = cells(boss, line, QUEUES)
+        assert shown["job"] == f"{job.pk} send_mail"
+        assert shown["details"] == "no such action; ValueError: boom"
+        assert re.fullmatch(r"since \S+ \S+ by bob: audit", shown["pause_now"])
+        assert f'href="{of(job)}change/"' in page(boss, QUEUES)
+
+    def test_show_who_holds_it(self, boss, queues):
+        put(queues, "running again")
+        line = Queue.objects.get()
+        since = f"since {timezone.localtime(line.held_since):%Y-%m-%d %H:%M:%S}"
+        assert cells(boss, line, QUEUES)["details"] == f"attempt 3 on a node that is gone {since}"
+        assert fields(boss, f"{QUEUES}{line.pk}/change/")["holder"] == f"unknown node {NODE} {since}"
+        put_node()
+        Queue.objects.update(stop_requested=True)
+        assert cells(boss, line, QUEUES)["details"] == f"attempt 3 on web1:4242 {since}, asked to stop"
+        assert fields(boss, f"{QUEUES}{line.pk}/change/")["holder"] == f"web1:4242 {since}"
+
+    @pytest.mark.capability("H29")
+    def test_say_that_the_whole_scope_is_paused(self, boss, queues):
+        put(queues, "waiting")
+        queues.pause(by="eve", reason="deploy")
+        shown = cells(boss, Queue.objects.get(), QUEUES)
+        assert shown["state_now"] == "paused" and "the whole scope since" in shown["pause_now"]
+
+    def test_are_found_by_name_scope_and_trouble(self, boss, queues):
+        for name in ("a%", "ab", "b"):
+            put(queues, "waiting", queue=name)
+        put(mail_queue("tests.more"), "halted", queue="ab")
+        Queue.objects.filter(name="b").update(problem="broken", paused_at=timezone.now())
+
+        def names(**filters):
+            rows = Queue.objects.in_bulk(listed(boss, QUEUES, **filters))
+            return [(row.scope, row.name) for row in rows.values()]
+
+        assert names(q="a%") == [("tests.mail", "a%")]
+        assert sorted(names(q="a")) == [("tests.mail", "a%"), ("tests.mail", "ab"), ("tests.more", "ab")]
+        assert names(scope="tests.more") == names(state="blocked") == [("tests.more", "ab")]
+        assert names(state="problem") == names(state="paused") == [("tests.mail", "b")]
+
+    def test_are_in_order_of_scope_and_name(self, boss, queues):
+        for name in ("b", "a"):
+            put(queues, "waiting", queue=name)
+        assert [Queue.objects.get(pk=pk).name for pk in listed(boss, QUEUES)] == ["a", "b"]
+
+    def test_show_the_line(self, boss, queues):
+        head = put(queues, "halted", error="ValueError: boom")
+        waiting = put(queues, "waiting")
+        text = page(boss, f"{line_page(head)}change/")
+        assert fields(boss, f"{line_page(head)}change/")["jobs_in_line"] == "2 (all its jobs)"
+        assert text.index(f'href="{of(head)}change/"') < text.index(f'href="{of(waiting)}change/"')
+
+
+class TestVerbs:
+    @pytest.mark.parametrize(
+        ("state", "verbs"),
+        [("waiting", {"cancel"}), ("running again", {"cancel"}), ("backing off", {"retry", "skip"}),
+         ("halted", {"retry", "skip"}), ("done", {"delete"})],
+    )  # fmt: skip
+    def test_are_offered_where_they_apply(self, boss, queues, state, verbs):
+        job = put(queues, state)
+        offered = re.compile(r'class="queuetopia-verb">(\w+)<')
+        assert {verb.lower() for verb in offered.findall(page(boss, f"{of(job)}change/"))} == verbs
+        assert offered.findall(page(boss, f"{line_page(job)}change/")) == ["Pause"]
+        queues.pause("customer-42")
+        assert offered.findall(page(boss, f"{line_page(job)}change/")) == ["Pause", "Resume"]
+
+    @pytest.mark.capability("E5", "E27")
+    @pytest.mark.parametrize(
+        ("verb", "state", "after", "message"),
+        [
+            ("retry", "halted", "pending", "is retried: attempt 21 of 21 is due now."),
+            ("retry", "backing off", "pending", "is retried: attempt 3 of 20 is due now."),
+            ("skip", "halted", "skipped", "is skipped; its queue goes on."),
+            ("cancel", "waiting", "cancelled", "is cancelled."),
+            ("cancel", "running again", "pending", "is running and asked to stop"),
+        ],
+    )
+    def test_are_confirmed_done_and_remembered(self, queues, verb, state, after, message):
+        ann = client_of("view_job", f"{verb}_job")
+        job = put(queues, state)
+        before = everything()
+        assert f'href="{of(job)}{verb}/"' in page(ann, f"{of(job)}change/")
+        assert "This will" in page(ann, f"{of(job)}{verb}/")
+        assert everything() == before
+        answer = ann.post(f"{of(job)}{verb}/", {"confirmed": "yes", "reason": " the provider is back "})
+        assert answer.headers["Location"] == f"{of(job)}change/"
+        (said,) = told(answer)
+        assert said.startswith(f"Job {job.pk} (send_mail of tests.mail/customer-42) {message}")
+        assert states(job) == [after]
+        event = JobEvent.objects.get()
+        assert (event.verb, event.job, event.by, event.reason) == (verb, job.pk, "ann", "the provider is back")
+        entry = LogEntry.objects.get()
+        assert (entry.user.username, entry.object_id, entry.action_flag) == ("ann", str(job.pk), CHANGE)
+        assert entry.change_message == f"{said} Reason: the provider is back"
+        assert "the provider is back" in page(ann, f"{of(job)}history/")
+        assert "the provider is back" in page(ann, f"{of(job)}change/")
+
+    @pytest.mark.capability("E5", "H29")
+    def test_pause_and_resume_a_queue(self, queues):
+        ann = client_of("view_queue", "pause_queue", "resume_queue")
+        job = put(queues, "waiting")
+        line = line_page(job)
+        answer = ann.post(f"{line}pause/", {"confirmed": "yes", "reason": "audit"})
+        assert told(answer) == ["tests.mail/customer-42 is paused: what runs finishes, nothing new starts."]
+        row = Queue.objects.get()
+        assert row.paused_at and (row.paused_by, row.paused_reason) == ("ann", "audit")
+        assert told(ann.post(f"{line}resume/", {"confirmed": "yes"})) == ["tests.mail/customer-42 is resumed."]
+        assert Queue.objects.get().paused_at is None
+        (refused,) = told(ann.post(f"{line}resume/", {"confirmed": "yes"}))
+        assert refused == "tests.mail/customer-42 is not paused."
+        assert [event.verb for event in JobEvent.objects.order_by("pk")] == ["pause", "resume"]
+        assert [entry.object_id for entry in LogEntry.objects.all()] == [str(row.pk)] * 2
+        assert "audit" in page(ann, f"{line}change/")
+
+    @pytest.mark.capability("E5")
+    def test_of_a_list_are_done_in_the_order_of_the_jobs(self, boss, queues):
+        now = timezone.now()
+        jobs = [put(queues, "waiting", queue=f"q{hours}", scheduled_at=now - hours * HOUR) for hours in (1, 3, 2)]
+        asked = boss.post(JOBS, {"action": "cancel", "_selected_action": [job.pk for job in jobs], "index": 0})
+        assert re.findall(r"/q\d", plain(asked.content.decode())) == ["/q3", "/q2", "/q1"]
+        answer = say(boss, "cancel", *jobs, reason="all wrong")
+        assert answer.headers["Location"] == JOBS
+        assert states(*jobs) == ["cancelled"] * 3
+        assert [event.queue for event in JobEvent.objects.order_by("pk")] == ["q3", "q2", "q1"]
+        assert {event.reason for event in JobEvent.objects.all()} == {"all wrong"}
+        assert LogEntry.objects.count() == len(told(answer)) == 3
+
+    @pytest.mark.capability("E5")
+    def test_of_a_list_say_what_was_refused_and_why(self, boss, queues):
+        jobs = {name: put(queues, name, queue=name) for name in ("running again", "halted", "done", "waiting")}
+        messages = told(say(boss, "skip", *jobs.values()))
+        assert [states(job)[0] for job in jobs.values()] == ["pending", "skipped", "done", "pending"]
+        assert f"Job {jobs['halted'].pk} (send_mail of tests.mail/halted) is skipped; its queue goes on." in messages
+        refused = "\n".join(messages)
+        assert f"Job {jobs['running again'].pk} cannot be skipped: it is running, attempt 3 since" in refused
+        assert f"Job {jobs['done'].pk} cannot be skipped: it is done since" in refused
+        assert f"Job {jobs['waiting'].pk} cannot be skipped: it waits in line" in refused
+        assert len(messages) == 4
+        assert LogEntry.objects.get().object_id == str(jobs["halted"].pk)
+
+    def test_of_a_list_tell_ten_of_each_and_the_numbers(self, boss, queues):
+        jobs = [put(queues, "halted" if number < 15 else "waiting", queue=f"q{number}") for number in range(30)]
+        messages = told(say(boss, "skip", *jobs))
+        assert len(messages) == 21
+        assert messages[-1] == "Skip: 15 done, 15 refused."
+
+    def test_go_back_to_the_list_as_it_was(self, boss, queues):
+        job = put(queues, "halted")
+        url = f"{JOBS}?state=halted&scope=tests.mail"
+        answer = say(boss, "skip", job, url=url)
+        assert answer.headers["Location"] == url
+
+    def test_refuse_a_job_that_began_to_run_while_it_was_asked(self, boss, queues):
+        job = put(queues, "halted")
+        assert boss.get(f"{of(job)}skip/").status_code == 200
+        put(queues, "running again", id=job.pk)
+        (refused,) = told(boss.post(f"{of(job)}skip/", {"confirmed": "yes"}))
+        assert "cannot be skipped: it is running, attempt 3 since" in refused
+        assert states(job) == ["pending"] and not LogEntry.objects.exists() and not JobEvent.objects.exists()
+
+    def test_of_a_list_reach_jobs_that_left_its_filter_meanwhile(self, boss, queues):
+        job, gone = put(queues, "halted"), put(queues, "done", queue="gone")
+        chosen = {"_selected_action": [job.pk, gone.pk], "confirmed": "yes"}
+        queues.retry(job)
+        gone.delete()
+        messages = told(boss.post(f"{JOBS}skip/?_changelist_filters=state%3Dhalted", chosen))
+        assert messages[0] == "Not there any more: 1 of 2." and "is skipped" in messages[1]
+
+    def test_of_too_many_are_not_even_asked(self, boss, queues, monkeypatch):
+        monkeypatch.setattr(base, "MOST_AT_ONCE", 2)
+        jobs = [put(queues, "halted", queue=f"q{number}") for number in range(3)]
+        chosen = {"action": "skip", "index": 0, "_selected_action": [jobs[0].pk], "select_across": 1}
+        assert told(boss.post(JOBS, chosen)) == ["More than 2 jobs were selected: choose fewer at once."]
+        assert boss.post(f"{JOBS}skip/", {"_selected_action": []}).headers["Location"] == JOBS
+        assert set(states(*jobs)) == {"halted"}
+
+    @pytest.mark.parametrize("verb", ["retry", "skip", "cancel"])
+    def test_are_refused_for_jobs_no_code_knows(self, boss, queues, verb):
+        job = put(queues, "halted", scope="gone.away")
+        (refused,) = told(boss.post(f"{of(job)}{verb}/", {"confirmed": "yes"}))
+        assert refused.startswith("No class of this code has the scope 'gone.away'.")
+        assert states(job) == ["halted"] and not JobEvent.objects.exists()
+        Queue.objects.create(scope="gone.away", name="customer-42")
+        (refused,) = told(boss.post(f"{line_page(job)}pause/", {"confirmed": "yes"}))
+        assert refused.startswith("No class of this code has the scope 'gone.away'.")
+
+    def test_need_the_token_that_a_page_of_ours_carries(self, boss, queues):
+        job = put(queues, "halted")
+        strict = Client(enforce_csrf_checks=True)
+        strict.cookies = boss.cookies
+        assert strict.post(f"{of(job)}skip/", {"confirmed": "yes"}).status_code == 403
+        assert strict.post(JOBS, {"action": "skip", "_selected_action": [job.pk], "index": 0}).status_code == 403
+        assert states(job) == ["halted"]
+
+    def test_are_not_said_by_an_address(self, boss, queues):
+        job = put(queues, "halted")
+        before = everything()
+        assert boss.get(f"{of(job)}skip/", {"confirmed": "yes"}).status_code == 200
+        assert boss.get(f"{JOBS}skip/", {"confirmed": "yes", "_selected_action": job.pk}).status_code == 302
+        assert boss.get(JOBS, {"action": "skip", "_selected_action": job.pk, "index": 0}).status_code == 400
+        assert everything() == before
+
+
+@pytest.mark.django_db(databases=["default", "other"])
+class TestOtherDatabases:
+    @pytest.fixture
+    def other(self, queues):
+        return mail_queue("tests.other", using="other")
+
+    def test_are_chosen_by_a_filter(self, boss, queues, other):
+        here, there = put(queues, "waiting"), Job(id=77, scope="tests.other", queue="a", action="send_mail")
+        there.save(using="other")
+        assert listed(boss) == listed(boss, database="nowhere") == [here.pk]
+        assert listed(boss, database="other", state="waiting", q="a") == [77]
+        text = page(boss, JOBS, database="other")
+        assert 'href="/admin/queuetopia/job/other_3A77/change/?_changelist_filters=database%3Dother"' in text
+        assert "Database" not in page(client_of(username="x", is_superuser=True), "/admin/")
+
+    def test_are_where_the_verb_goes(self, boss, queues, other):
+        here = put(queues, "halted")
+        there = Job.objects.using("other").create(
+            id=here.pk, scope="tests.other", queue="a", action="send_mail", state="halted", attempted_at=timezone.now()
+        )
+        Queue.objects.using("other").create(scope="tests.other", name="a", current_job=there.pk)
+        url = f"{JOBS}?database=other"
+        answer = say(boss, "skip", there, url=url, reason="wrong")
+        assert answer.headers["Location"] == url
+        assert "is skipped" in told(answer)[0]
+        there.refresh_from_db()
+        assert (there.state, states(here)) == ("skipped", ["halted"])
+        assert JobEvent.objects.using("other").get().by == "boss" and not JobEvent.objects.exists()
+        assert LogEntry.objects.get().object_id == f"other:{there.pk}"
+        there_page = f"{JOBS}other_3A{there.pk}/"
+        assert LogEntry.objects.get().get_admin_url() == f"{there_page}change/"
+        history = page(boss, f"{there_page}history/")
+        assert "wrong" in history and f'href="{there_page}change/"' in history
+        assert "wrong" not in page(boss, f"{of(here)}history/")
+        assert fields(boss, f"{there_page}change/")["state_now"] == "skipped"
+        assert boss.post(f"{there_page}delete/", {"confirmed": "yes"}).status_code == 302
+        assert not Job.objects.using("other").exists() and Job.objects.count() == 1
+
+    def test_a_job_that_lies_where_nobody_serves_it_says_so(self, boss, queues, other):
+        job = put(queues, "halted", scope="tests.other")
+        (refused,) = told(boss.post(f"{of(job)}skip/", {"confirmed": "yes"}))
+        assert "is in database default, where nothing serves it" in refused
+        assert states(job) == ["halted"]
+
+
+class TestNothingElse:
+    def test_can_be_added(self, boss):
+        for url in (JOBS, QUEUES):
+            assert boss.get(f"{url}add/").status_code == 403
+            assert boss.post(f"{url}add/", {}).status_code == 403
+            assert f"{url}add/" not in page(boss, url) + page(boss, "/admin/")
+
+    def test_can_be_changed(self, boss, queues):
+        job = put(queues, "halted")
+        before = everything()
+        for url in (of(job), line_page(job)):
+            assert boss.post(f"{url}change/", {"state": "done", "queue": "x", "_save": "Save"}).status_code == 403
+            assert 'name="_save"' not in page(boss, f"{url}change/")
+            assert not re.search(r'<(input|textarea|select)[^>]* name="(?!csrf)', page(boss, f"{url}change/"))
+        assert boss.post(JOBS, {"form-0-state": "done", "_save": "Save"}).status_code in (200, 302)
+        assert everything() == before
+
+    def test_is_a_permission(self, queues):
+        codenames = set(
+            Permission.objects.filter(content_type__app_label="queuetopia").values_list("codename", flat=True)
+        )
+        assert {name for name in codenames if name.endswith(("_job", "_queue", "_params"))} == {
+            "view_job", "delete_job", "retry_job", "skip_job", "cancel_job", "view_params",
+            "view_queue", "pause_queue", "resume_queue",
+        }  # fmt: skip
+
+
+class TestDeleting:
+    @pytest.mark.parametrize("state", SHOWN)
+    def test_is_for_ended_jobs(self, queues, state):
+        ann = client_of("view_job", "delete_job")
+        job = put(queues, state)
+        is_ended = job.is_ended()
+        assert (f'href="{of(job)}delete/"' in page(ann, f"{of(job)}change/")) is is_ended
+        answer = ann.post(f"{of(job)}delete/", {"confirmed": "yes"})
+        assert Job.objects.exists() is not is_ended
+        if is_ended:
+            assert answer.headers["Location"] == JOBS
+            assert LogEntry.objects.get().action_flag == DELETION
+        else:
+            assert "has not ended, and no unfinished job is deleted" in told(answer)[0]
+            assert not LogEntry.objects.exists()
+
+    def test_of_a_list_leaves_unfinished_jobs(self, boss, queues):
+        jobs = [put(queues, state, queue=state) for state in SHOWN]
+        for job in jobs:
+            JobEvent.objects.create(verb="retry", scope=job.scope, queue=job.queue, job=job.pk)
+        answer = say(boss, "delete", *jobs)
+        left = {job.pk for job in jobs if not job.is_ended()}
+        assert set(Job.objects.values_list("pk", flat=True)) == left
+        assert set(JobEvent.objects.values_list("job", flat=True)) == left
+        assert LogEntry.objects.count() == 3
+        assert sum(message.endswith("is deleted.") for message in told(answer)) == 3
+
+    @pytest.mark.parametrize("state", UNFINISHED)
+    def test_knows_the_state_at_the_last_moment(self, queues, state):
+        """Whatever was read before: the row's own state decides, in the statement that deletes."""
+        job = put(queues, state)
+        with CaptureQueriesContext(connection) as context:
+            assert delete_ended(job.pk, alias="default") is False
+        deletes = [query["sql"] for query in context if query["sql"].startswith("DELETE")]
+        assert len(deletes) == 1 and re.search(r"done_at\W+ IS NOT NULL", deletes[0])
+        assert Job.objects.exists()
+
+    def test_of_queues_is_nobodys(self, boss, queues):
+        line = line_page(put(queues, "done"))
+        assert boss.get(f"{line}delete/").status_code == boss.post(f"{line}delete/", {"post": "yes"}).status_code == 403
+        assert "delete_selected" not in page(boss, QUEUES)
+        assert Queue.objects.exists()
+
+    def test_needs_no_code_that_knows_the_scope(self, boss, queues):
+        job = put(queues, "done", scope="gone.away")
+        boss.post(f"{of(job)}delete/", {"confirmed": "yes"})
+        assert not Job.objects.exists()
+
+
+ALL = (*(f"{verb}_job" for verb in JOB_VERBS), *(f"{verb}_queue" for verb in QUEUE_VERBS))
+VIEWERS = ("view_job", "view_queue")
+USERS = {
+    "nobody": None,
+    "customer": ((), {"is_staff": False}),
+    "customer with all permissions": ((*VIEWERS, *ALL), {"is_staff": False}),
+    "staff": ((), {}),
+    "staff with verbs but no view": (ALL, {}),
+    "viewer": (VIEWERS, {}),
+    **{f"viewer with {name}": ((*VIEWERS, name), {}) for name in ALL},
+    "inactive superuser": ((), {"is_superuser": True, "is_active": False}),
+    "superuser": ((), {"is_superuser": True}),
+}
+
+
+class TestWhoMayDoWhat:
+    @pytest.fixture
+    def jobs(self, queues):
+        put(queues, "waiting", queue="paused")
+        queues.pause("paused")
+        ready = {"retry": "halted", "skip": "halted", "cancel": "waiting", "delete": "done"}
+        return {verb: put(queues, state, queue=verb) for verb, state in ready.items()}
+
+    def targets(self, jobs):
+        yield from ((f"{verb}_job", verb, JOBS, jobs[verb].pk) for verb in JOB_VERBS)
+        yield "pause_queue", "pause", QUEUES, Queue.objects.get(name="retry").pk
+        yield "resume_queue", "resume", QUEUES, Queue.objects.get(name="paused").pk
+
+    @pytest.mark.capability("E5", "H29")
+    @pytest.mark.parametrize("name", USERS)
+    def test_matrix(self, jobs, name):
+        client = client_of(*USERS[name][0], **USERS[name][1]) if USERS[name] else Client()
+        permissions = set(USERS[name][0]) if USERS[name] else set()
+        is_staff = name.startswith(("staff", "viewer", "superuser"))
+        sees = is_staff and (name == "superuser" or permissions >= set(VIEWERS))
+        pages = [
+            JOBS,
+            QUEUES,
+            *(f"{url}{pk}/{view}/" for _, _, url, pk in self.targets(jobs) for view in ("change", "history")),
+        ]
+        for url in pages:
+            assert client.get(url).status_code == (200 if sees else 403 if is_staff else 302), url
+        for permission, verb, url, pk in self.targets(jobs):
+            may = sees and (name == "superuser" or permission in permissions)
+            before = everything()
+            single, many = f"{url}{pk}/{verb}/", f"{url}{verb}/"
+            if sees:
+                action = "delete_selected" if verb == "delete" else verb
+                assert (f'<option value="{action}">' in page(client, url)) is may
+                assert (f'href="{single}"' in page(client, f"{url}{pk}/change/")) is may
+                # A forged choice of an action that is not offered does nothing.
+                client.post(url, {"action": action, "_selected_action": [pk], "index": 0, "confirmed": "yes"})
+                assert everything() == before
+            refusal = 403 if is_staff else 302
+            assert client.get(single).status_code == (200 if may else refusal), single
+            assert everything() == before
+            many_answer = client.post(many, {"_selected_action": [pk], "reason": "x"})
+            assert many_answer.status_code == (200 if may else refusal)
+            assert everything() == before
+            answer = client.post(many, {"_selected_action": [pk], "confirmed": "yes", "reason": "x"})
+            assert answer.status_code == (302 if may else refusal)
+            assert (everything() != before) is may, (verb, told(answer) if may else "")
+            if not may:
+                assert client.post(single, {"confirmed": "yes"}).status_code == refusal
+                assert everything() == before
+                assert answer.status_code == 403 or "/login/" in answer.headers["Location"]
+
+    def test_staff_without_permissions_do_not_even_see_that_it_is_there(self, queues):
+        assert "queuetopia" not in page(client_of(), "/admin/").lower()
+
+
+class TestHostileText:
+    @pytest.fixture
+    def job(self, queues):
+        errors = [{"attempt": 1, "at": HOSTILE, "by": HOSTILE, "duration": HOSTILE, "type": HOSTILE, "message": HOSTILE,
+                   "traceback": HOSTILE}]  # fmt: skip
+        job = put(
+            queues, "halted", queue=HOSTILE, action=HOSTILE, params={HOSTILE: HOSTILE}, errors=errors,
+            error=f"Error: {HOSTILE}", attempted_by=HOSTILE, result={HOSTILE: HOSTILE}, on_exhausted=HOSTILE[:16],
+        )  # fmt: skip
+        Queue.objects.update(problem=HOSTILE)
+        put(queues, "waiting", queue=HOSTILE, action=HOSTILE)
+        put(queues, "running again", queue="runs", action=HOSTILE)
+        put_node(host=HOSTILE)
+        put(queues, "halted", scope=HOSTILE, queue=HOSTILE)
+        queues.pause(HOSTILE, by=HOSTILE, reason=HOSTILE)
+        queues.pause(by=HOSTILE, reason=HOSTILE)
+        return job
+
+    def test_is_text_on_every_page(self, queues, job):
+        hostile = client_of(username=HOSTILE, is_superuser=True)
+        chosen = {"_selected_action": list(Job.objects.values_list("pk", flat=True))}
+        lines = {"_selected_action": list(Queue.objects.values_list("pk", flat=True))}
+        for url, rows, verbs in ((JOBS, chosen, JOB_VERBS), (QUEUES, lines, QUEUE_VERBS)):
+            for verb in verbs:
+                self.check(hostile.post(f"{url}{verb}/", rows))
+        self.check(hostile.post(f"{of(job)}retry/", {"confirmed": "yes", "reason": HOSTILE}, follow=True))
+        self.check(hostile.post(f"{JOBS}cancel/", {**chosen, "confirmed": "yes", "reason": HOSTILE}, follow=True))
+        self.check(hostile.post(f"{QUEUES}resume/", {**lines, "confirmed": "yes", "reason": HOSTILE}, follow=True))
+        assert LogEntry.objects.count() >= 2
+        rows = [f"{url}{row.pk}/" for url, model in ((JOBS, Job), (QUEUES, Queue)) for row in model.objects.all()]
+        for url in ["/admin/", JOBS, QUEUES, *(f"{row}{view}/" for row in rows for view in ("change", "history"))]:
+            self.check(hostile.get(url))
+        for name in ("q", "queue", "scope", "state", "database"):
+            self.check(hostile.get(JOBS, {name: HOSTILE}), is_there=False)
+
+    def check(self, answer, is_there=True):
+        text = answer.content.decode()
+        assert answer.status_code == 200
+        assert "<img src=x" not in text
+        assert ("&lt;img" in text) or not is_there
+
+    def test_without_meaning_to_the_eye_is_escaped(self, boss, queues):
+        """A name that turns the direction of writing, or goes on in a new line, must not pose as another."""
+        job = put(queues, "halted", queue="a\u202eb\nc", error="x\u202ey")
+        shown = cells(boss, job)
+        (said,) = told(boss.post(f"{of(job)}skip/", {"confirmed": "yes"}))
+        assert said == f"Job {job.pk} (send_mail of tests.mail/a\\u202eb\\nc) is skipped; its queue goes on."
+        assert (shown["queue_name"], shown["details"]) == ("tests.mail/a\\u202eb\\nc", "x\\u202ey")
+
+    def test_that_a_database_cannot_store_does_no_harm(self, boss, queues):
+        job = put(queues, "halted")
+        answer = boss.post(f"{of(job)}skip/", {"confirmed": "yes", "reason": "a\x00b" + "x" * 9_000})
+        assert "is skipped" in told(answer)[0]
+        assert JobEvent.objects.get().reason.startswith("a␀b") and len(JobEvent.objects.get().reason) == 500
+
+
+class TestProject:
+    def test_needs_no_admin(self):
+        """A project without the admin, and so without its log, sessions and messages, runs all the same."""
+        code = """
+import sys, django
+from django.conf import settings
+settings.configure(INSTALLED_APPS=["queuetopia"], DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3",
+    "NAME": ":memory:", "OPTIONS": {"transaction_mode": "IMMEDIATE"}}})
+django.setup()
+from django.core.management import call_command
+call_command("check", fail_level="WARNING")
+call_command("migrate", verbosity=0)
+from queuetopia import Performer, Queuetopia, action
+class P(Performer):
+    @action
+    def noop(self, job): pass
+class Q(Queuetopia):
+    performer, scope = P, "q"
+assert Q.cancel(Q.create_job("a", "noop")) == "cancelled"
+assert not [name for name in sys.modules if name.startswith(("django.contrib.admin", "queuetopia.admin"))]
+"""
+        done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    def test_has_no_script_or_style_in_its_pages(self):
+        """So that a Content-Security-Policy may forbid them."""
+        templates = list(Path(queuetopia.__file__).parent.glob("templates/**/*.html"))
+        assert len(templates) >= 5
+        for template in templates:
+            assert not re.search(r"<script|<style|\bstyle=|\bon\w+=|\|safe|autoescape", template.read_text()), template
+
+    def test_may_have_an_admin_of_another_name_with_jobs_only(self, boss, queues, settings):
+        ops = AdminSite(name="ops")
+        ops.register(Job, JobAdmin)
+        settings.ROOT_URLCONF = type("urls", (), {"urlpatterns": [path("ops/", ops.urls)]})
+        job, waiting = put(queues, "halted"), put(queues, "waiting")
+        shown = page(boss, f"/ops/queuetopia/job/{waiting.pk}/change/")
+        for link in (f"{job.pk}/change/", f"{waiting.pk}/cancel/", f"{waiting.pk}/history/", "?scope=tests.mail"):
+            assert f'href="/ops/queuetopia/job/{link}' in shown, link
+        assert "queuetopia/queue/" not in shown
+        answer = say(boss, "skip", job, url="/ops/queuetopia/job/")
+        assert answer.headers["Location"] == "/ops/queuetopia/job/" and states(job) == ["skipped"]
+        answer = boss.post(f"/ops/queuetopia/job/{waiting.pk}/cancel/", {"confirmed": "yes"}, follow=True)
+        assert "is cancelled" in plain(answer.content.decode())
+
+    @pytest.mark.parametrize("Other", [JobAdmin, QueueAdmin], ids=lambda admin: admin.__name__)
+    def test_may_choose_other_filters(self, boss, Other):
+        class Ours(Other):
+            list_filter = [*Other.list_filter, "problem", ("action", AllValuesFieldListFilter)]
+
+        ours, request = Ours(Job, site), self.request(boss)
+        assert {
+            lookup: ours.lookup_allowed(lookup, "x", request)
+            for lookup in ("state", "problem__exact", "action", "action__isnull", "params", "params__x", "scope__gt")
+        } == {
+            "state": True, "problem__exact": True, "action": True, "action__isnull": True,
+            "params": False, "params__x": False, "scope__gt": False,
+        }  # fmt: skip
+
+    def test_can_be_registered_anew_by_a_project(self, queues):
+        class Narrow(JobAdmin):
+            """Only shows the jobs of one queue, and lets nobody skip."""
+
+            def get_queryset(self, request):
+                return super().get_queryset(request).filter(queue="mine")
+
+            def has_skip_permission(self, request, obj=None):
+                return False
+
+        narrow = AdminSite()
+        narrow.register(Job, Narrow)
+        (ours,) = narrow._registry.values()
+        mine, other = put(queues, "halted", queue="mine"), put(queues, "halted", queue="other")
+        request = self.request(client_of(is_superuser=True))
+        assert [row.pk for row in ours.get_changelist_instance(request).result_list] == [mine.pk]
+        assert ours.get_object(request, str(other.pk)) is None
+        assert set(ours.get_actions(request)) == {"retry", "cancel", "delete_selected"}
+        with pytest.raises(PermissionDenied):
+            ours.verb_view(request, str(mine.pk), verb="skip")
+
+    def request(self, client):
+        return client.get("/admin/").wsgi_request
