@@ -19,7 +19,7 @@ MAIL_FILES = 50  # listed at most
 @require_http_methods(["GET", "HEAD", "POST"])
 def shop(request):
     """Take an order. Its steps become jobs in the same transaction; nobody waits for a provider here."""
-    form = OrderForm(request.POST or None, initial=_latest_order() or NEW_ORDER)
+    form = OrderForm(request.POST or None, initial=_latest_order() or NEW_ORDER, label_suffix="")
     if request.method == "POST" and form.is_valid():
         order = place_order(**form.cleaned_data)
         messages.success(request, f"Order {order.pk} is placed: its steps stand in queue {order.customer.queue}.")

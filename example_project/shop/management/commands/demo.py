@@ -137,7 +137,7 @@ class Command(BaseCommand):
 
     def is_shown(self, customers):
         page = self.visitor.get("queues/")
-        return all(f"By job {self.head(customer).pk}, " in page for customer in customers)
+        return all(f"by job {self.head(customer).pk}, " in page for customer in customers)
 
     def sum_up(self, held, others):
         self.stdout.write("\nWhat the database, the mail files and the provider's bookings say:")
