@@ -42,7 +42,8 @@ def _book(path, job, order):
         with opener.open(call, timeout=PATIENCE) as answer:
             return json.load(answer)["number"]
     except error.HTTPError as exc:
-        reason = exc.read(REASON_LIMIT).decode(errors="replace")
+        with exc:
+            reason = exc.read(REASON_LIMIT).decode(errors="replace")
         if exc.code == REFUSED:
             # Asking again would not help: a person decides, and the queue waits.
             raise Halt(reason) from exc

@@ -73,15 +73,16 @@ def _customers(queues):
 def _line(customer, now, at):
     line = OrderQueue.list_jobs(queue=customer.queue)
     ended = reversed(line.ended().order_by("-done_at", "-id")[:ENDED])
-    unfinished = list(line.unfinished()[:UNFINISHED])
+    unfinished = line.unfinished()
+    first = list(unfinished[:UNFINISHED])
     running = now["job"] if now and now["state"] == "running" else None
-    steps = [Step(job, _state(job, running)) for job in [*ended, *unfinished]]
+    steps = [Step(job, _state(job, running)) for job in [*ended, *first]]
     return Line(
         customer=customer,
         now=now,
         orders=_by_order(steps),
-        more=max(0, (now["depth"] if now else 0) - len(unfinished)),
-        since=_since(now, unfinished),
+        more=max(0, unfinished.count() - len(first)),
+        since=_since(now, first),
         at=at,
     )
 
@@ -104,9 +105,9 @@ def _order_id(step):
     return step.job.params.get("order_id") if isinstance(step.job.params, dict) else None
 
 
-def _since(now, unfinished):
+def _since(now, jobs):
     """Return since when the line is blocked, which is its job's first failure, or else since when its job runs."""
-    blockers = [job for job in unfinished if now and job.pk == now["job"] and now["state"] != "running" and job.errors]
+    blockers = [job for job in jobs if now and job.pk == now["job"] and now["state"] != "running" and job.errors]
     return datetime.fromisoformat(blockers[0].errors[0]["at"]) if blockers else now and now["since"]
 
 

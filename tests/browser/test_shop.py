@@ -207,7 +207,8 @@ def test_the_page_fits_a_phone_in_the_dark(shop, screenshot):
     order(shop, RED)
     expect(state(shop, RED)).to_have_text("blocked, backing off")
     assert shop.evaluate("document.documentElement.scrollWidth") <= 390
-    screenshot("shop-phone", full_page=True)
+    shop.locator("#live").evaluate("section => section.scrollIntoView()")
+    screenshot("shop-phone")
 
 
 def test_the_pages_name_their_icon_and_browsers_find_it_without(shop, site_url):
