@@ -211,6 +211,17 @@ def test_the_page_fits_a_phone_in_the_dark(shop, screenshot):
     screenshot("shop-phone")
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nobody_is_kept_out(shop, barriers, scheme):
+    shop.emulate_media(color_scheme=scheme)
+    switch(shop, "failing")
+    order(shop, BLUE)
+    expect(state(shop, BLUE)).to_have_text("blocked, backing off")
+    assert barriers() == []
+    shop.get_by_role("link", name="Mails").click()
+    assert barriers() == []
+
+
 def test_the_pages_name_their_icon_and_browsers_find_it_without(shop, site_url):
     address = shop.locator("link[rel=icon]").get_attribute("href")
     for icon in (address, "/favicon.ico"):
