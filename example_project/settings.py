@@ -22,13 +22,47 @@ if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
         "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
     }
 
-INSTALLED_APPS = ["queuetopia", "example_project.shop"]
-MIDDLEWARE = ["django.middleware.security.SecurityMiddleware", "django.middleware.csrf.CsrfViewMiddleware"]
+INSTALLED_APPS = [
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "queuetopia",
+    "example_project.shop",
+    "example_project.provider",
+]
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
 ROOT_URLCONF = "example_project.urls"
 WSGI_APPLICATION = "example_project.wsgi.application"
-TEMPLATES = [{"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True}]
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+STATIC_URL = "static/"
 USE_TZ = True
 TIME_ZONE = "UTC"
+
+# Where the workers find the provider: this site, as its address is seen from them. The demo says it itself.
+PROVIDER_URL = env.str("PROVIDER_URL", default="http://127.0.0.1:8000/provider/")
 
 # Mails are real, but end in files.
 MAIL_FOLDER = env.str("MAIL_FOLDER", default=str(BASE_DIR / "mails"))
@@ -42,9 +76,19 @@ LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
     "formatters": {"line": {"format": "%(asctime)s %(levelname)-7s %(message)s"}},
+    "filters": {
+        # A provider that is switched off answers 503: no error of this site.
+        "not_the_provider": {
+            "()": "django.utils.log.CallbackFilter",
+            "callback": lambda record: not record.request.path.startswith("/provider/"),
+        }
+    },
     "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
-    "loggers": {"queuetopia": {"handlers": ["console"], "level": env.str("LOG_LEVEL", default="INFO")}},
+    "loggers": {
+        "queuetopia": {"handlers": ["console"], "level": env.str("LOG_LEVEL", default="INFO")},
+        "django.request": {"filters": ["not_the_provider"]},
+    },
 }
 
-# A demo cannot wait for hours: a mail server that was down is tried again after 2, 3, 3, 3 … seconds.
-QUEUETOPIA = {"SCOPES": {"shop.mail": {"max_backoff": 3}}}
+# A demo cannot wait for hours: a provider that was off is tried again after 2, 3, 3, 3 … seconds.
+QUEUETOPIA = {"SCOPES": {"shop.orders": {"max_backoff": 3}}}

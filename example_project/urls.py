@@ -1,5 +1,18 @@
-from django.urls import path
+from django.contrib import admin
+from django.templatetags.static import static
+from django.urls import include, path
+from django.views.generic import RedirectView
 
 from example_project.shop import views
 
-urlpatterns = [path("", views.orders, name="orders")]
+urlpatterns = [
+    path("", views.shop, name="shop"),
+    path("everybody/", views.everybody, name="everybody"),
+    path("queues/", views.queues, name="queues"),
+    path("mails/", views.mails, name="mails"),
+    path("mails/<str:name>", views.mail, name="mail"),
+    path("provider/", include("example_project.provider.urls")),
+    path("admin/", admin.site.urls),
+    # Browsers ask for it by themselves.
+    path("favicon.ico", RedirectView.as_view(url=static("shop/icon.svg"))),
+]

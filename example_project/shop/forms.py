@@ -4,9 +4,14 @@ from .models import Customer, Order
 
 
 class OrderForm(forms.ModelForm):
-    field_order = ("email", "item", "amount")
-    email = forms.EmailField(max_length=Customer._meta.get_field("email").max_length)
+    field_order = ("email", "item", "amount", "payment")
+    email = forms.EmailField(
+        label="Customer",
+        max_length=Customer._meta.get_field("email").max_length,
+        widget=forms.EmailInput(attrs={"list": "customers", "autocomplete": "off"}),
+    )
 
     class Meta:
         model = Order
-        fields = ("item", "amount")
+        fields = ("item", "amount", "payment")
+        widgets = {"payment": forms.RadioSelect, "item": forms.TextInput(attrs={"autocomplete": "off"})}

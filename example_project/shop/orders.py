@@ -1,18 +1,28 @@
 from django.db import transaction
 
 from .models import Customer, Order
-from .queues import MailQueue
+from .queues import OrderQueue
 
-MAILS = ("send_confirmation", "send_receipt", "send_shipping_note")
+STEPS = {
+    Order.Payment.CARD: ("confirm_order", "register_invoice", "charge_payment", "send_receipt"),
+    Order.Payment.CASH: ("confirm_order", "announce_delivery"),  # nobody but us is needed
+}
 
 
 @transaction.atomic
-def place_order(email, item, amount):
-    """Store an order and the jobs that send its mails, all or nothing; return the order.
+def place_order(email, item, amount, payment):
+    """Store an order and the jobs that are its steps, all or nothing; return the order.
 
-    A customer's mails of all orders stand in one line, so a receipt never overtakes its confirmation.
+    The steps of all orders of a customer stand in one line: no card is charged before its invoice is registered.
     """
     customer, _ = Customer.objects.get_or_create(email=email)
-    order = Order.objects.create(customer=customer, item=item, amount=amount)
-    MailQueue.create_jobs([MailQueue.job(customer.queue, action, {"order_id": order.pk}) for action in MAILS])
+    order = Order.objects.create(customer=customer, item=item, amount=amount, payment=payment)
+    steps = [OrderQueue.job(customer.queue, step, {"order_id": order.pk}) for step in STEPS[payment]]
+    OrderQueue.create_jobs(steps)
     return order
+
+
+def order_again(customer):
+    """Place the customer's last order once more."""
+    last = customer.order_set.latest("id")
+    return place_order(customer.email, last.item, last.amount, last.payment)

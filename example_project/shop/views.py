@@ -1,17 +1,81 @@
+from django.contrib import messages
+from django.http import FileResponse, Http404
 from django.shortcuts import redirect, render
-from django.views.decorators.http import require_http_methods
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_http_methods, require_POST, require_safe
+
+from example_project.provider.models import Provider
 
 from .forms import OrderForm
-from .orders import place_order
-from .queues import MailQueue
+from .lines import CUSTOMERS, current_lines
+from .mailbox import mail_files, mails_in
+from .models import Customer, Order
+from .orders import order_again, place_order
+
+NEW_ORDER = {"email": "red@customer.example", "item": "a kettle", "amount": 39}
+MAIL_FILES = 50  # listed at most
 
 
 @require_http_methods(["GET", "HEAD", "POST"])
-def orders(request):
-    """Take an order. Its mails become jobs in the same transaction; nobody waits for a mail server here."""
-    form = OrderForm(request.POST or None)
+def shop(request):
+    """Take an order. Its steps become jobs in the same transaction; nobody waits for a provider here."""
+    form = OrderForm(request.POST or None, initial=_latest_order() or NEW_ORDER, label_suffix="")
     if request.method == "POST" and form.is_valid():
-        place_order(**form.cleaned_data)
-        return redirect("orders")
-    jobs = MailQueue.jobs().order_by("-id")[:30]
-    return render(request, "shop/orders.html", {"form": form, "jobs": jobs}, status=400 if form.errors else 200)
+        order = place_order(**form.cleaned_data)
+        messages.success(request, f"Order {order.pk} is placed: its steps stand in queue {order.customer.queue}.")
+        return redirect("shop")
+    context = {
+        "form": form,
+        "customers": Customer.objects.order_by("-pk")[:CUSTOMERS],
+        "modes": Provider.Mode,
+        **_queues(),
+    }
+    return render(request, "shop/shop.html", context, status=400 if form.errors else 200)
+
+
+def _latest_order():
+    order = Order.objects.select_related("customer").order_by("pk").last()
+    return order and {
+        "email": order.customer.email,
+        "item": order.item,
+        "amount": order.amount,
+        "payment": order.payment,
+    }
+
+
+@require_POST
+def everybody(request):
+    """Let everybody who is shown order once more what they ordered last."""
+    _, lines = current_lines()
+    orders = [order_again(line.customer) for line in lines if line.customer.order_set.exists()]
+    messages.success(request, f"{len(orders)} customers ordered once more.")
+    return redirect("shop")
+
+
+@require_safe
+@never_cache
+def queues(request):
+    """The part of the page that is shown anew every second."""
+    return render(request, "shop/queues.html", _queues())
+
+
+def _queues():
+    status, lines = current_lines()
+    return {"status": status, "lines": lines, "provider": Provider.load()}
+
+
+@require_safe
+def mails(request):
+    """The mails that left the shop, the newest first, each with the file it is in."""
+    files = mail_files()
+    listed = [(path.name, mail) for path in files[:MAIL_FILES] for mail in mails_in(path)]
+    return render(request, "shop/mails.html", {"mails": listed, "count": len(files)})
+
+
+@require_safe
+def mail(request, name):
+    """A mail file as it is."""
+    for path in mail_files():
+        if path.name == name:
+            return FileResponse(path.open("rb"), content_type="text/plain; charset=utf-8")
+    raise Http404(f"No mail file is called {name!r}.")

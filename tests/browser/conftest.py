@@ -117,3 +117,15 @@ def screenshot(page, tmp_path):
         page.screenshot(path=folder / f"{name}.png", animations="disabled", caret="hide", **options)
 
     return take
+
+
+@pytest.fixture
+def barriers(page):
+    """``barriers()`` returns what keeps people out of the page as it is now, by axe's rules, as texts."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    def found():
+        violations = Axe().run(page).response["violations"]
+        return [f"{item['id']}: {node['html']}" for item in violations for node in item["nodes"]]
+
+    return found

@@ -24,3 +24,9 @@ def test_a_screenshot_is_taken(page, live_server, screenshot, tmp_path, monkeypa
     page.goto(f"{live_server.url}/admin/")
     screenshot("login")
     assert (tmp_path / "login.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_barrier_is_found(page, live_server, barriers):
+    page.goto(f"{live_server.url}/admin/")
+    page.evaluate("document.body.append(document.createElement('button'))")
+    assert "button-name: <button></button>" in barriers()

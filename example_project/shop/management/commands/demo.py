@@ -1,95 +1,147 @@
-"""``manage.py demo``: a real node at work, one blocked queue, and a summary that was checked."""
+"""``manage.py demo``: the shop's site and a node that serves its queues; with ``--exit`` a story that is checked."""
 
-import contextlib
 import os
 import secrets
 import time
 
+from django.conf import settings
+from django.contrib.auth import get_user_model
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError
 
-from example_project.shop.models import Customer
+from example_project.provider.models import Provider
+from example_project.shop.models import Customer, Order
 from example_project.shop.orders import place_order
-from example_project.shop.queues import MailQueue
+from example_project.shop.queues import OrderQueue
+from example_project.shop.site import Visitor, serve
 from example_project.shop.verification import verify
 from queuetopia import start_node
 
+CUSTOMERS = {
+    "red": Order.Payment.CARD,
+    "green": Order.Payment.CASH,
+    "blue": Order.Payment.CARD,
+    "yellow": Order.Payment.CASH,
+}
 ITEMS = {"a kettle": 39, "two cups": 18, "green tea": 7}
-CUSTOMERS = 4
-FAILURES = 3  # how often the blocked job fails before its customer's mail server is back
-BETWEEN_ORDERS = 0.4  # seconds
+FAILURES = 2  # how often each held job fails before the provider is back
+BETWEEN_ORDERS = 0.2  # seconds
 PATIENCE = 60  # seconds the story may take, on a slow machine too
 POLL = 0.1  # seconds between two looks at the database
 
 
 class Command(BaseCommand):
-    help = "Shows shop customers' mails on their way, while one customer's mail server is down for some seconds."
+    help = "Starts the shop: its site, and a node for its queues. Ctrl-C stops both."
 
     def add_arguments(self, parser):
-        parser.add_argument("--exit", action="store_true", help="end after the story: 0 if all that was shown is true")
+        parser.add_argument("--port", type=int, default=8000, help="of the site; another one if it is taken")
+        parser.add_argument(
+            "--exit",
+            action="store_true",
+            help="play a story of blocked queues at the site, check it, and end: 0 if all that was shown is true",
+        )
 
-    def handle(self, **options):
+    def handle(self, *, port, exit, verbosity, **options):
         call_command("migrate", verbosity=0, interactive=False)
-        if not any(node["alive"] for node in MailQueue.status()["nodes"]):
-            # Nobody plays with them: a demo was killed. The mails it had still to send leave now, beside this story.
-            Customer.objects.update(mail_server_up=True)
+        if not any(node["alive"] for node in OrderQueue.status()["nodes"]):
+            Provider.objects.all().delete()  # Nobody plays with it: a demo was killed.
         self.began, self.seen = time.monotonic(), {}
-        self.customers = [Customer.objects.create(email=new_address()) for _ in range(CUSTOMERS)]
-        self.followed = MailQueue.jobs().filter(queue__in=[customer.queue for customer in self.customers])
-        if options["verbosity"] < 2:
+        self.followed = OrderQueue.jobs().filter(pk__gt=latest_job())
+        if verbosity < 2:
             os.environ.setdefault("LOG_LEVEL", "ERROR")  # the node's log would tell the same once more
         try:
-            with start_node(MailQueue, processes=2) as node:
-                self.say(f"Started a node: process {node.pid} and its scheduler, with 2 worker processes.")
-                self.tell_the_story()
-                if options["exit"]:
-                    self.end(node)
-                else:
-                    self.go_on()
+            with serve(port) as self.address:
+                os.environ["PROVIDER_URL"] = f"{self.address}provider/"
+                with start_node(OrderQueue, processes=2, concurrency=4, grace=5) as node:
+                    if exit:
+                        self.tell_the_story(node)
+                        self.end(node)
+                    else:
+                        self.open_the_shop()
         except KeyboardInterrupt:
-            raise CommandError("Stopped before the story's end.") from None
+            if exit:
+                raise CommandError("Stopped before the story's end.") from None
+            self.say("Closed the shop.")
+
+    # The shop is open
+
+    def open_the_shop(self):
+        if not Customer.objects.exists():
+            for name, payment in CUSTOMERS.items():
+                place_order(address_of(name), "a kettle", ITEMS["a kettle"], payment)
+        self.stdout.write(
+            f"\n  The shop       {self.style.SUCCESS(self.address)}\n"
+            f"  Its admin      {self.address}admin/  {self.login()}\n"
+            f"  Its mails      {settings.MAIL_FOLDER}\n"
+            "  Its queues     manage.py queuetopia status\n\n"
+            "Switch the provider off on the page, order, and see who waits. Ctrl-C here stops all.\n\n"
+        )
+        self.stdout.flush()
+        while True:
+            self.follow_for(1)
+
+    def login(self):
+        """Return how to log in: as a user that is made here, but only in the database that the demo made itself."""
+        if "DATABASE_URL" in os.environ:
+            return "for a user of yours: manage.py createsuperuser"
+        password = secrets.token_urlsafe(9)
+        user, _ = get_user_model().objects.get_or_create(
+            username="demo", defaults={"is_staff": True, "is_superuser": True}
+        )
+        user.set_password(password)
+        user.save()
+        return f"user demo, password {password}"
 
     # The story
 
-    def tell_the_story(self):
-        down, *others = self.customers[1], self.customers[0], *self.customers[2:]
+    def tell_the_story(self, node):
+        self.say(f"The shop is open at {self.address}; its node is process {node.pid} and what it started.")
+        self.visitor, token = Visitor(self.address), secrets.token_hex(3)
         kettle, *more = ITEMS
-        for customer in self.customers:
-            self.place(customer, kettle)
-        self.follow("everybody's first mails to leave", lambda: self.all_done(self.customers))
+        names = {address_of(f"{name}-{token}"): payment for name, payment in CUSTOMERS.items()}
+        for email, payment in names.items():
+            self.order(email, kettle, payment)
+        self.customers = list(Customer.objects.filter(email__in=names).order_by("pk"))
+        held = [customer for customer in self.customers if names[customer.email] == Order.Payment.CARD]
+        others = [customer for customer in self.customers if customer not in held]
+        self.follow("everybody's first order to be done", lambda: self.all_done(self.customers))
 
-        self.turn_mail_server(down, up=False)
+        self.switch_provider(Provider.Mode.OFF)
         for item in more:
-            for customer in self.customers:
-                self.place(customer, item)
+            for email, payment in names.items():
+                self.order(email, item, payment)
                 self.follow_for(BETWEEN_ORDERS)
         self.follow("the other queues to be empty", lambda: self.all_done(others))
-        self.follow("the job to fail", lambda: self.head(down) and self.head(down).attempts >= FAILURES)
-        waiting = self.jobs_of(down).unfinished().count() - 1
-        self.say(
-            f"{down.queue} is blocked by job {self.head(down).pk}, {waiting} jobs wait behind it. "
-            "The other queues are empty: nothing waited for it.",
-            self.style.WARNING,
-        )
+        self.follow("the provider to be missed", lambda: all(self.head(one).attempts >= FAILURES for one in held))
+        self.follow("the page to show it", lambda: self.is_shown(held))
+        for customer in held:
+            waiting = self.jobs_of(customer).unfinished().count() - 1
+            self.say(
+                f"{customer.queue} is blocked by job {self.head(customer).pk}, {waiting} jobs wait behind it.",
+                self.style.WARNING,
+            )
+        self.say("The page says so too. The other queues are empty: nothing waited for it.", self.style.WARNING)
 
-        self.turn_mail_server(down, up=True)
-        self.follow(f"{down.queue} to recover", lambda: self.all_done(self.customers))
-        self.sum_up(down)
+        self.switch_provider(Provider.Mode.ON)
+        self.follow("the held queues to catch up", lambda: self.all_done(self.customers))
+        self.sum_up(held, others)
 
-    def place(self, customer, item):
-        order = place_order(customer.email, item, ITEMS[item])
-        self.say(f"{customer.queue}  ordered {item} (order {order.pk}): 3 jobs created")
+    def order(self, email, item, payment):
+        self.visitor.post("", email=email, item=item, amount=ITEMS[item], payment=payment)
+        order = Order.objects.select_related("customer").filter(customer__email=email).latest("pk")
+        self.say(f"{order.customer.queue:<12} orders {item}, {order.get_payment_display()} (order {order.pk})")
 
-    def turn_mail_server(self, customer, *, up):
-        Customer.objects.filter(pk=customer.pk).update(mail_server_up=up)
-        self.say(
-            f"{customer.queue}  *** its mail server is {'back' if up else 'DOWN'} ***",
-            self.style.MIGRATE_HEADING,
-        )
+    def switch_provider(self, mode):
+        self.visitor.post("provider/", mode=mode)
+        self.say(f"*** the provider is switched {mode.upper()} ***", self.style.MIGRATE_HEADING)
 
-    def sum_up(self, down):
-        self.stdout.write("\nWhat the database and the mail files say:")
-        findings = verify(self.customers, down, orders_each=len(ITEMS), failures=FAILURES)
+    def is_shown(self, customers):
+        page = self.visitor.get("queues/")
+        return all(f"by job {self.head(customer).pk}, " in page for customer in customers)
+
+    def sum_up(self, held, others):
+        self.stdout.write("\nWhat the database, the mail files and the provider's bookings say:")
+        findings = verify(held, others, orders_each=len(ITEMS), failures=FAILURES)
         for finding in findings:
             style = self.style.SUCCESS if finding.is_true else self.style.ERROR
             self.stdout.write(style(f"  {'true' if finding.is_true else 'NOT TRUE'}  {finding.text}"))
@@ -99,35 +151,19 @@ class Command(BaseCommand):
     def end(self, node):
         if code := node.stop():
             raise CommandError(f"The node ended with exit code {code}.")
-        self.say("Stopped the node.")
-
-    def go_on(self):
-        off = f"Customer.objects.filter(pk={self.customers[0].pk}).update(mail_server_up=False)"
-        self.stdout.write(
-            "\nThe node goes on. In another terminal, in this folder and environment, try:\n"
-            "  manage.py queuetopia status     which queues are blocked and why, who runs what\n"
-            "  manage.py runserver             order something yourself: its mails show up here\n"
-            f'  manage.py shell -c "{off}"\n'
-            f"                                  order for {self.customers[0].email} then, and see it wait\n"
-            "Ctrl-C here stops the node.\n"
-        )
-        self.stdout.flush()
-        self.followed = MailQueue.jobs().filter(pk__gt=max(self.seen))
-        with contextlib.suppress(KeyboardInterrupt):
-            while True:
-                self.follow_for(1)
+        self.say("Stopped the node and the site.")
 
     # Looking
 
     def jobs_of(self, customer):
-        return MailQueue.jobs().filter(queue=customer.queue)
+        return OrderQueue.list_jobs(queue=customer.queue)
 
     def head(self, customer):
-        return self.jobs_of(customer).unfinished().in_order().first()
+        return self.jobs_of(customer).unfinished().first()
 
     def all_done(self, customers):
         queues = [customer.queue for customer in customers]
-        return not MailQueue.jobs().unfinished().filter(queue__in=queues).exists()
+        return not OrderQueue.jobs().unfinished().filter(queue__in=queues).exists()
 
     def follow(self, what, is_reached):
         """Tell what happens until ``is_reached()``; CommandError when that takes too long."""
@@ -151,7 +187,7 @@ class Command(BaseCommand):
                 self.tell(job)
 
     def tell(self, job):
-        who = f"{job.queue}  {job.action:<18}  job {job.pk}"
+        who = f"{job.queue:<12} {job.action:<17} job {job.pk}"
         if job.is_ended():
             again = f" at attempt {job.attempts}: the queue goes on" if job.attempts > 1 else ""
             self.say(f"{who}  {job.state}{again}", self.style.SUCCESS)
@@ -166,5 +202,9 @@ class Command(BaseCommand):
         self.stdout.flush()
 
 
-def new_address():
-    return f"{secrets.token_hex(4)}@customer.example"
+def address_of(name):
+    return f"{name}@customer.example"
+
+
+def latest_job():
+    return OrderQueue.jobs().order_by("-pk").values_list("pk", flat=True).first() or 0

@@ -1,0 +1,5 @@
+from django.apps import AppConfig
+
+
+class ProviderConfig(AppConfig):
+    name = "example_project.provider"
