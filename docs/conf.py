@@ -30,6 +30,8 @@ myst_heading_anchors = 3
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"Queuetopia {release}"
+html_static_path = ["_static"]
+html_css_files = ["queuetopia.css"]
 nitpicky = True
 # Bases and annotations that autodoc meets; the sites that document them are not asked.
 nitpick_ignore_regex = [("py:.*", r"(django|collections|datetime|subprocess|typing)\..*"), ("py:.*", r"\w+")]
