@@ -3,6 +3,7 @@
 Nothing here is on the way of a job; each step is short, so that the loop is never kept from it for long.
 """
 
+import binascii
 import logging
 import socket
 
@@ -13,14 +14,14 @@ from .attempts import Outcome, Verdict, describe
 from .backends.base import Ending, Recorded
 from .channel import uptime
 from .declaration import by_scope
-from .models import Job
+from .models import Job, Node, Queue
+from .processes import kill_marked
 from .supervisor import STOP
 
 logger = logging.getLogger(__name__)
 
 LOOK_FOR_DEAD = 1.0  # seconds between looks for dead nodes and for requests to stop a job
 STEP = 0.01  # seconds between two steps of a sweep or of pruning
-STANDBY_LOCK = 0  # no queue has this id
 TAKEN_AT_ONCE = 500  # queues of a dead node that one step takes over
 
 
@@ -32,6 +33,8 @@ def keep_house(scheduler) -> None:
             if now >= store.peers_at:
                 store.peers_at = now + LOOK_FOR_DEAD
                 stop_what_people_asked(scheduler, store)
+                if store.backend.unseen and store.backend.look_again([]):
+                    store.may_have_due = True
                 if not scheduler.is_stopping:
                     take_over_dead_nodes(scheduler, store)
             if scheduler.is_stopping:
@@ -42,6 +45,7 @@ def keep_house(scheduler) -> None:
                 store.sweeping = store.sweeping or [(scope, "") for scope in store.scopes]
                 store.pruning = store.pruning or list(store.scopes)
                 return_forgotten(scheduler, store)
+                take_over_orphans(scheduler, store)
             if now >= store.step_at and (store.sweeping or store.pruning):
                 store.step_at = now + STEP
                 sweep_step(store)
@@ -57,18 +61,21 @@ def take_over_dead_nodes(scheduler, store) -> None:
     Certainly dead: fenced already; on this host with its file unlocked; or silent for longer than its processes
     can have lived. The lost attempt is counted, from the queue's row.
     """
-    others = store.backend.other_nodes(store.node_id)
     store.has_peers = False
-    if not others:
-        return
-    now = store.backend.now()
-    for node in others:
-        age = (now - node.last_seen).total_seconds()
-        if node.fenced_at is None and age < scheduler.lease.takeover and not _died_here(node):
+    for node, silent in store.other_nodes():
+        if node.fenced_at is None and silent < scheduler.lease.takeover and not _died_here(node):
             store.has_peers = True
             continue
         store.backend.fence(node.id)
         _take_over(scheduler, store, node)
+
+
+def take_over_orphans(scheduler, store) -> None:
+    """Make queues run again that are held in the name of a node whose row somebody has deleted."""
+    holders = store.backend.holders(store.scopes)  # before the nodes: who holds a queue has a row
+    known = {store.node_id, *(node.id for node in store.backend.other_nodes(store.node_id))}
+    for node_id in holders - known:
+        _take_over(scheduler, store, Node(id=node_id, host="unknown", pid=0))
 
 
 def _died_here(node):
@@ -76,9 +83,12 @@ def _died_here(node):
 
 
 def _take_over(scheduler, store, node):
-    known = {ending.claim.queue_id for ending in store.endings}
-    lost = store.backend.lost_claims(node.id, store.scopes, TAKEN_AT_ONCE)
-    locked = set(store.backend.try_lock([claim.queue_id for claim, _ in lost if claim.queue_id not in known]))
+    if node.host == socket.gethostname():
+        # Its workers are dead, what their performers had started need not be.
+        kill_marked(str(node.id))
+    known = {ending.claim.queue_id for ending in store.unrecorded()}
+    lost = store.backend.lost_claims(node.id, store.scopes, TAKEN_AT_ONCE, known)
+    locked = set(store.backend.try_lock([claim.queue_id for claim, _ in lost]))
     for claim, last_error in lost:
         if claim.queue_id in locked:
             exc = exceptions.NodeDied(f"node {node} vanished while it ran the job")
@@ -108,17 +118,23 @@ def wait_for_turn(scheduler) -> bool:
 
 def _is_our_turn(scheduler, store):
     with scheduler.session(store):
-        backend = store.backend
-        if STANDBY_LOCK not in backend.held and not backend.try_lock([STANDBY_LOCK]):
+        # One standby of a scope is next; of two with different scopes, each is.
+        turns = [_standby_lock(scope) for scope in store.scopes]
+        if set(store.backend.try_lock(turns)) != set(turns):
+            store.backend.unlock(turns)
             return False
-        now = backend.now()
         return not any(
             node.fenced_at is None
-            and (now - node.last_seen).total_seconds() < scheduler.lease.takeover
+            and silent < scheduler.lease.takeover
             and set(node.scopes) & set(store.scopes)
             and not _died_here(node)
-            for node in backend.other_nodes(store.node_id)
+            for node, silent in store.other_nodes()
         )
+
+
+def _standby_lock(scope):
+    """Return the number of a lock that no queue has: their ids are much lower."""
+    return 2**39 + binascii.crc32(scope.encode())
 
 
 def stop_what_people_asked(scheduler, store) -> None:
@@ -130,13 +146,10 @@ def stop_what_people_asked(scheduler, store) -> None:
 def return_forgotten(scheduler, store) -> None:
     """Let go of queues that are held in this node's name but in nobody's hands: what an error in between lost."""
     known = {claim.queue_id for owner, claim in [*scheduler.pool.claims(), *scheduler.waiting] if owner is store}
-    known |= {ending.claim.queue_id for ending in store.endings}
-    for claim, _ in store.backend.lost_claims(store.node_id, store.scopes, TAKEN_AT_ONCE):
-        if claim.queue_id not in known:
-            logger.error(
-                "queue held by nobody, let go node=%s scope=%s queue=%r", scheduler.node, claim.scope, claim.queue
-            )
-            store.endings.append(Ending(claim, Outcome(claim.job_id, claim.fence, Verdict.RETURN)))
+    known |= {ending.claim.queue_id for ending in store.unrecorded()}
+    for claim, _ in store.backend.lost_claims(store.node_id, store.scopes, TAKEN_AT_ONCE, known):
+        logger.error("queue held by nobody, let go node=%s scope=%s queue=%r", scheduler.node, claim.scope, claim.queue)
+        store.endings.append(Ending(claim, Outcome(claim.job_id, claim.fence, Verdict.RETURN)))
 
 
 # The safety net and retention
@@ -168,7 +181,6 @@ def record_storable(store, endings: list[Ending], node: str, keep) -> Recorded:
 
     An attempt must be closed whatever its result or error holds.
     """
-    _note_problems(store, endings)
     try:
         return store.backend.record(endings, store.node_id, node, keep)
     except (OperationalError, InterfaceError, exceptions.SessionLost):
@@ -181,6 +193,7 @@ def record_storable(store, endings: list[Ending], node: str, keep) -> Recorded:
         [ending for part in parts for ending in part.stale],
         [claim for part in parts for claim in part.claims],
         any(part.released_due for part in parts),
+        [ending for part in parts for ending in part.locked],
     )
 
 
@@ -197,18 +210,6 @@ def _record_one(store, ending, node, keep):
     return store.backend.record([ending._replace(outcome=outcome)], store.node_id, node, keep)
 
 
-def _note_problems(store, endings):
-    """Write on the queue why a job was given back: unknown action, or a setup() that failed."""
-    problems = {
-        ending.claim.queue_id: ending.outcome.error["message"]
-        for ending in endings
-        if ending.outcome.verdict == Verdict.RETURN and ending.outcome.error
-    }
-    if problems:
-        claims = [ending.claim for ending in endings if ending.claim.queue_id in problems]
-        store.backend.note_problem(claims, lambda claim: problems[claim.queue_id])
-
-
 # The end of --until-empty
 
 
@@ -216,13 +217,17 @@ def is_empty(scheduler) -> bool:
     """True when every served queue is empty, halted, paused or only scheduled for later."""
     for store in scheduler.stores:
         with scheduler.session(store):
-            if store.may_have_due or store.sweeping or store.poll_at == 0.0 or store.backend.has_work(store.scopes):
+            is_looking = store.may_have_due or store.sweeping or store.poll_at == 0.0 or store.backend.unseen
+            if is_looking or store.backend.has_work(store.scopes):
                 return False
     return True
 
 
-def has_halted(scheduler) -> bool:
-    return any(
-        Job.objects.using(store.alias).unfinished().halted().filter(scope__in=store.scopes).exists()
-        for store in scheduler.stores
-    )
+def has_left_over(scheduler) -> bool:
+    """True when a halted job is left, or one that this code cannot serve."""
+    for store in scheduler.stores:
+        jobs = Job.objects.using(store.alias).unfinished().halted().filter(scope__in=store.scopes)
+        queues = Queue.objects.using(store.alias).filter(scope__in=store.scopes, paused_at=None).exclude(problem="")
+        if jobs.exists() or queues.exists():
+            return True
+    return False

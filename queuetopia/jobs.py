@@ -353,16 +353,21 @@ def _verb(queuetopia, job, verb, by, reason):
         work = _Verb(queuetopia, alias, jobs.select_for_update().get(), queue)
         yield work
         work.leave_event(verb, by, reason)
-        transaction.on_commit(backend_for(alias).notify, using=alias, robust=True)
+        transaction.on_commit(partial(_look_again, alias, queue.pk), using=alias, robust=True)
 
 
 def _locked_queue(alias, scope, name) -> Queue:
     """Return the queue's row, locked until the transaction ends, its ``rev`` raised; make it if there is none."""
-    rows = Queue.objects.using(alias).filter(scope=scope, name=name)
-    if not rows.update(rev=F("rev") + 1):
-        Queue.objects.using(alias).bulk_create([Queue(scope=scope, name=name)], ignore_conflicts=True)
-        rows.update(rev=F("rev") + 1)
-    return rows.select_for_update().get()
+    row = Queue.objects.using(alias).filter(pk=backend_for(alias).queue_id(scope, name))
+    row.update(rev=F("rev") + 1)
+    return row.select_for_update().get()
+
+
+def _look_again(alias, queue_id):
+    """Look for jobs of a queue whose row was locked: whoever created them meanwhile did not wait for it for long."""
+    backend = backend_for(alias)
+    backend.look_again([queue_id])
+    backend.notify()
 
 
 def _leave_event(alias, verb, by, reason, scope, queue="", job=None, before=None, after=None):
@@ -410,8 +415,10 @@ def _set_pause(queuetopia, alias, queue, verb, by, reason, values):
         if queue is None:
             Scope.objects.using(alias).bulk_create([Scope(name=scope)], ignore_conflicts=True)
             row: Scope | Queue = Scope.objects.using(alias).select_for_update().get(name=scope)
+            after_commit = backend_for(alias).notify
         else:
             row = _locked_queue(alias, scope, queue)
+            after_commit = partial(_look_again, alias, row.pk)
         if verb == "resume" and row.paused_at is None:
             raise Refused(f"{scope}{'' if queue is None else f'/{queue}'} is not paused.")
         before = {"paused": row.paused_at is not None, "by": row.paused_by, "reason": row.paused_reason}
@@ -420,7 +427,7 @@ def _set_pause(queuetopia, alias, queue, verb, by, reason, values):
             alias, verb, by, reason, scope, queue or "", None, before, {"paused": values["paused_at"] is not None}
         )
         # due_at is kept up to date while a queue is paused, so that a wake-up is all that resuming needs.
-        transaction.on_commit(backend_for(alias).notify, using=alias, robust=True)
+        transaction.on_commit(after_commit, using=alias, robust=True)
 
 
 # Prune
@@ -430,7 +437,8 @@ def prune(queuetopia, *, older_than=None, batch=1_000, alias=None) -> int:
     """Delete up to ``batch`` jobs that ended before the retention (and what people did to them); return how many.
 
     older_than: seconds or timedelta instead of the option ``retention``; with a retention of None nothing is
-    deleted. No unfinished job is ever deleted.
+    deleted. No unfinished job is ever deleted. Nothing of yours is called or cascaded to, for nodes prune too: a
+    foreign key to a job needs ``db_constraint=False``, else the database raises IntegrityError.
     """
     keep = queuetopia.option("retention") if older_than is None else conf.OPTIONS["retention"].clean(older_than)
     if keep is None:
@@ -439,7 +447,11 @@ def prune(queuetopia, *, older_than=None, batch=1_000, alias=None) -> int:
     cutoff = backend_for(alias).now() - timedelta(seconds=keep)
     ended = Job.objects.using(alias).filter(scope=queuetopia.scope, done_at__lt=cutoff)
     ids = list(ended.order_by("done_at").values_list("pk", flat=True)[:batch])
+    events = JobEvent.objects.using(alias).filter(scope=queuetopia.scope)
     with transaction.atomic(using=alias):
-        JobEvent.objects.using(alias).filter(job__in=ids).delete()
-        ended.filter(pk__in=ids).delete()
+        # Plain DELETEs: no signal is sent, no row is fetched.
+        events.filter(job__in=ids)._raw_delete(alias)
+        ended.filter(pk__in=ids)._raw_delete(alias)
+    if not ids:
+        events.filter(job=None, at__lt=cutoff)._raw_delete(alias)
     return len(ids)

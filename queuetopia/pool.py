@@ -9,6 +9,7 @@ import logging
 import selectors
 from collections.abc import Callable
 from typing import Any
+from uuid import UUID
 
 from . import exceptions, jobs
 from .attempts import Claim, Outcome, Verdict, describe
@@ -25,7 +26,16 @@ CONDEMNED_TIME = 5.0  # seconds a worker's other attempts have to end when one o
 
 
 class Pool:
-    def __init__(self, *, size: int, slots: int, verbosity: int, descriptors: Callable[[], list[int]], node: str):
+    def __init__(
+        self,
+        *,
+        size: int,
+        slots: int,
+        verbosity: int,
+        node: str,
+        descriptors: Callable[[], list[int]],
+        node_ids: Callable[[], list[UUID]],
+    ):
         self.size, self.slots = size, slots
         self.workers: list[WorkerProcess] = []
         self.ended: list[tuple[Any, Ending]] = []  # (store, how it ended)
@@ -33,7 +43,8 @@ class Pool:
         self.in_flight: dict[int, WorkerProcess] = {}  # by ticket
         self.deadline = 0.0
         self.selector = selectors.DefaultSelector()
-        self._verbosity, self._descriptors, self._node = verbosity, descriptors, node
+        self._verbosity, self._node = verbosity, node
+        self._descriptors, self._node_ids = descriptors, node_ids
         self._last_ticket = 0
         self._boot_failures = 0
         self._start_at = 0.0
@@ -102,8 +113,9 @@ class Pool:
                     self.tell(ending)
             case ["end", int(ticket), [*outcome]] if len(outcome) == len(Outcome._fields):
                 self._ended(worker, ticket, Outcome._make(outcome))
+            case ["told"]:
+                worker.note_told()
             case ["returned", [*tickets]]:
-                worker.asked_back = False
                 for assignment in filter(None, [self._take(worker, ticket) for ticket in tickets]):
                     self.unstarted.append((assignment.store, assignment.claim))
             case _:
@@ -114,6 +126,7 @@ class Pool:
         assignment = self._take(worker, ticket)
         if assignment is None or outcome.fence != assignment.claim.fence:
             return
+        worker.asked_back = False
         if outcome.verdict != Verdict.RETURN:
             worker.note_duration(outcome.duration)
         teller = (worker, ticket) if outcome.wants_news else None
@@ -168,7 +181,7 @@ class Pool:
         """Start workers until as many serve as are wanted; slower and slower while they die at their start."""
         serving = sum(worker.condemned_at is None and not worker.killed for worker in self.workers)
         while serving < self.size and uptime() >= self._start_at:
-            worker = WorkerProcess.start(self.slots, self._descriptors(), self._verbosity)
+            worker = WorkerProcess.start(self.slots, self._descriptors(), self._verbosity, self._node_ids())
             worker.board.deadline = self.deadline
             self.workers.append(worker)
             serving += 1
@@ -185,6 +198,11 @@ class Pool:
                 continue
             if worker.condemned_at is not None and (now >= worker.condemned_at or not worker.has_healthy_attempts()):
                 self.kill(worker)
+            elif worker.condemned_at is None and worker.telling and now >= worker.hook_ends_at():
+                logger.error(
+                    "a hook or receiver hangs, replacing its worker pid=%d untold=%d", worker.pid, worker.telling
+                )
+                worker.condemn(now + max([a.timeout for a in worker.assigned.values()], default=0.0))
             elif worker.is_stuck(now):
                 worker.asked_back = True
                 worker.send("give_back")
@@ -233,6 +251,8 @@ class Pool:
         self.bury(worker)
 
     def kill_all(self) -> None:
+        if untold := sum(worker.telling for worker in self.workers):
+            logger.warning("killed before their hooks had ended node=%s untold=%d", self._node, untold)
         for worker in self.workers:
             worker.kill()
         for worker in list(self.workers):
@@ -249,7 +269,11 @@ class Pool:
         if worker is None:
             self._untold.append(ending)
         else:
-            worker.send("news", ticket, ending.claim, ending.outcome)
+            worker.tell(ticket, ending.claim, ending.outcome)
+
+    def is_telling(self) -> bool:
+        """True while hooks and signals of recorded ends are still to follow."""
+        return bool(self._untold) or any(worker.telling for worker in self.workers)
 
     def forget(self, ending: Ending) -> None:
         """Tell the worker that no commit will follow: its result was refused."""
@@ -288,6 +312,8 @@ class Pool:
                 yield worker.boots_until
             if worker.condemned_at is not None:
                 yield worker.condemned_at
+            elif worker.telling:
+                yield worker.hook_ends_at()
             if worker.has_jobs_ahead():
                 yield uptime() + 0.02
 

@@ -49,7 +49,7 @@ def adopt_orphans() -> None:
 
 
 def kill_marked(mark: str) -> int:
-    """SIGKILL every process that carries the worker's mark in its environment; return how many were found.
+    """SIGKILL every process whose worker's mark, in its environment, has ``mark`` in it; return how many were found.
 
     Finds what left the worker's process group and session too (a double fork with setsid). Linux only.
     """
@@ -63,11 +63,11 @@ def kill_marked(mark: str) -> int:
 
 
 def _marked(mark):
-    wanted = f"{MARK}={mark}".encode()
+    name, wanted = f"{MARK}=".encode(), mark.encode()
     found = set()
     for pid in _pids():
         with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb") as file:
-            if wanted in file.read().split(b"\0"):
+            if any(line.startswith(name) and wanted in line for line in file.read().split(b"\0")):
                 found.add(pid)
     return found
 

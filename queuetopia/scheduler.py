@@ -25,7 +25,7 @@ from .performer import known_actions
 from .pool import Pool
 from .processes import Signals
 from .progress import Progress
-from .store import Store
+from .store import LOCK_RETRY, Store
 from .supervisor import CRASHED, REFUSED, STOP
 from .worker_process import WorkerProcess
 
@@ -34,7 +34,9 @@ logger = logging.getLogger(__name__)
 MOST_HELD = 1_000  # queues held at once: PostgreSQL's lock table is finite, and full it refuses everybody
 SLICE = 20  # jobs a queue may go straight on with while others wait …
 SLICE_TIME = 0.2  # … or seconds, if they are longer
-LOCK_RETRY = 0.1  # seconds until a queue is tried again whose lock somebody still held
+LONGEST_WAIT = 0.1  # seconds a claim may wait for a free worker while there are other nodes
+RECORDED_AT_ONCE = 200  # endings of one transaction: the heartbeat waits with it
+LAST_WAIT = 5.0  # seconds that a stop waits, beyond the grace time, for rows somebody has locked
 MOST_ERRORS = 10  # errors in a row after which the scheduler gives up and is started anew
 
 
@@ -66,12 +68,14 @@ class Scheduler:
             size=options.processes,
             slots=options.concurrency,
             verbosity=options.verbosity,
-            descriptors=lambda: [descriptor for store in self.stores for descriptor in store.descriptors()],
             node=self.node,
+            descriptors=lambda: [descriptor for store in self.stores for descriptor in store.descriptors()],
+            node_ids=lambda: [store.node_id for store in self.stores if store.node_id],
         )
         self.exit_code = 0
         self.stop_at: float | None = None  # uptime at which what still runs is killed
         self._beat_at = 0.0
+        self._waits_since = 0.0  # uptime at which nothing waited last
         self._errors = 0
         self._supervisor = supervisor
         # The supervisor decides what Ctrl-C and SIGTERM mean, which may reach every process of a node.
@@ -95,16 +99,20 @@ class Scheduler:
 
     def run(self) -> int:
         """Serve until told to stop, or until the queues are empty; return the exit code."""
-        failures = 0
+        failures, has_served = 0, False
         while True:
             try:
                 self.open()
-                failures = 0
+                failures, has_served = 0, True
                 self.serve()
                 self.close()
                 return self.exit_code
-            except (exceptions.SessionLost, DatabaseError, InterfaceError, OSError) as exc:
+            except (
+                exceptions.SessionLost, exceptions.SessionRefused, DatabaseError, InterfaceError, OSError
+            ) as exc:  # fmt: skip
                 self.drop()
+                if isinstance(exc, exceptions.SessionRefused) and not has_served:
+                    raise  # else a failover is under way: the database's name leads to a standby for a while
                 failures += 1
                 delay = min(0.05 * 2**failures, 5.0)
                 logger.error("no database session node=%s cause=%r; next try in %.1f s", self.node, str(exc), delay)
@@ -138,10 +146,13 @@ class Scheduler:
         )
 
     def _settle(self):
-        """After a lost session: record what had ended, and give back what we cut short ourselves."""
+        """After a lost session: record what had ended, and give back what we cut short ourselves.
+
+        The server may not have noticed yet that the session is lost: it frees the queues' locks when it does.
+        """
         for store in self.stores:
-            locked = set(store.backend.try_lock([ending.claim.queue_id for ending in store.endings]))
-            store.endings = [ending for ending in store.endings if ending.claim.queue_id in locked]
+            endings, store.endings = store.endings, []
+            store.put_off_recording(endings, seconds=0.0)
             self._record(store)
 
     def serve(self) -> None:
@@ -229,8 +240,10 @@ class Scheduler:
         if self._has_something_to_do():
             return 0
         timers = [self._beat_at, *self.pool.timers()]
+        if self.waiting and self._has_peers():
+            timers.append(self._waits_since + LONGEST_WAIT)
         if self.stop_at is not None:
-            timers.append(self.stop_at)
+            timers.append(self.stop_at + (LAST_WAIT if uptime() >= self.stop_at else 0.0))
         for store in self.stores:
             with self.session(store):
                 timers += store.timers(may_claim=not self.is_stopping and self.pool.room() > 0)
@@ -256,10 +269,24 @@ class Scheduler:
     def is_finished(self) -> bool:
         if self.pool.in_flight or self.waiting or self.pool.ended or any(store.endings for store in self.stores):
             return False
-        if not self.is_stopping and self.options.until_empty and housekeeping.is_empty(self):
-            self.exit_code = int(housekeeping.has_halted(self))
+        if any(store.put_off for store in self.stores) and not self._has_waited_long_enough():
+            return False
+        if not self.is_stopping and self.options.until_empty:
+            if self.pool.is_telling() or not housekeeping.is_empty(self):
+                return False
+            self.exit_code = int(housekeeping.has_left_over(self))
             return True
         return self.is_stopping
+
+    def _has_waited_long_enough(self):
+        if self.stop_at is None or uptime() < self.stop_at + LAST_WAIT:
+            return False
+        for ending in (ending for store in self.stores for ending in store.put_off):
+            logger.error(
+                "stopped before the result could be stored, its rows are locked; the job runs again node=%s %s",
+                self.node, _name(ending.claim),
+            )  # fmt: skip
+        return True
 
     # Collect
 
@@ -287,14 +314,17 @@ class Scheduler:
 
     def _record(self, store) -> None:
         """Store how attempts ended and take what may follow them; what is refused as stale is logged and dropped."""
-        if not store.endings:
+        with self.session(store):
+            store.take_up_again()
+        endings = store.endings[:RECORDED_AT_ONCE]
+        if not endings:
             return
-        endings = store.endings[:MOST_HELD]
         with self.session(store):
             recorded = housekeeping.record_storable(
                 store, endings, self.node, lambda claim: self._may_keep(store, claim)
             )
         del store.endings[: len(endings)]
+        store.put_off_recording(recorded.locked)
         self.waiting.extend((store, claim) for claim in recorded.claims)
         store.end_streaks(endings, recorded.claims)
         store.note_due(recorded)
@@ -348,7 +378,7 @@ class Scheduler:
     # Claim
 
     def room(self) -> int:
-        held = len(self.waiting) + sum(len(store.endings) for store in self.stores)
+        held = len(self.waiting) + sum(len(store.unrecorded()) for store in self.stores)
         return min(self.pool.room(), MOST_HELD - len(self.pool.in_flight)) - held
 
     def claim(self) -> None:
@@ -382,8 +412,15 @@ class Scheduler:
     def hand_out(self) -> None:
         if self.is_stopping:
             self._return_waiting()
-        else:
-            self.pool.hand_out(self.waiting)
+            return
+        self.pool.hand_out(self.waiting)
+        if not self.waiting:
+            self._waits_since = uptime()
+        elif self._has_peers() and uptime() >= self._waits_since + LONGEST_WAIT:
+            self._return_waiting()  # another node may have room
+
+    def _has_peers(self):
+        return any(store.has_peers for store in self.stores)
 
     def _return_waiting(self):
         for store, claim in self.waiting:

@@ -1,9 +1,13 @@
 """One database of a node: its session, the node's identity in it, and what is to be done there next."""
 
+import logging
 import os
 import selectors
 import socket
 import uuid
+from datetime import datetime
+
+from django.db import DatabaseError
 
 from . import exceptions
 from .attempts import Claim
@@ -11,7 +15,12 @@ from .backends import backend_for
 from .backends.base import Ending
 from .channel import uptime
 from .declaration import by_scope
+from .models import Node
 from .node_file import NodeFile
+
+logger = logging.getLogger(__name__)
+
+LOCK_RETRY = 0.1  # seconds until something is tried again that somebody had locked
 
 
 class Store:
@@ -20,7 +29,9 @@ class Store:
         self.backend = backend_for(alias)
         self.node_id: uuid.UUID | None = None
         self.poll_interval = poll_interval or min(by_scope()[scope].option("poll_interval") for scope in scopes)
-        self.endings: list[Ending] = []  # ended, not recorded
+        self.endings: list[Ending] = []  # ended, to be recorded
+        self.put_off: list[Ending] = []  # ended; somebody else has the queue's lock or the rows locked
+        self.put_off_until = 0.0  # uptime
         self.streaks: dict[int, tuple[int, float]] = {}  # by queue: jobs run in a row, uptime of the first
         self.may_have_due = True  # something may be due: claim
         self.claim_at = float("inf")  # uptime at which the next queue becomes due by time
@@ -32,6 +43,7 @@ class Store:
         self.sweeping: list[tuple[str, str]] = []  # (scope, queue after which to go on)
         self.pruning: list[str] = []  # scopes
         self.has_peers = False
+        self._seen: dict[uuid.UUID, tuple[datetime, float]] = {}  # by node: its last_seen, since when we know it
         self._file: NodeFile | None = None
 
     @property
@@ -60,11 +72,12 @@ class Store:
             raise exceptions.SessionLost("a successor has fenced this node")
 
     def unregister(self, selector) -> None:
-        if self.node_id is not None and self.backend.holds_nothing(self.node_id):
-            self.backend.unregister(self.node_id)
-        elif self.node_id is not None:
-            self.backend.fence(self.node_id)  # an error left a queue in nobody's hands: others take it over
-        self.backend.notify()  # whoever waits for our queues may have them now
+        try:
+            if self.node_id is not None:
+                self.backend.unregister(self.node_id)
+            self.backend.notify()  # whoever waits for our queues may have them now
+        except DatabaseError as exc:
+            logger.warning("node's row left to its successors alias=%s cause=%r", self.alias, str(exc))
         self.close(selector)
 
     def close(self, selector) -> None:
@@ -88,6 +101,42 @@ class Store:
         """What the workers inherit: while they live, the locks and the node's file stay locked."""
         return [*self.backend.descriptors(), *(self._file.descriptors() if self._file else [])]
 
+    # Other nodes
+
+    def other_nodes(self) -> list[tuple[Node, float]]:
+        """Return each other node and for how many seconds it has been silent, by our own clock.
+
+        Not by the database's: one that is put forward would make everybody look dead.
+        """
+        nodes, seen, self._seen = self.backend.other_nodes(self.node_id), self._seen, {}
+        for node in nodes:
+            last_seen, since = seen.get(node.id, (None, 0.0))
+            self._seen[node.id] = (node.last_seen, since if last_seen == node.last_seen else uptime())
+        return [(node, uptime() - self._seen[node.id][1]) for node in nodes]
+
+    # What has ended
+
+    def unrecorded(self) -> list[Ending]:
+        return self.endings + self.put_off
+
+    def put_off_recording(self, endings: list[Ending], seconds: float = LOCK_RETRY) -> None:
+        """Record these later: what has ended must not be lost, and not hold up the others."""
+        if endings:
+            self.put_off += endings
+            self.put_off_until = uptime() + seconds
+
+    def take_up_again(self) -> None:
+        """Have what was put off recorded, if it is time and the queues' locks are ours."""
+        if not self.put_off or uptime() < self.put_off_until:
+            return
+        endings, self.put_off = self.put_off, []
+        locked = set(self.backend.try_lock([ending.claim.queue_id for ending in endings]))
+        others = [ending for ending in endings if ending.claim.queue_id not in locked]
+        standing = self.backend.still_held([ending.claim for ending in others])
+        self.put_off_recording([ending for ending in others if ending.claim.queue_id in standing])
+        # What others have taken over is refused as stale.
+        self.endings += [ending for ending in endings if ending.claim.queue_id not in standing]
+
     # What is to be done
 
     def listen(self) -> None:
@@ -109,6 +158,8 @@ class Store:
             yield from (self.claim_at, self.poll_at)
             if self.sweeping or self.pruning:
                 yield self.step_at
+        if self.put_off:
+            yield self.put_off_until
         yield self.peers_at
         if self.backend.looks_every is not None:
             yield self.news_at

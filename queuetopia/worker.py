@@ -314,10 +314,20 @@ class Worker:
             return b""
 
     def _on_run(self, items):
+        claims = [(ticket, Claim._make(claim)) for ticket, claim in items]
+        for ticket, claim in claims:
+            if claim.scope not in by_scope():
+                self._refuse(ticket, claim)
         with self._lock:
-            self._backlog.extend((ticket, Claim._make(claim)) for ticket, claim in items)
+            self._backlog.extend((ticket, claim) for ticket, claim in claims if claim.scope in by_scope())
             while self._free and self._backlog:
                 self._start_in(self._free.pop())
+
+    def _refuse(self, ticket, claim):
+        """Give a job back that this code does not know; the scheduler was started with other code."""
+        error = {"message": f"This code has no scope {claim.scope!r}; job {claim.job_id} waits for code that has."}
+        outcome = Outcome(claim.job_id, claim.fence, Verdict.RETURN, delay=SETUP_RETRY, error=error)
+        self._send("end", ticket, outcome)
 
     def _on_give_back(self):
         with self._lock:
@@ -348,6 +358,7 @@ class Worker:
             except BaseException:  # sys.exit() in a receiver
                 logger.exception("hooks failed job=%d", claim.job_id)
             tidy_after()
+            self._send("told")
 
     def _finish_news(self):
         if self._news_thread is not None:
@@ -386,9 +397,8 @@ class Worker:
         return None
 
     def _run_sync(self, slot, ticket, claim):
-        if self._is_fenced(ticket, claim):
+        if self._is_fenced(ticket, claim) or (attempt := self._attempt(ticket, claim)) is None:
             return
-        attempt = Attempt(claim)
         run = _ThreadRun(threading.get_ident())
         self._enter(slot, ticket, run)
         try:
@@ -415,7 +425,8 @@ class Worker:
                     self._start_in(self._free.pop())
 
     async def _attempt_async(self, slot, ticket, claim):
-        attempt = Attempt(claim)
+        if (attempt := self._attempt(ticket, claim)) is None:
+            return
         run = _TaskRun(asyncio.current_task(), asyncio.get_running_loop())
         tidy_before()
         self._enter(slot, ticket, run)
@@ -426,6 +437,14 @@ class Worker:
             await sync_to_async(connections.close_all)()
         self._report(ticket, attempt, run)
         self._board.clear(slot)
+
+    def _attempt(self, ticket, claim):
+        """Return the attempt, or None: then the row is corrupt, which is a failed attempt of its job alone."""
+        try:
+            return Attempt(claim)
+        except Exception as exc:
+            self._send("end", ticket, failed(by_scope()[claim.scope], claim, exc))
+            return None
 
     def _is_fenced(self, ticket, claim):
         """Give a job back instead of starting it when the scheduler may have lost its queue already."""

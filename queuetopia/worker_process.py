@@ -11,8 +11,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from .attempts import Claim
-from .channel import Board, Frames, GarbledChannel, encode, receive, uptime
+from .attempts import Claim, Outcome
+from .channel import MAX_FRAME, Board, Frames, GarbledChannel, encode, receive, uptime
 from .processes import kill_marked, start_child
 
 logger = logging.getLogger(__name__)
@@ -21,6 +21,8 @@ BOOT_DEADLINE = 30.0  # seconds a worker may take until it is ready
 DYING_TIME = 0.2  # seconds between the end of a dying process's channel and its own
 SHORT = 0.02  # seconds; jobs that last less on average are handed out ahead, so that a worker need not wait
 MOST_AHEAD = 64  # jobs handed to a worker beyond those it can run at once
+MOST_TELLING = 1_000  # ends a worker may have to tell hooks and receivers of; then it gets no more jobs
+HOOK_TIME = 60.0  # seconds that the hooks and receivers of one end may take together
 
 
 @dataclass
@@ -54,13 +56,16 @@ class WorkerProcess:
     check_at: float = float("inf")  # uptime at which an attempt may be overdue
     asked_back: bool = False
     average: float | None = None  # seconds a job lasts, the recent ones weighing more
-    _frames: Frames = field(default_factory=Frames)
+    telling: int = 0  # ends whose hooks and signals it has not done with
+    told_at: float = 0.0  # uptime since which it is at the first of them
+    _frames: Frames = field(default_factory=lambda: Frames(MAX_FRAME))
     _unsent: deque = field(default_factory=deque)
 
     @classmethod
-    def start(cls, slots: int, descriptors: list[int], verbosity: int) -> "WorkerProcess":
+    def start(cls, slots: int, descriptors: list[int], verbosity: int, nodes: list[uuid.UUID]) -> "WorkerProcess":
+        """nodes: the ids of the node it belongs to, one in each database; by them a successor finds what it leaves."""
         ours, theirs = socket.socketpair()
-        mark = uuid.uuid4().hex
+        mark = " ".join(map(str, [uuid.uuid4(), *nodes]))
         with theirs, Board.create_file(slots) as file:
             options = {"channel": theirs.fileno(), "board": file.fileno(), "slots": slots, "verbosity": verbosity}
             inherited = [theirs.fileno(), file.fileno(), *descriptors]
@@ -81,6 +86,8 @@ class WorkerProcess:
     def room(self) -> int:
         """Return how many more jobs it may be handed."""
         if not self.ready or self.condemned_at is not None or self.killed or self.closed:
+            return 0
+        if self.telling >= MOST_TELLING:
             return 0
         return self.board.slots + self._ahead() - len(self.assigned)
 
@@ -113,6 +120,22 @@ class WorkerProcess:
     def is_stuck(self, now: float) -> bool:
         """True when jobs wait behind one that turned out to be long."""
         return self.has_jobs_ahead() and any(now - started > 2 * SHORT for started in self.board.running().values())
+
+    # What follows the commit
+
+    def tell(self, ticket: int, claim: Claim, outcome: Outcome) -> None:
+        """Have it call the hooks and send the signals of an end."""
+        if not self.telling:
+            self.told_at = uptime()
+        self.telling += 1
+        self.send("news", ticket, claim, outcome)
+
+    def note_told(self) -> None:
+        self.telling, self.told_at = self.telling - 1, uptime()
+
+    def hook_ends_at(self) -> float:
+        """Return the uptime until which what it tells now must be told."""
+        return self.told_at + HOOK_TIME
 
     # Messages
 
@@ -173,8 +196,13 @@ class WorkerProcess:
 
     def running(self) -> dict[int, float]:
         """Return {ticket: uptime of its start} of the attempts that it runs, or ran when it ended."""
-        if self.garbled:  # and the board, perhaps: jobs are started in the order in which they were handed out
-            return dict.fromkeys(list(self.assigned)[: self.board.slots], uptime())
+        # Jobs are started in the order in which they were handed out.
+        first = list(self.assigned)[: self.board.slots]
+        if self.garbled:  # and the board, perhaps
+            return dict.fromkeys(first, uptime())
+        if not self.board.running() and self.ready and not self.killed:
+            # It died before it began: perhaps of what it was to begin with, which would kill the next one too.
+            return dict.fromkeys(first[:1], uptime())
         return self.board.running()
 
     def kill(self) -> None:
@@ -189,7 +217,7 @@ class WorkerProcess:
     def bury(self) -> None:
         """Wait for the dead process, kill whatever it left running, and close what we shared."""
         self.process.wait()
-        strays = kill_marked(self.mark)
+        strays = kill_marked(self.mark.split()[0])
         if strays:
             logger.warning("worker left processes behind, killed pid=%d strays=%d", self.pid, strays)
         self.channel.close()

@@ -1,5 +1,6 @@
 import os
 import re
+import signal
 from pathlib import Path
 from types import MappingProxyType
 
@@ -61,3 +62,9 @@ def django_db_setup(django_db_setup):
 def node_environment(django_db_setup):
     """The environment for a child process on the test databases: ``env={**node_environment, "X": "1"}``."""
     return MappingProxyType(dict(os.environ))
+
+
+def pytest_sessionstart():
+    # A shell that starts the suite in the background has SIGINT ignored, and every process of it would.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -401,7 +401,7 @@ class TestStatus:
         monkeypatch.setattr(declaration, "_registry", [queues])
         answer, refused = run_json("status")
         assert refused is None
-        assert list(answer) == ["nodes", "scopes", "unknown_scopes"]
+        assert list(answer) == ["nodes", "scopes", "unknown_scopes", "unreachable"]
         (scope,) = answer["scopes"]
         assert scope["queues"][0]["job"] == job.pk
         assert timezone.is_aware(datetime.fromisoformat(scope["queues"][0]["oldest"]))
@@ -486,6 +486,21 @@ class TestErrors:
         _, refused = run(*arguments)
         assert "no such table: queuetopia_job\\x1b[2J" in refused
         assert "manage.py migrate" in refused
+
+    def test_of_one_database_leave_the_status_of_the_others(self, queues, monkeypatch):
+        put(queues, "halted")
+        nodes = status.nodes
+        monkeypatch.setattr(status, "databases", lambda: ["default", "other"])
+        monkeypatch.setattr(status, "nodes", lambda alias: nodes(alias) if alias == "default" else refuse())
+
+        def refuse():
+            raise OperationalError("connection refused")
+
+        text, refused = run("status")
+        assert "tests.mail" in text
+        assert refused.startswith("database other: The database refused: connection refused.")
+        answer, refused = run_json("status")
+        assert [each["database"] for each in answer["unreachable"]] == ["other"]
 
     def test_of_options_are_told(self, queues):
         mail_queue("tests.wrong", using="nowhere")

@@ -9,6 +9,7 @@ from unittest import mock
 
 import pytest
 from django.db import connection, transaction
+from django.db.models.signals import post_delete, pre_delete
 from django.utils import timezone
 from hypothesis import given
 from hypothesis import strategies as st
@@ -518,6 +519,27 @@ class TestPrune:
         Job.objects.filter(pk=gone.pk).update(done_at=timezone.now() - timedelta(days=8))
         jobs.prune(queues)
         assert sorted(JobEvent.objects.values_list("verb", "job"), key=str) == [("pause", None), ("skip", kept.pk)]
+
+    def test_deletes_old_pauses_when_no_job_is_left_to_delete(self, queues):
+        queues.pause("old")
+        JobEvent.objects.update(at=timezone.now() - timedelta(days=8))
+        queues.pause("new")
+        assert jobs.prune(queues) == 0
+        assert JobEvent.objects.get().queue == "new"
+
+    def test_calls_nothing_of_the_projects(self, queues):
+        """A node prunes too, and user code runs in its workers only."""
+        called = []
+        receiver = lambda **arguments: called.append(arguments)  # noqa: E731
+        self.ended(queues, 8)
+        for sent in (pre_delete, post_delete):
+            sent.connect(receiver, sender=Job)
+        try:
+            assert jobs.prune(queues) == 1
+        finally:
+            for sent in (pre_delete, post_delete):
+                sent.disconnect(receiver, sender=Job)
+        assert called == []
 
     def test_takes_the_retention_of_the_class(self, queues):
         short = mail_queue("tests.short", retention=HOUR)

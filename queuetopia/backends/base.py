@@ -19,7 +19,7 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from django.db import connections, models, transaction
+from django.db import OperationalError, connections, models, transaction
 from django.db.models import Q
 from django.db.models.functions import Cast
 
@@ -47,6 +47,7 @@ class Ending(NamedTuple):
     claim: Claim
     outcome: Outcome
     teller: Any = None
+    passed_over: bool = False  # somebody had its rows locked when it was to be recorded
 
 
 class Recorded(NamedTuple):
@@ -56,6 +57,7 @@ class Recorded(NamedTuple):
     stale: list[Ending]  # refused: the queue is no longer held under this fence
     claims: list[Claim]  # the next jobs of queues that were kept
     released_due: bool  # a queue was let go that is due now
+    locked: list[Ending]  # not written: somebody has the rows locked; to be recorded again
 
 
 class Backend:
@@ -67,6 +69,7 @@ class Backend:
     def __init__(self, alias: str):
         self.alias = alias
         self.held: set[int] = set()
+        self.unseen: set[int] = set()  # cleared queues whose second look is due: somebody had the row locked
         self.was_notified = False  # a wake-up came while another statement ran
         self._driver: Any = None  # the driver's connection that took the locks
 
@@ -136,6 +139,10 @@ class Backend:
         """True when somebody may have made a queue due since the last call."""
         return True
 
+    def is_busy(self, exc: Exception) -> bool:
+        """True for an error that says: somebody has locked what was to be written, try again later."""
+        return False
+
     def try_lock(self, queue_ids: list[int]) -> list[int]:
         """Take the advisory lock of each queue that is free; return those that are ours now.
 
@@ -200,7 +207,13 @@ class Backend:
         for _ in range(ROUNDS):
             room = limit - len(claims)
             found, locked = self.lock_due(scopes, room, now, only, passed)
-            started, rest = self.start_heads(locked, holder, now)
+            try:
+                started, rest = self.start_heads(locked, holder, now)
+            except OperationalError as exc:
+                if not self.is_busy(exc):
+                    raise
+                self.unlock(locked)
+                return claims, True
             self.look_again(rest)
             self.unlock(rest)
             claims += started
@@ -306,8 +319,13 @@ class Backend:
         keep: whether this claim's queue may go straight on with its next job.
         node: what ``attempted_by`` says. Locks are given back after the commit.
         """
-        with transaction.atomic(using=self.alias):
-            written = self._record(endings, holder, node, keep, now or self.now())
+        try:
+            with transaction.atomic(using=self.alias):
+                written = self._record(endings, holder, node, keep, now or self.now())
+        except OperationalError as exc:
+            if not self.is_busy(exc):
+                raise
+            return Recorded([], [], [], False, [ending._replace(passed_over=True) for ending in endings])
         return self._after_commit(*written, holder)
 
     def _record(self, endings, holder, node, keep, now) -> tuple[Recorded, list[int], list[int]]:
@@ -315,13 +333,16 @@ class Backend:
 
         Returns what came of it, the queues let go, and those of them to be looked at again.
         """
-        result = Recorded([], [], [], False)
+        result = Recorded([], [], [], False, [])
         released, cleared, due = [], [], False
         paused = self._paused_scopes({ending.claim.scope for ending in endings})
         for ending in sorted(endings, key=_queue_of):  # rows are locked in one order everywhere
             queue = self._held_queue(ending.claim)
-            if queue is None:
-                result.stale.append(ending)
+            if queue is None or not self._locks_job(ending):
+                if self.still_held([ending.claim]):
+                    result.locked.append(ending._replace(passed_over=True))
+                else:
+                    result.stale.append(ending)
                 continue
             if queue.stop_requested and ending.outcome.verdict not in ENDINGS:
                 ending = ending._replace(outcome=ending.outcome._replace(verdict=Verdict.CANCEL))
@@ -332,7 +353,7 @@ class Backend:
             if claim:
                 result.claims.append(claim)
                 continue
-            self._let_go(queue, due_at, current_job)
+            self._let_go(queue, due_at, current_job, _problem(ending))
             released.append(queue.pk)
             if due_at is not None and due_at <= now:
                 due = True
@@ -350,8 +371,29 @@ class Backend:
         return result._replace(released_due=due)
 
     def _held_queue(self, claim):
-        held = Queue.objects.using(self.alias).select_for_update().filter(held_by__isnull=False)
-        return held.filter(pk=claim.queue_id, fence=claim.fence, current_job=claim.job_id).first()
+        """Return the queue's row, locked; None if the claim is stale, or if somebody has the row locked.
+
+        A person's transaction may stay open for long: whoever waited for it would hold up every other queue.
+        """
+        return self._queues_of([claim]).select_for_update(skip_locked=True).first()
+
+    def _locks_job(self, ending) -> bool:
+        """Lock the job's row if it is to be written; False if somebody else has it locked."""
+        if ending.outcome.verdict == Verdict.RETURN or not self.connection.features.has_select_for_update:
+            return True
+        rows = Job.objects.using(self.alias).filter(pk=ending.claim.job_id).values_list("pk")
+        return bool(rows.select_for_update(skip_locked=True)) or not rows.exists()
+
+    def still_held(self, claims: list[Claim]) -> set[int]:
+        """Return the ids of the queues that are held under the fence of one of these claims."""
+        return set(self._queues_of(claims).values_list("pk", flat=True))
+
+    def _queues_of(self, claims):
+        ours = Q()
+        for claim in claims:
+            ours |= Q(pk=claim.queue_id, fence=claim.fence, current_job=claim.job_id)
+        held = Queue.objects.using(self.alias).filter(held_by__isnull=False)
+        return held.filter(ours) if claims else held.none()
 
     def _write_job(self, ending, node, now):
         claim, outcome = ending.claim, ending.outcome
@@ -377,38 +419,54 @@ class Backend:
             return self._start(queue, head, holder, now), None, None
         return None, now if head else due_at, current_job
 
-    def _let_go(self, queue, due_at, current_job):
+    def _let_go(self, queue, due_at, current_job, problem=""):
+        """Release the queue; ``problem`` says why this code cannot serve its head."""
         held = Queue.objects.using(self.alias).filter(pk=queue.pk, fence=queue.fence, held_by=queue.held_by)
         held.update(
-            due_at=due_at, current_job=current_job, attempt=0, held_by=None, held_since=None, stop_requested=False
+            due_at=due_at,
+            current_job=current_job,
+            attempt=0,
+            held_by=None,
+            held_since=None,
+            stop_requested=False,
+            problem=problem,
         )
 
-    def look_again(self, queue_ids: list[int]) -> bool:
+    def look_again(self, queue_ids: Iterable[int]) -> bool:
         """Make cleared queues due that have got a job meanwhile; True if one is due now.
 
         In a new snapshot, after the commit that cleared them: whoever created a job before that commit saw the
-        queue held and did not wake it.
+        queue held and did not wake it. A scheduler passes over rows that somebody has locked, and looks at them with
+        the next call.
         """
         due = False
+        queue_ids, self.unseen = {*queue_ids, *self.unseen}, set()
         for queue in Queue.objects.using(self.alias).filter(pk__in=queue_ids, held_by=None, current_job=None):
             jobs = Job.objects.using(self.alias).unfinished().in_queue(queue.scope, queue.name).in_order()
             first = jobs.values_list("scheduled_at", flat=True).first()
             if first is None or (queue.due_at is not None and queue.due_at <= first):
                 continue
-            if self._make_due(Queue.objects.using(self.alias).filter(pk=queue.pk), first):
-                due = True
+            due |= self._make_one_due(queue.pk, first)
         return due
 
-    def note_problem(self, claims: list[Claim], problem: Callable[[Claim], str]) -> None:
-        """Write on the queues why their heads cannot be served by this code."""
-        for claim in claims:
-            held = Queue.objects.using(self.alias).filter(pk=claim.queue_id, fence=claim.fence)
-            held.update(problem=problem(claim)[:500])
+    def _make_one_due(self, queue_id, due_at) -> bool:
+        row = Queue.objects.using(self.alias).filter(pk=queue_id)
+        try:
+            with transaction.atomic(using=self.alias):
+                if not self.in_session or row.select_for_update(skip_locked=True).first():
+                    return bool(self._make_due(row, due_at))
+        except OperationalError as exc:
+            if not (self.in_session and self.is_busy(exc)):
+                raise
+        self.unseen.add(queue_id)
+        return False
 
     def forget_problems(self, scopes: list[str]) -> None:
         """Make queues with a problem due: this node's code may know what the last one's did not."""
         queues = Queue.objects.using(self.alias).filter(scope__in=scopes, held_by=None).exclude(problem="")
-        queues.update(problem="", due_at=DatabaseNow())
+        with transaction.atomic(using=self.alias):
+            free = [queue.pk for queue in queues.select_for_update(skip_locked=True).order_by("id")]
+            queues.filter(pk__in=free).update(problem="", due_at=DatabaseNow())
 
     def stop_requests(self, claims: list[Claim]) -> set[int]:
         """Return the ids of the running jobs among ``claims`` that a person asked to stop."""
@@ -441,11 +499,19 @@ class Backend:
         """Declare a node dead: its heartbeats are refused from now on, its queues may be taken over."""
         Node.objects.using(self.alias).filter(pk=node_id, fenced_at=None).update(fenced_at=DatabaseNow())
 
-    def lost_claims(self, node_id: UUID, scopes: list[str], limit: int) -> list[tuple[Claim, str]]:
-        """Return the claims a dead node left behind, each with the type of the job's last error."""
+    def holders(self, scopes: list[str]) -> set[UUID]:
+        """Return the ids of the nodes in whose names queues are held."""
+        held = Queue.objects.using(self.alias).held().filter(scope__in=scopes)
+        return {node_id for node_id in held.values_list("held_by", flat=True).distinct() if node_id}
+
+    def lost_claims(
+        self, node_id: UUID, scopes: list[str], limit: int, known: Iterable[int] = ()
+    ) -> list[tuple[Claim, str]]:
+        """Return the claims a dead node left behind, without queues ``known``, each with the type of its last error."""
         queues = Queue.objects.using(self.alias).filter(held_by=node_id, scope__in=scopes)
-        lost = []
-        for queue in queues.order_by("id")[:limit]:
+        known, lost = set(known), []
+        ids = [pk for pk in queues.order_by("id").values_list("pk", flat=True) if pk not in known][:limit]
+        for queue in queues.filter(pk__in=ids).order_by("id"):
             head = self._jobs().filter(pk=queue.current_job or 0).first()
             if head is not None:
                 stored = Job.objects.using(self.alias).filter(pk=head["id"])
@@ -504,6 +570,12 @@ class Backend:
 
 def _queue_of(ending):
     return ending.claim.queue_id
+
+
+def _problem(ending) -> str:
+    """Say why a job was given back, if it was for a reason: an unknown action, or a setup() that failed."""
+    error = ending.outcome.error if ending.outcome.verdict == Verdict.RETURN else None
+    return error["message"][:500] if error else ""
 
 
 def _is_due_by(queue, time):

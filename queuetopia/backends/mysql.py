@@ -6,6 +6,8 @@ from ..exceptions import SessionLost, SessionRefused
 from ..models import Queue
 from . import base
 
+_LOCK_WAIT_TIMEOUT, _DEADLOCK = 1205, 1213
+
 
 class Backend(base.Backend):
     looks_every = 0.2  # no LISTEN here; one look is one index look-up
@@ -15,8 +17,8 @@ class Backend(base.Backend):
         with self.connection.cursor() as cursor:
             # The server ends a silent session, and so frees its locks, after the lease.
             cursor.execute("SET SESSION wait_timeout = %s", [int(lease.lease)])
-            # Waiting for a row longer than the fence allows would cost the node its life.
-            cursor.execute("SET SESSION innodb_lock_wait_timeout = %s", [max(1, int(lease.fence / 2))])
+            # The heartbeat of the whole node waits with a statement that waits for a row.
+            cursor.execute("SET SESSION innodb_lock_wait_timeout = 1")
             if self.connection.mysql_is_mariadb:
                 # An update checks *all* constraints of its row: a job with corrupt params could not even be halted.
                 cursor.execute("SET SESSION check_constraint_checks = 0")
@@ -34,6 +36,20 @@ class Backend(base.Backend):
 
     def descriptors(self):
         return [self.connection.connection.fileno()]
+
+    def is_busy(self, exc):
+        return exc.args[:1] in [(_LOCK_WAIT_TIMEOUT,), (_DEADLOCK,)]
+
+    def wake(self, wakes):
+        # Who has locked the row for longer looks for jobs itself after the commit.
+        with self.connection.cursor() as cursor:
+            cursor.execute("SELECT @@innodb_lock_wait_timeout")
+            (usual,) = cursor.fetchone()
+            cursor.execute("SET SESSION innodb_lock_wait_timeout = 1")
+            try:
+                super().wake(wakes)
+            finally:
+                cursor.execute("SET SESSION innodb_lock_wait_timeout = %s", [usual])
 
     def try_lock(self, queue_ids):
         if not self.in_session:

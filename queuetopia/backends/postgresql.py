@@ -19,13 +19,16 @@ Locks are 64-bit numbers of a namespace (which tables) and the queue row's id, s
 """
 
 import binascii
+import logging
 
-from django.db import connections, transaction
+from django.db import DatabaseError, OperationalError, connections, transaction
 
 from ..attempts import Claim, Verdict
 from ..exceptions import SessionLost, SessionRefused
 from ..models import Job, Queue, Scope
 from . import base
+
+logger = logging.getLogger(__name__)
 
 CHANNEL = "queuetopia"
 
@@ -75,6 +78,15 @@ _START = f"""
            max_attempts, on_exhausted, attempted_at IS NOT NULL, error <> '' FROM q
 """  # noqa: S608
 
+# A statement of a scheduler that waits for a row somebody has locked waits this long at most, in milliseconds: the
+# heartbeat of the whole node waits with it. What it wanted to write is then written row by row, passing over that one.
+_LOCK_TIMEOUT = 200
+# A web process may wait longer for the row it wakes, but not for as long as a person's transaction stays open: who
+# has locked the row looks for jobs itself after the commit.
+_WAKE_TIMEOUT = 1000
+
+_BUSY = {"55P03", "40P01", "40001"}  # lock_not_available, deadlock_detected, serialization_failure
+
 # Queue rows first, under fence, rev and current job; only what that UPDATE returns is written to the jobs. ``go`` is
 # NULL for a queue that must be let go. What an operator touched (rev) or a successor took (fence) is missing from
 # the answer and recorded one by one.
@@ -112,15 +124,23 @@ _FINISH = f"""
            max_backoff, max_attempts, on_exhausted, attempted_at IS NOT NULL, error <> '' FROM q
 """  # noqa: S608
 
+# Rows that somebody has locked are passed over, and told.
 _LOOK_AGAIN = f"""
-    UPDATE {QUEUE} q SET due_at = h.scheduled_at
-    FROM (SELECT q.id, j.scheduled_at FROM {QUEUE} q CROSS JOIN LATERAL (
-              SELECT scheduled_at FROM {JOB} WHERE scope = q.scope AND queue = q.name AND done_at IS NULL
-              ORDER BY scheduled_at, id LIMIT 1) j
-          WHERE q.id = ANY(%(ids)s)) h
-    WHERE q.id = h.id AND q.held_by IS NULL AND q.current_job IS NULL
-      AND (q.due_at IS NULL OR q.due_at > h.scheduled_at)
-    RETURNING q.id
+    WITH h AS MATERIALIZED (
+        SELECT q.id, j.scheduled_at FROM {QUEUE} q CROSS JOIN LATERAL (
+            SELECT scheduled_at FROM {JOB} WHERE scope = q.scope AND queue = q.name AND done_at IS NULL
+            ORDER BY scheduled_at, id LIMIT 1) j
+        WHERE q.id = ANY(%(ids)s) AND q.held_by IS NULL AND q.current_job IS NULL
+          AND (q.due_at IS NULL OR q.due_at > j.scheduled_at)
+    ), l AS MATERIALIZED (
+        SELECT h.* FROM h JOIN {QUEUE} q ON q.id = h.id FOR NO KEY UPDATE OF q SKIP LOCKED
+    ), u AS (
+        UPDATE {QUEUE} q SET due_at = l.scheduled_at FROM l
+        WHERE q.id = l.id AND q.held_by IS NULL AND q.current_job IS NULL
+          AND (q.due_at IS NULL OR q.due_at > l.scheduled_at)
+        RETURNING q.id
+    )
+    SELECT id, false FROM u UNION ALL SELECT id, true FROM h WHERE id NOT IN (SELECT id FROM l)
 """  # noqa: S608
 
 # A plain upsert would burn an id for each wake of a known queue. A wake of several queues never waits for a row while
@@ -195,12 +215,20 @@ class Backend(base.Backend):
                 "SELECT set_config('idle_session_timeout', %(lease)s, false),"
                 " set_config('idle_in_transaction_session_timeout', %(lease)s, false),"
                 " set_config('statement_timeout', %(statement)s, false),"
+                " set_config('lock_timeout', %(lock)s, false),"
                 " set_config('tcp_user_timeout', %(lease)s, false)",
-                {"lease": str(int(lease.lease * 1000)), "statement": str(int(lease.fence * 500))},
+                {
+                    "lease": str(int(lease.lease * 1000)),
+                    "statement": str(int(lease.fence * 500)),
+                    "lock": str(_LOCK_TIMEOUT),
+                },
             )
             cursor.execute(f"LISTEN {CHANNEL}")
         # A notification that arrives while some statement runs is read by the driver: no descriptor tells of it.
         self.connection.connection.add_notify_handler(self._note_notification)
+
+    def is_busy(self, exc):
+        return getattr(exc.__cause__, "sqlstate", None) in _BUSY
 
     def _note_notification(self, notification):
         self.was_notified = True
@@ -279,10 +307,11 @@ class Backend(base.Backend):
     # Wake-ups
 
     def wake(self, wakes):
-        if len(wakes) == 1:
-            self._wake(_WAKE_ONE, wakes)
+        if self.in_session:  # the sweep, which comes again
+            self._wake(_WAKE, wakes)
             return
-        for place in self._wake(_WAKE, wakes):
+        places = self._wake(_WAKE, wakes) if len(wakes) > 1 else [1]
+        for place in places:
             self._wake(_WAKE_ONE, [wakes[place - 1]])
 
     def _wake(self, sql, wakes) -> list[int]:
@@ -297,7 +326,10 @@ class Backend(base.Backend):
             return self._run(sql, arguments)[0][1]
         # A hint may commit asynchronously: the sweep finds what a crash of the server loses of it.
         with transaction.atomic(using=self.alias):
-            self._run("SET LOCAL synchronous_commit = off", {})
+            self._run(
+                "SELECT set_config('synchronous_commit', 'off', true), set_config('lock_timeout', %(timeout)s, true)",
+                {"timeout": str(_LOCK_TIMEOUT if self.in_session else _WAKE_TIMEOUT)},
+            )
             return self._run(sql, arguments)[0][1]
 
     def notify(self):
@@ -325,7 +357,12 @@ class Backend(base.Backend):
     def start_heads(self, queue_ids, holder, now=None):
         if not queue_ids:
             return [], []
-        rows = self._run(_START, {"ids": queue_ids, "holder": holder, "now": now or self.now()})
+        try:
+            rows = self._run(_START, {"ids": queue_ids, "holder": holder, "now": now or self.now()})
+        except OperationalError as exc:
+            if not self.is_busy(exc):
+                raise
+            return super().start_heads(queue_ids, holder, now)  # which passes over what somebody has locked
         claims = [Claim._make(row) for row in rows]
         started = {claim.queue_id for claim in claims}
         rest = [queue_id for queue_id in queue_ids if queue_id not in started]
@@ -340,31 +377,49 @@ class Backend(base.Backend):
     # Record
 
     def record(self, endings, holder, node, keep, now=None):
-        if any(ending.outcome.verdict != Verdict.DONE for ending in endings):
-            return super().record(endings, holder, node, keep, now)
+        fast = [ending for ending in endings if _is_plain(ending)]
+        if len(fast) < len(endings):
+            recorded = super().record(endings, holder, node, keep, now)
+            # Nothing was written because of one locked row: with each on its own, only that one is passed over.
+            is_refused = fast and len(recorded.locked) == len(endings)
+            return super().record(recorded.locked, holder, node, keep, now) if is_refused else recorded
         # Successes alone are one statement, so they need no transaction around it.
-        result, released, cleared, rest = self._finish(endings, node, keep, now or self.now())
+        try:
+            result, released, cleared, rest = self._finish(endings, node, keep, now or self.now())
+        except OperationalError as exc:
+            if not self.is_busy(exc):
+                raise
+            return super().record([ending._replace(passed_over=True) for ending in endings], holder, node, keep, now)
         result = self._after_commit(result, released, cleared, holder)
-        return _joined(result, super().record(rest, holder, node, keep, now)) if rest else result
+        return _joined(result, self._record_rest(rest, holder, node, keep, now)) if rest else result
+
+    def _record_rest(self, rest, holder, node, keep, now):
+        """Record what the fast way left over. What has been recorded is to be told whatever happens here."""
+        rest = [ending._replace(passed_over=True) for ending in rest]
+        try:
+            return super().record(rest, holder, node, keep, now)
+        except DatabaseError as exc:
+            logger.info("result put off alias=%s error=%r", self.alias, str(exc))
+            return base.Recorded([], [], [], False, rest)
 
     def _record(self, endings, holder, node, keep, now):
-        done = [ending for ending in endings if ending.outcome.verdict == Verdict.DONE]
-        if len(done) in (0, len(endings)):
+        done = [ending for ending in endings if _is_plain(ending)]
+        if not done:
             return super()._record(endings, holder, node, keep, now)
         result, released, cleared, rest = self._finish(done, node, keep, now)
-        rest += [ending for ending in endings if ending.outcome.verdict != Verdict.DONE]
+        rest += [ending for ending in endings if not _is_plain(ending)]
         others, also_released, also_cleared = super()._record(rest, holder, node, keep, now)
         return _joined(result, others), released + also_released, cleared + also_cleared
 
     def _finish(self, done, node, keep, now):
         """Record successes that nobody has touched; return what came of it, queues let go, to look at, and the rest."""
         rows = self._run(_FINISH, {
-            "jobs": [claim.job_id for claim, *_ in done],
-            "queues": [claim.queue_id for claim, *_ in done],
-            "fences": [claim.fence for claim, *_ in done],
-            "revs": [claim.rev for claim, *_ in done],
-            "attempts": [claim.attempt for claim, *_ in done],
-            "results": [outcome.result for _, outcome, _ in done],
+            "jobs": [ending.claim.job_id for ending in done],
+            "queues": [ending.claim.queue_id for ending in done],
+            "fences": [ending.claim.fence for ending in done],
+            "revs": [ending.claim.rev for ending in done],
+            "attempts": [ending.claim.attempt for ending in done],
+            "results": [ending.outcome.result for ending in done],
             "keeps": self._may_go_on(done, keep),
             "now": now,
             "node": node,
@@ -376,16 +431,23 @@ class Backend(base.Backend):
             [],
             [Claim._make(row[3:]) for row in rows if row[1]],
             any(let_go.values()),
+            [],
         )
         rest = [ending for ending in done if ending.claim.job_id not in written]
         return result, list(let_go), [queue_id for queue_id, is_due in let_go.items() if not is_due], rest
 
     def _may_go_on(self, endings, keep):
-        paused = self._paused_scopes({claim.scope for claim, *_ in endings})
-        return [keep(claim) and claim.scope not in paused for claim, *_ in endings]
+        claims = [ending.claim for ending in endings]
+        paused = self._paused_scopes({claim.scope for claim in claims})
+        return [keep(claim) and claim.scope not in paused for claim in claims]
 
     def look_again(self, queue_ids):
-        return bool(queue_ids and self._run(_LOOK_AGAIN, {"ids": list(queue_ids)}))
+        queue_ids = {*queue_ids, *self.unseen}
+        if not queue_ids:
+            return False
+        rows = self._run(_LOOK_AGAIN, {"ids": list(queue_ids)})
+        self.unseen = {queue_id for queue_id, is_locked in rows if is_locked}
+        return len(rows) > len(self.unseen)
 
     def _run(self, sql, arguments):
         with self.connection.cursor() as cursor:
@@ -396,12 +458,18 @@ class Backend(base.Backend):
 _NAMESPACE = binascii.crc32(f"queuetopia:{Queue._meta.db_table}".encode()) & 0x7FFFFF
 
 
+def _is_plain(ending) -> bool:
+    """True for a success that nothing speaks against writing together with others."""
+    return ending.outcome.verdict == Verdict.DONE and not ending.passed_over
+
+
 def _joined(one, other):
     return base.Recorded(
         one.written + other.written,
         one.stale + other.stale,
         one.claims + other.claims,
         one.released_due or other.released_due,
+        one.locked + other.locked,
     )
 
 

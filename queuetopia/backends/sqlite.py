@@ -8,14 +8,17 @@ the byte at offset ``queue id`` is that queue's lock.
 import contextlib
 import fcntl
 import os
+import sqlite3
 import struct
 
-from django.db import connections, transaction
+from django.db import OperationalError, connections, transaction
 
 from ..exceptions import SessionRefused
 from . import base
 
 _LOCK_COMMAND = getattr(fcntl, "F_OFD_SETLK", None)  # Linux; elsewhere locks die with the scheduler alone
+
+_TIMEOUT = 0.5  # seconds that a statement of a scheduler waits for another writer
 
 
 class Backend(base.Backend):
@@ -34,7 +37,10 @@ class Backend(base.Backend):
                 f"Database {self.alias!r} is in memory, where other processes cannot see it: use a file."
             )
         super().open_session(lease)
-        self._lock_file = os.open(f"{name}.queuetopia", os.O_RDWR | os.O_CREAT, 0o660)
+        with self.connection.cursor() as cursor:
+            path = cursor.execute("PRAGMA database_list").fetchone()[2]
+        # The same file whatever name or link leads to the database.
+        self._lock_file = os.open(f"{os.path.realpath(path)}.queuetopia", os.O_RDWR | os.O_CREAT, 0o660)
         self._version = None
 
     def close_session(self):
@@ -42,6 +48,26 @@ class Backend(base.Backend):
         if self._lock_file is not None:
             os.close(self._lock_file)
             self._lock_file = None
+
+    def session_settings(self, settings, lease):
+        settings = super().session_settings(settings, lease)
+        # The heartbeat of the whole node waits with a statement that waits for another writer.
+        timeout = min(settings["OPTIONS"].get("timeout", _TIMEOUT), _TIMEOUT)
+        settings["OPTIONS"] |= {"transaction_mode": "IMMEDIATE", "timeout": timeout}
+        return settings
+
+    def is_busy(self, exc):
+        code = getattr(exc.__cause__, "sqlite_errorcode", None)
+        return code is not None and code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+    def beat(self, node_id, workers):
+        try:
+            return super().beat(node_id, workers)
+        except OperationalError as exc:
+            if not self.is_busy(exc):
+                raise
+            # Somebody writes for long. The locks are the kernel's: they hold as long as our processes live.
+            return True
 
     def descriptors(self):
         return [] if self._lock_file is None else [self._lock_file]

@@ -1,6 +1,6 @@
 """Code that is missing, broken, or back: jobs wait for it untouched, and then run."""
 
-import os
+import textwrap
 
 import pytest
 
@@ -8,8 +8,8 @@ from queuetopia import start_node
 from queuetopia.models import Job, Queue
 from queuetopia.testing import wait_until
 from tests.nodes import PATIENCE
-from tests.processes.waiting import wait_for, wait_for_all
-from tests.testapp.queues import CODE, LedgerQueue
+from tests.processes.waiting import environment, errors_of, wait_for, wait_for_all
+from tests.testapp.queues import LedgerQueue, SlowRetryQueue
 
 pytestmark = [pytest.mark.processes, pytest.mark.django_db(transaction=True, databases=["default", "other"])]
 
@@ -30,12 +30,6 @@ LedgerPerformer.setup = setup
 """
 
 
-def environment(folder, code):
-    """Return the environment of a node whose project has this code too."""
-    (folder / "more_code.py").write_text(code)
-    return {CODE: "more_code", "PYTHONPATH": os.pathsep.join([str(folder), os.environ["PYTHONPATH"]])}
-
-
 @pytest.mark.capability("E30")
 def test_a_scope_that_no_code_knows_waits_and_runs_when_the_code_is_back(nodes, tmp_path):
     job = Job.objects.create(scope="tests.new", queue="a", action="noop")
@@ -48,6 +42,56 @@ def test_a_scope_that_no_code_knows_waits_and_runs_when_the_code_is_back(nodes, 
     nodes.start(env=environment(tmp_path, NEW_QUEUE))
 
     wait_for(job, lambda job: job.state == Job.State.DONE)
+
+
+@pytest.mark.capability("E30")
+def test_a_scope_that_only_the_scheduler_knows_waits_and_costs_no_attempt(nodes, tmp_path):
+    """The code was exchanged under a running node: new workers have the new one."""
+    job = Job.objects.create(scope="tests.new", queue="a", action="noop")
+    code = "import sys\nif 'worker' not in sys.argv:\n" + textwrap.indent(NEW_QUEUE, "    ")
+
+    node = nodes.start(env=environment(tmp_path, code))
+    problem = Queue.objects.exclude(problem="")
+    wait_until(problem.exists, PATIENCE, message="no problem told")
+    wait_for(LedgerQueue.create_job("a", "noop"), lambda job: job.done_at)
+
+    assert "no scope 'tests.new'" in problem.get().problem
+    node.stop()
+    job.refresh_from_db()
+    assert (job.state, job.attempts, job.errors) == (Job.State.PENDING, 0, [])
+
+
+@pytest.mark.capability("W5", "J18", "H10")
+@pytest.mark.parametrize("slots", [1, 3])
+def test_a_job_that_kills_its_worker_before_it_begins_is_counted_and_halts(nodes, tmp_path, slots):
+    code = (
+        "import os, queuetopia.worker\nqueuetopia.worker.is_async = lambda claim: claim.queue == 'bad' and os._exit(9)"
+    )
+    bad = SlowRetryQueue.create_job("bad", "noop", max_backoff=0)
+    nodes.start(SlowRetryQueue, processes=1, concurrency=slots, env=environment(tmp_path, code))
+
+    wait_for(bad, lambda job: job.state == Job.State.HALTED)
+    good = SlowRetryQueue.create_job("good", "noop")
+    wait_for(good, lambda job: job.done_at)
+
+    assert [error[0] for error in errors_of(bad)] == ["WorkerDied"] * 3
+    assert good.attempts == 1
+
+
+@pytest.mark.capability("Q9", "E30")
+@pytest.mark.parametrize("code", [None, "setup"])
+def test_until_empty_says_that_it_left_jobs_that_this_code_cannot_run(nodes, tmp_path, code):
+    if code:
+        LedgerQueue.create_job("a", "noop")
+        code = environment(tmp_path, NEEDS_A_FILE.format(path=str(tmp_path / "missing" / "licence")))
+    else:
+        Job.objects.create(scope=LedgerQueue.scope, queue="a", action="gone")
+    other = LedgerQueue.create_job("b", "noop") if not code else None
+
+    assert nodes.start(LedgerQueue, until_empty=True, env=code).wait() == 1
+
+    assert LedgerQueue.jobs().unfinished().count() == 1
+    assert other is None or LedgerQueue.jobs().get(pk=other.pk).done_at
 
 
 @pytest.mark.capability("H2", "H10")

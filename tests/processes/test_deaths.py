@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import time
+import uuid
 
 import pytest
 from django.db import connection
@@ -119,6 +120,35 @@ def test_nothing_survives_its_supervisor_and_a_new_node_takes_over_at_once(nodes
     assert [error[0] for error in errors_of(job)] == ["NodeDied"]
 
 
+@pytest.mark.capability("W7", "H15")
+def test_a_program_that_a_performer_left_running_dies_with_its_node_before_the_job_runs_again(nodes, ledger):
+    LedgerQueue.create_job("a", "daemonise")
+    node = nodes.start(LedgerQueue)
+    left = ledger.path.parent / f"{ledger.path.name}.daemon1"
+    wait_until(lambda: left.exists() and left.read_text(), PATIENCE)
+    node.send(signal.SIGKILL)
+    wait_until(lambda: [process.pid for process in node.processes()] == [int(left.read_text())], PATIENCE)
+
+    nodes.start(LedgerQueue)
+    wait_for_attempts(ledger, 2)
+
+    assert not is_running(int(left.read_text()))
+    wait_for_all()
+
+
+@pytest.mark.capability("W7", "E6")
+def test_a_queue_held_in_the_name_of_a_node_that_is_nowhere_runs_again(nodes, ledger):
+    """Somebody deleted the node's row by hand, say."""
+    job = LedgerQueue.create_job("a", "write", {"seq": 1})
+    Queue.objects.update(held_by=uuid.uuid4(), held_since=job.scheduled_at, current_job=job.pk, fence=1, attempt=1)
+
+    nodes.start(LedgerQueue)
+    wait_for_all()
+
+    assert [error[0] for error in errors_of(job)] == ["NodeDied"]
+    assert [record.fence for record in ledger.records("end")] == [2]
+
+
 @pytest.mark.capability("E9", "E20", "H17")
 def test_a_second_node_takes_over_what_a_killed_one_held(nodes, ledger):
     job = hang_once(ledger)
@@ -205,6 +235,22 @@ def test_a_worker_that_cannot_start_is_told_and_does_not_spin(nodes, tmp_path):
     waits = [line.rpartition("next try in ")[2] for line in node.log().splitlines() if "worker did not start" in line]
     assert waits[:3] == ["0.5 s", "1 s", "2 s"]
     assert "a module of the project is broken" in node.log()
+
+
+@pytest.mark.capability("H13", "E33")
+def test_jobs_handed_out_behind_one_that_turns_out_long_are_run_by_another_node(nodes, ledger):
+    for node in (nodes.start(LedgerQueue, processes=1), nodes.start(LedgerQueue, processes=1)):
+        node.wait_for_log("node started")
+    LedgerQueue.create_jobs([LedgerQueue.job(f"queue-{number % 50}", "noop") for number in range(500)])
+    wait_for_all()  # both know now that jobs are short, and hand them out ahead
+
+    actions = [("write_when_told", {"seq": 1}), *[("noop", {})] * 100]
+    LedgerQueue.create_jobs([LedgerQueue.job(f"queue-{n}", *action) for n, action in enumerate(actions)])
+    wait_until(lambda: LedgerQueue.jobs().unfinished().count() == 1, PATIENCE)
+
+    ledger.go()
+    wait_for_all()
+    assert Job.objects.exclude(attempts=1).count() == 0
 
 
 def test_two_nodes_run_each_job_once_and_never_two_of_a_queue_at_once(nodes, ledger):

@@ -5,7 +5,7 @@ import pytest
 from queuetopia.models import Job
 from queuetopia.testing import wait_until
 from tests.nodes import PATIENCE
-from tests.processes.waiting import wait_for, wait_for_all, wait_for_attempts
+from tests.processes.waiting import environment, wait_for, wait_for_all, wait_for_attempts
 from tests.testapp.queues import HookQueue
 
 pytestmark = [pytest.mark.processes, pytest.mark.django_db(transaction=True)]
@@ -100,6 +100,32 @@ def test_a_running_job_that_is_cancelled_is_told_as_cancelled(nodes, ledger):
 
     wait_until(lambda: ledger.told().get("job_cancelled"), PATIENCE)
     assert ledger.told()["job_cancelled"][0]["stored"] == ["cancelled", 1]
+
+
+@pytest.mark.capability("J16", "Q9")
+def test_until_empty_ends_when_the_hooks_have_ended_too(nodes, ledger):
+    HookQueue.create_job("sleep in handle_done_job", "noop")
+
+    assert nodes.start(HookQueue, until_empty=True).wait() == 0
+
+    assert [what for what in ledger.told() if what != "job_started"] == ["handle_done_job", "job_done"]
+
+
+@pytest.mark.capability("J16", "J20")
+def test_the_worker_of_a_hook_that_hangs_is_replaced_and_the_jobs_go_on(nodes, ledger, tmp_path):
+    code = "import queuetopia.worker_process\nqueuetopia.worker_process.HOOK_TIME = 0.5"
+    hanging = HookQueue.create_job("hang in handle_done_job", "noop")
+    node = nodes.start(HookQueue, processes=1, env=environment(tmp_path, code))
+    wait_for(hanging, lambda job: job.done_at)
+    (worker,) = node.workers(1)
+
+    node.wait_for_log("a hook or receiver hangs")
+    wait_for(HookQueue.create_job("a", "noop"), lambda job: job.done_at)
+
+    wait_until(lambda: len(ledger.told().get("job_done", [])) == 1, PATIENCE)
+    assert node.workers(1) != [worker]
+    hanging.refresh_from_db()
+    assert hanging.state == Job.State.DONE
 
 
 @pytest.mark.capability("J16", "J20", "H31")

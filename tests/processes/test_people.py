@@ -2,14 +2,16 @@
 
 import subprocess
 import sys
+import time
 
 import pytest
+from django.db import connection, transaction
 
 from queuetopia import jobs, status
 from queuetopia.models import Job
 from queuetopia.testing import wait_until
 from tests.nodes import PATIENCE, is_running
-from tests.processes.waiting import wait_for, wait_for_all, wait_for_attempts
+from tests.processes.waiting import errors_of, wait_for, wait_for_all, wait_for_attempts
 from tests.testapp.queues import LedgerQueue, SlowRetryQueue
 
 # "other" because the command line looks into every database.
@@ -84,6 +86,32 @@ def test_cancelling_one_of_many_attempts_of_a_process_leaves_the_others_alone(no
     other.refresh_from_db()
     assert (other.state, other.attempts) == (Job.State.DONE, 1)
     assert node.workers(1) == [worker]
+
+
+@pytest.mark.capability("E18", "W6")
+def test_a_transaction_left_open_for_longer_than_the_fence_costs_nobody_an_attempt(nodes, ledger):
+    """Somebody's locks hold up what they lock. On SQLite that is the whole database: then everything waits."""
+    mine = LedgerQueue.create_job("a", "write_when_told", {"seq": 1})
+    others = [LedgerQueue.create_job(f"queue-{number}", "write_when_told", {"seq": number}) for number in range(3)]
+    node = nodes.start(LedgerQueue, processes=4, env={"QUEUETOPIA_TEST_LEASE": "3"})
+    wait_for_attempts(ledger, 4)
+    scheduler, workers = node.scheduler, node.workers(4)
+
+    until = time.monotonic() + 4  # seconds; the fence passes after 1.8
+    with transaction.atomic():
+        LedgerQueue.pause("a")
+        ledger.go()
+        if connection.vendor != "sqlite":
+            for job in others:
+                wait_for(job, lambda job: job.done_at)
+        while time.monotonic() < until:
+            assert is_running(scheduler)
+            time.sleep(0.05)
+    wait_for_all()
+
+    assert (node.scheduler, node.workers(4)) == (scheduler, workers)
+    assert set(Job.objects.values_list("attempts", flat=True)) == {1}
+    assert errors_of(mine) == []
 
 
 @pytest.mark.capability("H5")

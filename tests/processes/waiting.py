@@ -1,8 +1,10 @@
-"""What the tests of processes wait for."""
+"""What the tests of processes wait for, and nodes with code of the test's own."""
+
+import os
 
 from queuetopia.testing import wait_until
 from tests.nodes import PATIENCE
-from tests.testapp.queues import LedgerQueue
+from tests.testapp.queues import CODE, LedgerQueue
 
 
 def wait_for_all(queuetopia=LedgerQueue):
@@ -32,3 +34,9 @@ def errors_of(job):
     """Return (type, message, counted) of each failed attempt."""
     job.refresh_from_db()
     return [(error["type"], error["message"], error["counted"]) for error in job.errors]
+
+
+def environment(folder, code):
+    """Return the environment of a node whose project has this code too."""
+    (folder / "more_code.py").write_text(code)
+    return {CODE: "more_code", "PYTHONPATH": os.pathsep.join([str(folder), os.environ["PYTHONPATH"]])}

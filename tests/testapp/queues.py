@@ -280,6 +280,8 @@ def tell(what, job, exc=None):
         sys.exit(f"{what} exits")
     if job.queue == f"hang in {what}":
         pause()
+    if job.queue == f"sleep in {what}":
+        time.sleep(6)
 
 
 def _tell_signal(name):

@@ -108,11 +108,23 @@ class Command(BaseCommand):
     def answer_status(self, scopes, queues, **options):
         chosen = _chosen(scopes)
         databases = {queuetopia.database() for queuetopia in chosen} if scopes else status.databases()
-        answer = {
-            "nodes": [node for alias in sorted(databases) for node in status.nodes(alias)],
-            "scopes": [status.scope_status(queuetopia, queues=queues) for queuetopia in chosen],
-            "unknown_scopes": [scope for alias in databases for scope in status.unknown_scopes(alias) if not scopes],
-        }
+        answer: dict[str, list] = {"nodes": [], "scopes": [], "unknown_scopes": [], "unreachable": []}
+        for alias in sorted(databases):
+            here = [queuetopia for queuetopia in chosen if queuetopia.database() == alias]
+            try:
+                answer["nodes"] += status.nodes(alias)
+                answer["scopes"] += [status.scope_status(queuetopia, queues=queues) for queuetopia in here]
+                answer["unknown_scopes"] += [] if scopes else status.unknown_scopes(alias)
+            except DatabaseError as exc:  # the others are still worth telling
+                answer["unreachable"].append({"database": alias, "error": _refused_by_database(exc)})
+        self.show_status(answer)
+        if answer["unreachable"]:
+            lines = [
+                f"database {visible(each['database'])}: {visible(each['error'])}" for each in answer["unreachable"]
+            ]
+            raise CommandError("\n".join(lines))
+
+    def show_status(self, answer):
         if self.as_json:
             self.write_json(answer)
             return

@@ -1,0 +1,160 @@
+"""One database of a node: what is put off, and how long other nodes have been silent."""
+
+import contextlib
+from datetime import timedelta
+
+import pytest
+from django.db import connection
+
+from queuetopia import conf
+from queuetopia import store as store_module
+from queuetopia.attempts import Verdict
+from queuetopia.channel import Frames, GarbledChannel, encode
+from queuetopia.exceptions import SessionRefused
+from queuetopia.models import Node as NodeRow
+from queuetopia.scheduler import Options, Scheduler
+from queuetopia.store import Store
+from tests.test_backends import OTHER_NODE, SCOPE, Node, end, put
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture
+def store(transactional_db):
+    store = Store("default", [SCOPE], None)
+    store.backend.open_session(conf.lease())
+    yield store
+    store.backend.close_session()
+
+
+@pytest.fixture
+def before(store):
+    """The session that this node had before, which the server has not given up yet."""
+    with contextlib.closing(Node()) as before:
+        yield before
+
+
+def put_off(store, ending):
+    store.put_off_recording([ending], seconds=0.0)
+    store.take_up_again()
+
+
+class TestResultsPutOff:
+    def test_wait_until_the_queues_lock_is_ours(self, store, before):
+        put()
+        (claim,) = before.claim()
+        put_off(store, end(claim))
+        assert (store.endings, store.unrecorded()) == ([], [end(claim)])
+
+        before.run(before.backend.close_session)
+        store.put_off_until = 0.0
+        store.take_up_again()
+
+        assert store.endings == [end(claim)]
+        assert store.backend.record(store.endings, OTHER_NODE, "web1:7", lambda claim: False).written == store.endings
+
+    def test_are_refused_when_somebody_else_has_taken_the_queue_over(self, store, before):
+        put()
+        (claim,) = before.claim()
+        before.record(end(claim, Verdict.RETURN))
+        (taken,) = before.claim()
+        put_off(store, end(claim))
+
+        assert store.endings == [end(claim)]
+        assert store.backend.record(store.endings, OTHER_NODE, "web1:7", lambda claim: False).stale == [end(claim)]
+        assert before.record(end(taken)).written
+
+    def test_are_not_looked_at_before_their_time(self, store, monkeypatch):
+        clock = [100.0]
+        monkeypatch.setattr(store_module, "uptime", lambda: clock[0])
+        put()
+        claims, _ = store.backend.claim([SCOPE], 1, OTHER_NODE)
+        store.put_off_recording([end(claims[0])])
+
+        store.take_up_again()
+        assert store.endings == []
+        assert store.put_off_until in store.timers(may_claim=False)
+        clock[0] += store_module.LOCK_RETRY
+        store.take_up_again()
+        assert store.endings == [end(claims[0])]
+
+
+class TestSilence:
+    def test_is_measured_by_our_own_clock(self, store, monkeypatch):
+        """An NTP step of the database's clock must not make every node look dead."""
+        clock = [100.0]
+        monkeypatch.setattr(store_module, "uptime", lambda: clock[0])
+        store.backend.register(OTHER_NODE, "web2", 7, [SCOPE])
+        NodeRow.objects.update(last_seen=store.backend.now() - timedelta(days=1))
+
+        assert silence(store) == 0
+        clock[0] += 8
+        assert silence(store) == 8
+        store.backend.beat(OTHER_NODE, [])
+        assert silence(store) == 0
+        clock[0] += 3
+        assert silence(store) == 3
+
+
+def silence(store):
+    ((_, silent),) = store.other_nodes()
+    return silent
+
+
+class TestSessions:
+    @pytest.mark.parametrize("has_served", [False, True])
+    def test_a_standby_is_refused_at_the_start_and_waited_for_during_a_failover(self, monkeypatch, has_served):
+        scheduler = Scheduler(Options())
+        opened = []
+
+        def open_session(self):
+            opened.append(len(opened))
+            if len(opened) == (2 if has_served else 1):
+                raise SessionRefused("a read-only standby")
+
+        def serve(self):
+            if len(opened) == 1:
+                raise store_module.exceptions.SessionLost("failover")
+
+        for name, method in {"open": open_session, "serve": serve, "close": lambda self: None}.items():
+            monkeypatch.setattr(Scheduler, name, method)
+        monkeypatch.setattr(Scheduler, "_is_stopped_within", lambda self, seconds: False)
+        try:
+            if has_served:
+                assert scheduler.run() == 0
+                assert len(opened) == 3
+            else:
+                with pytest.raises(SessionRefused):
+                    scheduler.run()
+        finally:
+            scheduler._signals.restore()
+
+    @pytest.mark.skipif(connection.vendor != "sqlite", reason="elsewhere a row is locked, not the database")
+    def test_a_long_writer_costs_a_node_on_sqlite_no_heartbeat(self, store, before):
+        store.backend.register(OTHER_NODE, "web1", 7, [SCOPE])
+        put()
+        claims, _ = store.backend.claim([SCOPE], 1, OTHER_NODE)
+        with writing(before):
+            assert store.backend.beat(OTHER_NODE, []) is True
+            assert store.backend.record([end(claims[0])], OTHER_NODE, "web1:7", lambda claim: False).locked
+            assert store.backend.claim([SCOPE], 1, OTHER_NODE) == ([], False)
+        assert store.backend.record([end(claims[0])], OTHER_NODE, "web1:7", lambda claim: False).written
+
+
+@contextlib.contextmanager
+def writing(node):
+    def execute(sql):
+        with node.backend.connection.cursor() as cursor:
+            cursor.execute(sql)
+
+    node.run(execute, "BEGIN IMMEDIATE")
+    yield
+    node.run(execute, "ROLLBACK")
+
+
+class TestFrames:
+    def test_of_a_scheduler_may_be_of_any_size_and_those_of_a_worker_not(self):
+        message = ["run", "x" * 1000]
+        assert list(Frames().feed(encode(message))) == [message]
+        with pytest.raises(GarbledChannel, match="frame of"):
+            list(Frames(500).feed(encode(message)))
