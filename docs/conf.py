@@ -33,8 +33,6 @@ html_title = f"Queuetopia {release}"
 html_static_path = ["_static"]
 html_css_files = ["queuetopia.css"]
 nitpicky = True
-# Bases and annotations that autodoc meets; the sites that document them are not asked.
-nitpick_ignore_regex = [("py:.*", r"(django|collections|datetime|subprocess|typing)\..*"), ("py:.*", r"\w+")]
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"

@@ -19,7 +19,7 @@ from django.core.management import BaseCommand, load_command_class
 from queuetopia import conf, models
 from queuetopia.supervisor import KILL_MARGIN
 from tests.conftest import REPOSITORY
-from tests.pages import Project, blocks
+from tests.pages import SESSION, Block, Project, assert_printed, blocks
 
 DOCS = REPOSITORY / "docs"
 README = REPOSITORY / "README.md"
@@ -276,3 +276,46 @@ def test_every_link_to_a_file_leads_to_something():
 @pytest.mark.parametrize("name", ["LICENSE", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "docs/how-it-works.md"])
 def test_the_project_has_its_papers(name):
     assert len((REPOSITORY / name).read_text().splitlines()) > 10
+
+
+class TestPagesAreCompared:
+    """What the other tests rely on has to be able to say no."""
+
+    PRINTED = "started node=vm:17\n2026-11-22 08:12:01,123 job 5 failed,  next in 3 s\nended\n"
+
+    @pytest.mark.parametrize(
+        "expected",
+        [
+            "ended",
+            "started node=…\nended",
+            "2026-01-01 00:00:00,001 job 5 failed, next in 12 s",
+            "started …\n\n  ended",
+        ],
+    )
+    def test_what_was_printed_is_found(self, expected):
+        assert_printed(expected, self.PRINTED)
+
+    @pytest.mark.parametrize(
+        "expected",
+        ["end", "ended\nstarted node=…", "2026-11-22 08:12:01,123 job 6 failed, next in 3 s", "ended\nended"],
+    )
+    def test_what_was_not_printed_is_missed(self, expected):
+        with pytest.raises(AssertionError, match="not there"):
+            assert_printed(expected, self.PRINTED)
+
+    @pytest.mark.parametrize("lines", ["-two\n+three\n", "-one\n+three\n"])
+    def test_a_change_of_what_does_not_stand_there_once_is_refused(self, lines, tmp_path):
+        (tmp_path / "a.py").write_text("one\none\n")
+        with pytest.raises(AssertionError, match="exactly once"):
+            Project(tmp_path).change(Block("diff", f"--- a.py\n{lines}"))
+
+    @pytest.mark.parametrize("shown", ["3\n", "Traceback (most recent call last):\n    ...\nTypeError: no\n"])
+    def test_another_answer_than_the_one_shown_is_a_failure(self, shown, tmp_path):
+        session = [sys.executable, "-c", SESSION]
+        with pytest.raises(AssertionError, match="Expected"):
+            Project(tmp_path).run(*session, typed=f">>> 1 + 1\n{shown}")
+
+    def test_only_the_rows_below_a_heading_are_compared(self, tmp_path):
+        page = tmp_path / "page.md"
+        page.write_text("# Page\n\n## One\n\n| option | default |\n|---|---|\n| `a` | 1 |\n\n## Two\n\n| `b` | 2 |\n")
+        assert rows(page, "One") == [["`a`", "1"]]
