@@ -9,7 +9,7 @@ import uuid
 from django.db import models
 from django.utils.translation import gettext_lazy as _
 
-from .backends.columns import DatabaseNow, ExactCharField, WhereNullIndex
+from .backends.columns import DatabaseNow, ExactCharField, PartialIndex
 from .exceptions import ReadOnlyJob
 from .params import ParamsField
 
@@ -78,13 +78,19 @@ class Job(models.Model):
         verbose_name = _("job")
         verbose_name_plural = _("jobs")
         indexes = (
-            WhereNullIndex(  # the head of a queue
+            PartialIndex(  # the head of a queue
                 fields=["scope", "queue", "scheduled_at", "id"],
-                where_null="done_at",
+                condition=models.Q(done_at=None),
                 fallback=["scope", "queue", "done_at", "scheduled_at", "id"],
                 name="queuetopia_job_head",
             ),
-            models.Index(fields=["scope", "done_at"], name="queuetopia_job_ended"),  # retention
+            # Retention. Without its condition PostgreSQL looks for heads here, too, before it has statistics.
+            PartialIndex(
+                fields=["scope", "done_at"],
+                condition=models.Q(done_at__isnull=False),
+                fallback=["scope", "done_at"],
+                name="queuetopia_job_ended",
+            ),
         )
         constraints = (
             models.CheckConstraint(
@@ -181,9 +187,9 @@ class Queue(models.Model):
         verbose_name = _("queue")
         verbose_name_plural = _("queues")
         indexes = (
-            WhereNullIndex(  # the queues that are due
+            PartialIndex(  # the queues that are due
                 fields=["scope", "due_at"],
-                where_null="paused_at",
+                condition=models.Q(paused_at=None),
                 fallback=["scope", "paused_at", "due_at"],
                 name="queuetopia_queue_due",
             ),

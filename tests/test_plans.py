@@ -162,14 +162,6 @@ def troubles_of(plan):
     return [line for line in plan.splitlines() if re.search(bad, line)]
 
 
-reads_all_jobs_of_a_scope = pytest.mark.xfail(
-    connection.vendor == "postgresql"
-    and any(index.name == "queuetopia_job_ended" and index.condition is None for index in Job._meta.indexes),
-    reason="without statistics the planner looks for a head in queuetopia_job_ended (scope, done_at), if it is whole",
-)
-
-
-@reads_all_jobs_of_a_scope
 @pytest.mark.capability("H23", "Q3", "E33")
 @pytest.mark.usefixtures("crowd")
 def test_no_statement_of_a_jobs_life_reads_a_table_whole_with_or_without_statistics(backend):
@@ -203,7 +195,6 @@ EXPECTED = {
 }
 
 
-@reads_all_jobs_of_a_scope
 @pytest.mark.usefixtures("crowd")
 def test_the_two_hot_queries_read_one_range_of_their_index_in_its_order_with_or_without_statistics():
     """The ORM's own, which SQLite and MySQL use as they are."""

@@ -61,7 +61,8 @@ class TestResultsPutOff:
         put_off(store, end(claim))
 
         assert store.endings == [end(claim)]
-        assert store.backend.record(store.endings, OTHER_NODE, "web1:7", lambda claim: False).stale == [end(claim)]
+        (stale,) = store.backend.record(store.endings, OTHER_NODE, "web1:7", lambda claim: False).stale
+        assert stale.claim == claim
         assert before.record(end(taken)).written
 
     def test_are_not_looked_at_before_their_time(self, store, monkeypatch):

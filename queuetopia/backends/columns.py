@@ -52,15 +52,15 @@ class ExactCharField(models.CharField):
         return f"varchar({self.max_length}) CHARACTER SET utf8mb4 COLLATE {collation}"
 
 
-class WhereNullIndex(models.Index):
-    """A partial index over ``fields`` of the rows where ``where_null`` is NULL.
+class PartialIndex(models.Index):
+    """An index over the rows where ``condition`` holds.
 
-    MySQL has no partial indexes: there ``fallback`` (fields with ``where_null`` among them) is indexed whole.
+    MySQL has no partial indexes: there ``fallback`` (the fields, and those of the condition) is indexed whole.
     """
 
-    def __init__(self, *, fields, where_null, fallback, name):
-        self.where_null, self.fallback = where_null, fallback
-        super().__init__(fields=fields, name=name, condition=models.Q(**{f"{where_null}__isnull": True}))
+    def __init__(self, *, fields, condition, fallback, name):
+        self.fallback = fallback
+        super().__init__(fields=fields, name=name, condition=condition)
 
     def create_sql(self, model, schema_editor, using="", **kwargs):
         if schema_editor.connection.features.supports_partial_indexes:
@@ -70,5 +70,4 @@ class WhereNullIndex(models.Index):
 
     def deconstruct(self):
         path, args, kwargs = super().deconstruct()
-        del kwargs["condition"]
-        return path, args, {**kwargs, "where_null": self.where_null, "fallback": self.fallback}
+        return path, args, {**kwargs, "fallback": self.fallback}

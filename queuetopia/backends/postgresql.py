@@ -9,8 +9,9 @@ Why the claim has this shape (each line was a bug somewhere):
   locks end with that first transaction; what lasts is the session's advisory lock.
 - The heads are read in a *second* transaction. The lock says who may start; it says nothing about what the snapshot
   of the statement that took it has missed. In one statement a job that was just finished elsewhere runs twice.
-- The UPDATE that marks a head repeats the conditions on the row (``held_by``, ``rev``, ``paused_at``): if a person's
-  verb committed after our snapshot, PostgreSQL re-reads the row and the mark does not happen.
+- The UPDATE that marks a head repeats the conditions on the row (``held_by``, ``rev``): if a person's verb committed
+  after our snapshot, PostgreSQL re-reads the row and the mark does not happen. Not ``paused_at``, which a pause raises
+  ``rev`` with: it would let the planner, before it has statistics, read the whole index of due queues instead.
 - ``unnest`` + LATERAL per scope: each scope is one range of the index (scope, due_at), so that 100,000 due queues of
   a scope nobody here serves are never looked at. CTEs have no statistics: columns are carried through instead of
   joining a CTE back (a 200 x 200 join of two of them halved the rate).
@@ -65,12 +66,13 @@ _HEAD = f"""
 _START = f"""
     WITH h AS MATERIALIZED (
         SELECT q.id AS qid, q.rev AS qrev, j.* FROM {QUEUE} q CROSS JOIN LATERAL {_HEAD} j
-        WHERE q.id = ANY(%(ids)s) AND j.state = 'pending' AND coalesce(j.next_attempt_at, j.scheduled_at) <= %(now)s
+        WHERE q.id = ANY(%(ids)s) AND q.paused_at IS NULL
+          AND j.state = 'pending' AND coalesce(j.next_attempt_at, j.scheduled_at) <= %(now)s
           AND NOT EXISTS (SELECT 1 FROM {SCOPE} p WHERE p.name = q.scope AND p.paused_at IS NOT NULL)
     ), q AS (
         UPDATE {QUEUE} q SET fence = q.fence + 1, current_job = h.id, attempt = h.attempts + 1, held_by = %(holder)s,
                held_since = %(now)s, stop_requested = false, problem = ''
-        FROM h WHERE q.id = h.qid AND q.rev = h.qrev AND q.held_by IS NULL AND q.paused_at IS NULL
+        FROM h WHERE q.id = h.qid AND q.rev = h.qrev AND q.held_by IS NULL
         RETURNING q.id, q.scope, q.name, q.attempt, q.fence, q.rev, h.id AS jid, h.action, h.params, h.scheduled_at,
                   h.timeout, h.max_backoff, h.max_attempts, h.on_exhausted, h.attempted_at, h.error
     )

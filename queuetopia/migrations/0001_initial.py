@@ -101,13 +101,18 @@ class Migration(migrations.Migration):
                 "verbose_name": "job",
                 "verbose_name_plural": "jobs",
                 "indexes": [
-                    queuetopia.backends.columns.WhereNullIndex(
+                    queuetopia.backends.columns.PartialIndex(
+                        condition=models.Q(("done_at", None)),
                         fallback=["scope", "queue", "done_at", "scheduled_at", "id"],
                         fields=["scope", "queue", "scheduled_at", "id"],
                         name="queuetopia_job_head",
-                        where_null="done_at",
                     ),
-                    models.Index(fields=["scope", "done_at"], name="queuetopia_job_ended"),
+                    queuetopia.backends.columns.PartialIndex(
+                        condition=models.Q(("done_at__isnull", False)),
+                        fallback=["scope", "done_at"],
+                        fields=["scope", "done_at"],
+                        name="queuetopia_job_ended",
+                    ),
                 ],
                 "constraints": [
                     models.CheckConstraint(
@@ -176,11 +181,11 @@ class Migration(migrations.Migration):
                 "verbose_name": "queue",
                 "verbose_name_plural": "queues",
                 "indexes": [
-                    queuetopia.backends.columns.WhereNullIndex(
+                    queuetopia.backends.columns.PartialIndex(
+                        condition=models.Q(("paused_at", None)),
                         fallback=["scope", "paused_at", "due_at"],
                         fields=["scope", "due_at"],
                         name="queuetopia_queue_due",
-                        where_null="paused_at",
                     )
                 ],
                 "constraints": [models.UniqueConstraint(fields=("scope", "name"), name="queuetopia_queue_name")],
