@@ -1,26 +1,16 @@
-"""README.md does what it says: its Python is run, in a new project.
+"""README.md does what it says: its Python is run, in a new project (see ``tests/pages.py``)."""
 
-Each ```python block says in its first line which file it belongs to, and is added to that file of a project made by
-``startproject mysite`` and ``startapp shop``. A page in docs/ with such blocks is run the same way, on top of README's
-project.
-"""
-
-import os
 import re
 import shlex
-import subprocess
-import sys
 
-import django
 import pytest
 from django.core.management import load_command_class
 
 from tests.conftest import REPOSITORY
+from tests.pages import Project, blocks
 
 README = REPOSITORY / "README.md"
-BLOCK = re.compile(r"^```python\n# (?P<file>[\w/]+\.py)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
-PAGES = [page for page in sorted(REPOSITORY.glob("docs/*.md")) if BLOCK.search(page.read_text())]
-NAMED = [(block["file"], block["code"]) for block in BLOCK.finditer(README.read_text())]
+PYTHON = [block for block in blocks(README) if block.language == "python"]
 
 ASK_THE_SECOND_VIEW = """
 from django.test import RequestFactory
@@ -38,56 +28,24 @@ print(job.queue, job.max_attempts, round((job.scheduled_at - timezone.now()).tot
 """
 
 
-class Project:
-    """A new Django project in ``folder`` with the blocks of ``pages`` in it."""
-
-    def __init__(self, folder, *pages):
-        self.folder = folder
-        self.run("-m", "django", "startproject", "mysite", ".")
-        self.manage("startapp", "shop")
-        for page in pages:
-            for block in BLOCK.finditer(page.read_text()):
-                with open(folder / block["file"], "a") as file:
-                    file.write("\n" + block["code"])
-        if django.VERSION < (6, 1):  # Later projects have it from startproject.
-            with open(folder / "mysite/settings.py", "a") as file:
-                file.write('\nEMAIL_BACKEND = "django.core.mail.backends.console.EmailBackend"\n')
-
-    def manage(self, *arguments):
-        return self.run("manage.py", *arguments)
-
-    def python(self, code):
-        return self.manage("shell", "--verbosity=0", "--command", code).strip()
-
-    def run(self, *arguments):
-        names = ("DJANGO_SETTINGS_MODULE", "PYTHONPATH", "DATABASE_URL", "OTHER_DATABASE_URL")
-        environment = {name: value for name, value in os.environ.items() if name not in names}
-        result = subprocess.run(
-            [sys.executable, "-W", "error", *arguments],
-            cwd=self.folder,
-            env=environment | {"PYTHONPATH": str(REPOSITORY)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=60,
-        )
-        assert result.returncode == 0, result.stdout
-        return result.stdout
-
-
 @pytest.fixture
 def project(tmp_path):
-    return Project(tmp_path, README)
+    project = Project.new(tmp_path)
+    for block in PYTHON:
+        project.add(block)
+    return project
 
 
 def test_every_python_block_names_its_file():
-    assert len(NAMED) == README.read_text().count("```python") > 0
+    assert [block for block in PYTHON if not block.file] == []
+    assert len(PYTHON) == README.read_text().count("```python") > 0
 
 
 @pytest.mark.capability("E1")
 def test_the_first_job_from_a_view_takes_at_most_15_lines():
-    queues, views = (next(code for file, code in NAMED if file == f"shop/{name}.py") for name in ("queues", "views"))
-    assert len([line for line in (queues + views).splitlines() if line.strip()]) <= 15
+    first = {block.file: block.code for block in reversed(PYTHON)}
+    code = first["shop/queues.py"] + first["shop/views.py"]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 15
 
 
 @pytest.mark.processes
@@ -110,15 +68,12 @@ class TestProject:
         assert "no issues" in project.manage("check", "--database", "default", "--fail-level", "WARNING")
 
     @pytest.mark.capability("E24")
-    @pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.name)
-    def test_the_tests_of_a_page_pass(self, page, tmp_path):
-        project = Project(tmp_path, *dict.fromkeys([README, page]))
+    def test_its_tests_pass(self, project):
         assert "Ran 0 tests" not in project.manage("test")
 
 
 def shell_lines():
-    blocks = re.findall(r"^```sh\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
-    return [line for block in blocks for line in block.splitlines()]
+    return [line for block in blocks(README) if block.language == "sh" for line in block.text.splitlines()]
 
 
 class TestCommands:
