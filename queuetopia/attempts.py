@@ -8,7 +8,7 @@ import traceback
 from enum import StrEnum
 from typing import NamedTuple
 
-from .params import ParamsEncoder, Unreadable, loads
+from .params import ParamsDecoder, ParamsEncoder, Unreadable, check, loads
 
 ERRORS_KEPT = 20  # entries of job.errors; the oldest go first
 MESSAGE_LIMIT = 2_000  # characters of an error's message
@@ -148,7 +148,7 @@ def result_text(result) -> str | None:
         return None
     try:
         text = json.dumps(result, cls=ParamsEncoder)
-        json.dumps(result, cls=ParamsEncoder, ensure_ascii=False).encode()  # a lone surrogate does not encode
-    except (TypeError, ValueError, RecursionError):
+        check(json.loads(text, cls=ParamsDecoder), "result")  # as it comes back
+    except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError):
         return None
-    return text if len(text) <= RESULT_LIMIT and "\\u0000" not in text else None
+    return text if len(text) <= RESULT_LIMIT else None

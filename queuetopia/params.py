@@ -17,7 +17,7 @@ from django.db import models
 from django.db.models.fields.json import KeyTransform
 
 TAG = "__queuetopia__"
-MAX_DEPTH = 100
+MAX_DEPTH = 31  # MariaDB's JSON is at most 32 levels deep, and a tagged value is one
 MAX_INTEGER = 2**63 - 1  # MySQL turns anything wider into a float
 FIRST_EXPONENT = 1e16  # the first float that is written with an exponent
 
@@ -48,7 +48,7 @@ def dumps(params: dict) -> str:
     """Return the params as strict JSON text; InvalidParams names the path of what cannot be stored."""
     if not isinstance(params, dict):
         raise InvalidParams(f"must be a dict of the action's keyword arguments, not {type(params).__name__}")
-    _check(params, "params", MAX_DEPTH)
+    check(params, "params")
     return json.dumps(params, cls=ParamsEncoder)
 
 
@@ -58,6 +58,11 @@ def loads(text: str) -> dict:
     if not isinstance(params, dict):
         raise ValueError(f"params are a {type(params).__name__}, not an object")
     return params
+
+
+def check(value, path: str) -> None:
+    """Raise InvalidParams if the value cannot be stored on every database; the text names the path in it."""
+    _check(value, path, MAX_DEPTH)
 
 
 def text_problem(text: str) -> str | None:

@@ -157,7 +157,8 @@ class Pool:
 
     def _note_death(self, worker):
         if worker.ready:
-            if worker.closed or not worker.killed:
+            has_left = worker.dismissed and worker.process.returncode == 0
+            if (worker.closed or not worker.killed) and not has_left:
                 logger.warning("worker died node=%s cause=%s", self._node, worker.end_text())
             return
         self._boot_failures += 1
@@ -323,6 +324,7 @@ class Pool:
 
     def say_goodbye(self) -> None:
         for worker in self.workers:
+            worker.dismissed = True
             worker.send("bye")
 
     def all_ended(self) -> bool:

@@ -211,10 +211,17 @@ def _job_keys(queuetopia, row, job):
         "job": job.pk,
         "action": job.action,
         "attempt": job.attempts if row.held_by is None else row.attempt,
-        "max_attempts": job.max_attempts or queuetopia.option("max_attempts"),
+        "max_attempts": most_attempts(queuetopia, job),
         "error": job.error or None,
         "next_attempt_at": job.next_attempt_at,
     }
+
+
+def most_attempts(queuetopia, job):
+    """Return after how many failed attempts the job gives up or halts; None if it goes on for ever."""
+    if (job.on_exhausted or queuetopia.option("on_exhausted")) == "retry":
+        return None
+    return job.max_attempts or queuetopia.option("max_attempts")
 
 
 def _since(row, job, state):

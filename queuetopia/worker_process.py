@@ -48,6 +48,7 @@ class WorkerProcess:
     boots_until: float
     ready: bool = False
     condemned_at: float | None = None  # uptime at which it is killed; it gets no new work before
+    dismissed: bool = False  # told that it may end
     killed: bool = False  # by us: what it ran is not its own crash
     closed: bool = False  # its channel is no use any more
     garbled: bool = False  # because something else than our messages came

@@ -15,7 +15,7 @@ from ..declaration import by_scope
 from ..exceptions import Refused
 from ..jobs import delete_ended
 from ..models import Job, JobEvent, Node, Queue, Scope
-from ..status import JobState, job_state, visible
+from ..status import JobState, job_state, most_attempts, visible
 from ..verbs import VERBS, name_of, on_job, serving
 from .base import (
     MOST_EVENTS,
@@ -177,7 +177,7 @@ class JobAdmin(ReadOnlyAdmin):
 
     @admin.display(description=_("attempts"))
     def attempts_made(self, job):
-        most = job.max_attempts or (by_scope()[job.scope].option("max_attempts") if job.scope in by_scope() else None)
+        most = most_attempts(by_scope()[job.scope], job) if job.scope in by_scope() else job.max_attempts
         return f"{job.attempts} of {most}" if most else str(job.attempts)
 
     @admin.display(description=_("scheduled at"))

@@ -107,7 +107,7 @@ class Command(BaseCommand):
                 answer["scopes"] += [status.scope_status(queuetopia, queues=queues) for queuetopia in here]
                 answer["unknown_scopes"] += [] if scopes else status.unknown_scopes(alias)
             except DatabaseError as exc:  # the others are still worth telling
-                answer["unreachable"].append({"database": alias, "error": _refused_by_database(exc)})
+                answer["unreachable"].append({"database": alias, "error": refused_by_database(exc)})
         self.show_status(answer)
         if answer["unreachable"]:
             lines = [
@@ -197,7 +197,9 @@ class Command(BaseCommand):
             str(queue["depth"]),
             _waits(queue["oldest"], now),
             self.cut(f"{queue['job']} {queue['action']}", LONGEST_NAME) if begun else "",
-            f"{queue['attempt']}/{queue['max_attempts']}" if begun else "",
+            (f"{queue['attempt']}/{queue['max_attempts']}" if queue["max_attempts"] else queue["attempt"])
+            if begun
+            else "",
             _ago(queue["since"], now),
             _ahead(queue["next_attempt_at"] or queue["due_at"], now) if starts_later else "",
             self.cut(_why(queue), LONGEST_TEXT),

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 
 from django.core.checks import Tags, run_checks
 from django.core.management.base import BaseCommand, CommandError
+from django.db import connections
 from django.utils import autoreload
 
 from ... import conf
@@ -39,7 +40,8 @@ class Command(BaseCommand):
         parser.add_argument(
             "--until-empty",
             action="store_true",
-            help="end when every queue is empty, halted, paused or scheduled for later; exit code 1 if one is halted",
+            help="end when every queue is empty, halted, paused or scheduled for later; exit code 1 if "
+            "a job is left that is halted or that this code cannot run",
         )
         parser.add_argument("--standby", action="store_true", help="wait until no other node serves these scopes")
         parser.add_argument("--reload", action="store_true", help="restart when code changes (development)")
@@ -85,6 +87,7 @@ class Command(BaseCommand):
         for problem in run_checks(tags=[Tags.database], databases=aliases):
             if problem.id == "queuetopia.W007":
                 raise CommandError(f"{problem.msg} {problem.hint}")
+        connections.close_all()  # the supervisor needs none
 
     def _run_reloading(self, options):
         """Run under Django's autoreloader, which calls us in a thread; the main thread is where signals arrive."""
