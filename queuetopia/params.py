@@ -54,7 +54,7 @@ def dumps(params: dict) -> str:
 
 def loads(text: str) -> dict:
     """Return the params from stored text; ValueError when it is no JSON object of ours."""
-    params = json.loads(text, cls=ParamsDecoder)
+    params = _DECODER.decode(text)
     if not isinstance(params, dict):
         raise ValueError(f"params are a {type(params).__name__}, not an object")
     return params
@@ -167,6 +167,9 @@ class ParamsDecoder(json.JSONDecoder):
 
     def __init__(self, **kwargs):
         super().__init__(**{**kwargs, "object_hook": _untag, "parse_int": _integer})
+
+
+_DECODER = ParamsDecoder()  # made once: it is asked for each job
 
 
 class Unreadable(str):

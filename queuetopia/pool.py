@@ -56,17 +56,23 @@ class Pool:
         """Return how many more claims the workers have room for."""
         return sum(max(0, worker.room()) for worker in self.workers)
 
+    def is_busy(self) -> bool:
+        """True while no worker has a slot with nothing to run."""
+        return all(len(worker.assigned) >= worker.board.slots for worker in self.workers)
+
     def claims(self) -> list[tuple[Any, Claim]]:
         return [(a.store, a.claim) for worker in self.workers for a in worker.assigned.values()]
 
     def hand_out(self, waiting) -> None:
         """Give claims from the left of ``waiting`` to the least busy workers with room, one message each."""
+        rooms = {worker.pid: worker.room() for worker in self.workers} if waiting else {}
         batches: dict[int, tuple[WorkerProcess, list]] = {}
         while waiting:
-            free = [worker for worker in self.workers if worker.room() > 0]
+            free = [worker for worker in self.workers if rooms[worker.pid] > 0]
             if not free:
                 break
             worker = min(free, key=lambda worker: len(worker.assigned))
+            rooms[worker.pid] -= 1
             assignment = self._assign(worker, *waiting.popleft())
             batches.setdefault(worker.pid, (worker, []))[1].append((assignment.ticket, assignment.claim))
         for worker, batch in batches.values():

@@ -10,6 +10,7 @@ import os
 import selectors
 import signal
 import socket
+import time
 from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ MOST_HELD = 1_000  # queues held at once: PostgreSQL's lock table is finite, and
 SLICE = 20  # jobs a queue may go straight on with while others wait …
 SLICE_TIME = 0.2  # … or seconds, if they are longer
 LONGEST_WAIT = 0.1  # seconds a claim may wait for a free worker while there are other nodes
+GATHER = 0.003  # seconds a result may wait for others to share its commit, while more of them are to be expected
 RECORDED_AT_ONCE = 200  # endings of one transaction: the heartbeat waits with it
 LAST_WAIT = 5.0  # seconds that a stop waits, beyond the grace time, for rows somebody has locked
 MOST_ERRORS = 10  # errors in a row after which the scheduler gives up and is started anew
@@ -75,6 +77,7 @@ class Scheduler:
         self.exit_code = 0
         self.stop_at: float | None = None  # uptime at which what still runs is killed
         self._beat_at = 0.0
+        self._gather_until = 0.0  # uptime
         self._waits_since = 0.0  # uptime at which nothing waited last
         self._errors = 0
         self._supervisor = supervisor
@@ -223,6 +226,8 @@ class Scheduler:
     def wait(self) -> None:
         """Sleep until something happens: a signal, a wake-up, a worker's message, or a timer."""
         self.pool.watch(self._selector)
+        if self._is_gathering():
+            time.sleep(GATHER / 6)  # woken by each message, we would do nothing but wake up
         for key, events in self._selector.select(self._sleep()):
             if isinstance(key.data, WorkerProcess) and events & selectors.EVENT_WRITE:
                 key.data.flush()
@@ -300,6 +305,8 @@ class Scheduler:
         self.pool.replace()
 
     def _take_from_pool(self):
+        if self.pool.ended and not any(store.endings for store in self.stores):
+            self._gather_until = uptime() + GATHER
         for store, ending in self.pool.ended:
             store.endings.append(ending)
         self.waiting.extendleft(reversed(self.pool.unstarted))
@@ -309,8 +316,19 @@ class Scheduler:
     # Record
 
     def record(self) -> None:
+        if self._is_gathering():
+            return
         for store in self.stores:
             self._record(store)
+
+    def _is_gathering(self):
+        """True while results wait for others: less than half of what was handed out has ended.
+
+        Only while every worker has enough in its hands to be busy meanwhile. A lone job waits for nobody.
+        """
+        ended = sum(len(store.endings) for store in self.stores)
+        may_gather = 0 < ended < len(self.pool.in_flight) and uptime() < self._gather_until
+        return may_gather and self.pool.is_busy() and not self.is_stopping
 
     def _record(self, store) -> None:
         """Store how attempts ended and take what may follow them; what is refused as stale is logged and dropped."""

@@ -22,7 +22,7 @@ from datetime import datetime
 from queue import SimpleQueue
 
 from asgiref.sync import ThreadSensitiveContext, sync_to_async
-from django.db import close_old_connections, connections, reset_queries
+from django.db import connections
 from django.utils import timezone, translation
 
 from . import conf, exceptions, signals
@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 SETUP_RETRY = 5.0  # seconds until a job whose performer's setup() failed is tried again; uses no attempt
 
+_COLUMNS = {field.attname: field.get_default() for field in Job._meta.concrete_fields}
+
 _performers: dict[type, Performer] = {}
 _setup_lock = threading.Lock()
 
@@ -51,22 +53,23 @@ class SetupFailed(exceptions.QueuetopiaError):
 
 def job_of(claim: Claim) -> Job:
     """Return the job a performer is handed: built from the claim, read-only, this attempt counted."""
-    job = Job(
-        id=claim.job_id,
-        scope=claim.scope,
-        queue=claim.queue,
-        action=claim.action,
-        params=readable(claim.params),
-        timeout=claim.timeout,
-        max_backoff=claim.max_backoff,
-        max_attempts=claim.max_attempts,
-        on_exhausted=claim.on_exhausted,
-        scheduled_at=datetime.fromisoformat(claim.scheduled_at),
-        attempts=claim.attempt,
-    )
+    known = {
+        "id": claim.job_id,
+        "scope": claim.scope,
+        "queue": claim.queue,
+        "action": claim.action,
+        "params": readable(claim.params),
+        "timeout": claim.timeout,
+        "max_backoff": claim.max_backoff,
+        "max_attempts": claim.max_attempts,
+        "on_exhausted": claim.on_exhausted,
+        "scheduled_at": datetime.fromisoformat(claim.scheduled_at),
+        "attempts": claim.attempt,
+        "errors": [],
+    }
+    job = Job.from_db(None, _COLUMNS, {**_COLUMNS, **known}.values())
     job.fence = claim.fence
     job._is_claim = True
-    job._state.adding = False
     return job
 
 
@@ -532,8 +535,9 @@ def timeout_text(claim: Claim) -> str:
 
 def tidy_before() -> None:
     """Give each attempt what a request gets: usable connections, no old queries, the default language and zone."""
-    reset_queries()
-    close_old_connections()
+    for connection in connections.all(initialized_only=True):
+        connection.queries_log.clear()
+        connection.close_if_unusable_or_obsolete()
     timezone.deactivate()
     translation.deactivate()
 
@@ -547,7 +551,8 @@ def tidy_after() -> list[str]:
         if connection.in_atomic_block or not connection.autocommit:
             left_open.append(connection.alias)
             discard(connection)
-    close_old_connections()
+        else:
+            connection.close_if_unusable_or_obsolete()
     return left_open
 
 

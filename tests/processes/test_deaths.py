@@ -200,7 +200,8 @@ def test_a_node_that_was_frozen_as_a_whole_starts_nothing_before_it_is_sure_of_i
 
 def test_a_terminated_database_session_costs_no_attempt_and_no_order(nodes, ledger):
     terminate = {
-        "postgresql": "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'queuetopia'",
+        "postgresql": "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'queuetopia'"
+        " AND datname = current_database()",
         "mysql": "SELECT concat('KILL ', id) FROM information_schema.processlist WHERE id <> connection_id()"
         " AND db = database()",
     }.get(connection.vendor)
