@@ -7,7 +7,14 @@ import binascii
 import logging
 import socket
 
-from django.db import InterfaceError, OperationalError
+from django.db import (
+    DatabaseError,
+    InterfaceError,
+    InternalError,
+    NotSupportedError,
+    OperationalError,
+    ProgrammingError,
+)
 
 from . import exceptions, jobs, node_file
 from .attempts import Outcome, Verdict, describe
@@ -21,7 +28,10 @@ from .supervisor import STOP
 logger = logging.getLogger(__name__)
 
 LOOK_FOR_DEAD = 1.0  # seconds between looks for dead nodes and for requests to stop a job
-STEP = 0.01  # seconds between two steps of a sweep or of pruning
+STEP = 0.01  # seconds between two steps of a sweep or of pruning …
+SHARE = 0.1  # … and what they may take of the scheduler's time while jobs run
+# Errors that no result causes: of the session, of the tables, of a statement planned before a migration.
+NOT_THE_VALUES = (OperationalError, InterfaceError, InternalError, NotSupportedError, ProgrammingError)
 TAKEN_AT_ONCE = 500  # queues of a dead node that one step takes over
 
 
@@ -33,6 +43,7 @@ def keep_house(scheduler) -> None:
             if now >= store.peers_at:
                 store.peers_at = now + LOOK_FOR_DEAD
                 stop_what_people_asked(scheduler, store)
+                scheduler._take_from_pool()  # what follows must not take it for forgotten
                 if store.backend.unseen and store.backend.look_again([]):
                     store.may_have_due = True
                 if not scheduler.is_stopping:
@@ -47,9 +58,10 @@ def keep_house(scheduler) -> None:
                 return_forgotten(scheduler, store)
                 take_over_orphans(scheduler, store)
             if now >= store.step_at and (store.sweeping or store.pruning):
-                store.step_at = now + STEP
-                sweep_step(store)
                 prune_step(store)
+                sweep_step(store)
+                took = uptime() - now
+                store.step_at = uptime() + max(STEP, took / SHARE if scheduler.pool.in_flight else took)
 
 
 # Succession
@@ -63,7 +75,9 @@ def take_over_dead_nodes(scheduler, store) -> None:
     """
     store.has_peers = False
     for node, silent in store.other_nodes():
-        if node.fenced_at is None and silent < scheduler.lease.takeover and not _died_here(node):
+        if died_here := _died_here(node):
+            kill_marked(str(node.id))  # its workers are dead, what their performers had started need not be
+        if node.fenced_at is None and not died_here and not _is_silent(scheduler, store, node, silent):
             store.has_peers = True
             continue
         store.backend.fence(node.id)
@@ -82,10 +96,16 @@ def _died_here(node):
     return node.host == socket.gethostname() and node_file.is_dead(node.id)
 
 
+def _is_silent(scheduler, store, node, seconds):
+    """True for a node that has been silent for longer than its processes can have lived.
+
+    Where no server ends a silent session, a node lives as long as its processes do.
+    """
+    may_live = not store.backend.ends_silent_sessions and node.host == socket.gethostname()
+    return seconds >= scheduler.lease.takeover and not (may_live and node_file.is_alive(node.id))
+
+
 def _take_over(scheduler, store, node):
-    if node.host == socket.gethostname():
-        # Its workers are dead, what their performers had started need not be.
-        kill_marked(str(node.id))
     known = {ending.claim.queue_id for ending in store.unrecorded()}
     lost = store.backend.lost_claims(node.id, store.scopes, TAKEN_AT_ONCE, known)
     locked = set(store.backend.try_lock([claim.queue_id for claim, _ in lost]))
@@ -125,7 +145,7 @@ def _is_our_turn(scheduler, store):
             return False
         return not any(
             node.fenced_at is None
-            and silent < scheduler.lease.takeover
+            and not _is_silent(scheduler, store, node, silent)
             and set(node.scopes) & set(store.scopes)
             and not _died_here(node)
             for node, silent in store.other_nodes()
@@ -169,7 +189,16 @@ def sweep_step(store) -> None:
 
 
 def prune_step(store) -> None:
-    if store.pruning and jobs.prune(by_scope()[store.pruning[0]], alias=store.alias) == 0:
+    if not store.pruning:
+        return
+    try:
+        is_done = jobs.prune(by_scope()[store.pruning[0]], alias=store.alias) == 0
+    except DatabaseError as exc:
+        # A row of the project's that refers to a job, say. It must not keep the sweep from its work.
+        store.refuse_if_lost()
+        logger.error("pruning failed, next try at the next poll scope=%s cause=%r", store.pruning[0], str(exc))
+        is_done = True
+    if is_done:
         store.pruning.pop(0)
 
 
@@ -183,7 +212,7 @@ def record_storable(store, endings: list[Ending], node: str, keep) -> Recorded:
     """
     try:
         return store.backend.record(endings, store.node_id, node, keep)
-    except (OperationalError, InterfaceError, exceptions.SessionLost):
+    except (*NOT_THE_VALUES, exceptions.SessionLost):
         raise
     except Exception as exc:
         logger.error("batch refused by the database, recording one by one cause=%r", str(exc))
@@ -200,7 +229,7 @@ def record_storable(store, endings: list[Ending], node: str, keep) -> Recorded:
 def _record_one(store, ending, node, keep):
     try:
         return store.backend.record([ending], store.node_id, node, keep)
-    except (OperationalError, InterfaceError, exceptions.SessionLost):
+    except (*NOT_THE_VALUES, exceptions.SessionLost):
         raise
     except Exception as exc:
         logger.error("result refused by the database job=%d cause=%r", ending.claim.job_id, str(exc))

@@ -57,6 +57,12 @@ def is_dead(node_id: UUID) -> bool:
         os.close(descriptor)
 
 
+def is_alive(node_id: UUID) -> bool:
+    """True when the node runs on this host: one of its processes has its file locked."""
+    path = _path(node_id)
+    return path is not None and not is_dead(node_id) and os.path.exists(path)
+
+
 def _path(node_id):
     """Return the file's path in a folder that only this user can write to, or None."""
     folder = os.path.join(tempfile.gettempdir(), f"queuetopia-{os.getuid()}")

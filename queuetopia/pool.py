@@ -109,6 +109,12 @@ class Pool:
                 logger.error("worker did not get ready pid=%d; does an import or a database hang?", worker.pid)
                 self.kill(worker)
 
+    def hear(self) -> None:
+        """Read what the workers say, and nothing else."""
+        for worker in self.workers:
+            for message in worker.receive():
+                self._understand(worker, message)
+
     def _understand(self, worker, message):
         match message:
             case ["ready", _]:
@@ -244,6 +250,8 @@ class Pool:
         """Stop the running attempts of these jobs because a person asked for it."""
         for worker in list(self.workers):
             for assignment in list(worker.assigned.values()):
+                if worker not in self.workers:
+                    break  # killed for the one before
                 asked = assignment.store is store and assignment.claim.job_id in job_ids
                 if asked and not assignment.stopping and assignment.ticket in worker.board.running():
                     self.stop_attempt(worker, assignment, "JobCancelled")

@@ -26,7 +26,7 @@ from .performer import known_actions
 from .pool import Pool
 from .processes import Signals
 from .progress import Progress
-from .store import LOCK_RETRY, Store
+from .store import Store
 from .supervisor import CRASHED, REFUSED, STOP
 from .worker_process import WorkerProcess
 
@@ -177,7 +177,7 @@ class Scheduler:
                 self._survive_error()
 
     def _keep_house(self):
-        """An error in what is done beside the jobs costs no job: it is logged, and tried again at the next poll."""
+        """An error in what is done beside the jobs costs no job: it is logged, and tried again in a second."""
         try:
             housekeeping.keep_house(self)
         except exceptions.SessionLost:
@@ -186,7 +186,7 @@ class Scheduler:
             logger.exception("housekeeping failed node=%s", self.node)
             for store in self.stores:
                 store.refuse_if_lost()
-                store.give_up_chores()
+                store.step_at = uptime() + housekeeping.LOOK_FOR_DEAD
 
     def _survive_error(self):
         self._errors += 1
@@ -203,6 +203,7 @@ class Scheduler:
         until = max(self.stop_at or 0.0, uptime() + 5.0)
         while not self.pool.all_ended() and uptime() < until:
             self.beat()
+            self.pool.hear()  # a worker whose words nobody reads stands still
             if STOP in self._signals.wait(0.05):
                 self.exit_code, until = 1, 0.0
         self.pool.kill_all()
@@ -332,7 +333,7 @@ class Scheduler:
 
     def _record(self, store) -> None:
         """Store how attempts ended and take what may follow them; what is refused as stale is logged and dropped."""
-        with self.session(store):
+        with self.unless_busy(store):
             store.take_up_again()
         endings = store.endings[:RECORDED_AT_ONCE]
         if not endings:
@@ -396,8 +397,10 @@ class Scheduler:
     # Claim
 
     def room(self) -> int:
-        held = len(self.waiting) + sum(len(store.unrecorded()) for store in self.stores)
-        return min(self.pool.room(), MOST_HELD - len(self.pool.in_flight)) - held
+        # What is put off holds its queue, but no worker.
+        waiting = len(self.waiting) + sum(len(store.endings) for store in self.stores)
+        held = waiting + len(self.pool.in_flight) + sum(len(store.put_off) for store in self.stores)
+        return min(self.pool.room() - waiting, MOST_HELD - held)
 
     def claim(self) -> None:
         """Take due queues while there is room to run their heads."""
@@ -406,14 +409,14 @@ class Scheduler:
             limit = self.room()
             if self.is_stopping or limit <= 0 or not store.may_have_due:
                 continue
-            with self.session(store):
+            with self.unless_busy(store):
                 claims, more = store.backend.claim(store.scopes, limit, store.node_id)
-            store.may_have_due = more and bool(claims)
-            store.knows_next = False
-            if more and not claims:
-                store.claim_at = min(store.claim_at, uptime() + LOCK_RETRY)
-            for claim in claims:
-                self._accept(store, claim)
+                store.may_have_due = more and bool(claims)
+                store.knows_next = False
+                if more and not claims:
+                    store.claim_later()
+                for claim in claims:
+                    self._accept(store, claim)
 
     def _accept(self, store, claim):
         known = known_actions(by_scope()[claim.scope].performer)
@@ -472,6 +475,18 @@ class Scheduler:
         except (OperationalError, InterfaceError):
             store.refuse_if_lost()
             raise
+
+    @contextmanager
+    def unless_busy(self, store):
+        """Do something in the session; if somebody has locked what it needs, leave it for later."""
+        try:
+            with self.session(store):
+                yield
+        except OperationalError as exc:
+            if not store.backend.is_busy(exc):
+                raise
+            logger.info("locked by somebody, later node=%s cause=%r", self.node, str(exc))
+            store.claim_later()
 
 
 def _name(claim):

@@ -7,7 +7,7 @@ import socket
 import uuid
 from datetime import datetime
 
-from django.db import DatabaseError
+from django.db import DatabaseError, OperationalError
 
 from . import exceptions
 from .attempts import Claim
@@ -129,10 +129,11 @@ class Store:
         """Have what was put off recorded, if it is time and the queues' locks are ours."""
         if not self.put_off or uptime() < self.put_off_until:
             return
-        endings, self.put_off = self.put_off, []
+        endings = self.put_off
         locked = set(self.backend.try_lock([ending.claim.queue_id for ending in endings]))
         others = [ending for ending in endings if ending.claim.queue_id not in locked]
         standing = self.backend.still_held([ending.claim for ending in others])
+        self.put_off = []
         self.put_off_recording([ending for ending in others if ending.claim.queue_id in standing])
         # What others have taken over is refused as stale.
         self.endings += [ending for ending in endings if ending.claim.queue_id not in standing]
@@ -152,9 +153,7 @@ class Store:
         """Yield the uptimes at which something is to be done here."""
         if may_claim:
             if not self.knows_next:
-                if (seconds := self.backend.next_due(self.scopes)) is not None:
-                    self.claim_at = min(self.claim_at, uptime() + seconds)
-                self.knows_next = True
+                self._ask_when_next_is_due()
             yield from (self.claim_at, self.poll_at)
             if self.sweeping or self.pruning:
                 yield self.step_at
@@ -166,10 +165,21 @@ class Store:
         if self.backend.was_notified:
             yield 0.0
 
-    def give_up_chores(self) -> None:
-        """Sweep and prune no further until the next poll."""
-        self.sweeping.clear()
-        self.pruning.clear()
+    def _ask_when_next_is_due(self):
+        try:
+            seconds = self.backend.next_due(self.scopes)
+        except OperationalError as exc:
+            if not self.backend.is_busy(exc):
+                raise
+            seconds = LOCK_RETRY
+        if seconds is not None:
+            self.claim_at = min(self.claim_at, uptime() + seconds)
+        self.knows_next = True
+
+    def claim_later(self) -> None:
+        """Claim again when somebody may have given back what is locked."""
+        self.may_have_due = False
+        self.claim_at = min(self.claim_at, uptime() + LOCK_RETRY)
 
     def wake_by_time(self) -> None:
         """Claim again when a queue has become due by the clock."""

@@ -28,6 +28,7 @@ import uuid
 from collections import Counter
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from datetime import timedelta
+from functools import partial
 from unittest import mock
 
 import pytest
@@ -1139,6 +1140,38 @@ class TestBackendContract:
             elsewhere().run(put, "a")
             assert claim(backend) == []
         assert names(claim(backend)) == ["a"]
+
+    @one_writer
+    @pytest.mark.capability("E18")
+    def test_a_due_queue_that_is_locked_does_not_stand_before_the_others(self, backend, elsewhere):
+        now = backend.now()
+        put("a", scheduled_at=now - HOUR)
+        put("b")
+        with transaction.atomic():
+            Queue.objects.select_for_update().get(name="a")
+            assert names(claim(backend, 1)) == ["b"]
+
+    @one_writer
+    @pytest.mark.capability("E18")
+    @pytest.mark.parametrize("in_session", [False, True])
+    def test_a_wake_of_many_queues_wakes_those_that_are_not_locked(self, backend, elsewhere, in_session):
+        now = backend.now()
+        queues = ["x", "y", "z"]
+        backend.wake([(SCOPE, name, now + HOUR) for name in queues])
+        waker = backend if in_session else backend_for("default")
+        with transaction.atomic():
+            Queue.objects.select_for_update().get(name="x")
+            with contextlib.nullcontext() if in_session else pytest.raises(OperationalError):
+                wake = waker.wake if in_session else partial(elsewhere().run, waker.wake)
+                wake([(SCOPE, name, now) for name in queues])
+        assert sorted(Queue.objects.due(now).values_list("name", flat=True)) == ["y", "z"]
+
+    def test_two_ends_of_one_queue_in_a_batch_give_its_lock_back_once(self, backend):
+        put()
+        one = claim_one(backend)
+        recorded = record(backend, end(one, Verdict.RETURN), end(one, Verdict.CANCEL))
+        assert (len(recorded.written), len(recorded.stale)) == (1, 1)
+        assert len(claim(backend)) == 1
 
     @one_writer
     @pytest.mark.capability("E18")

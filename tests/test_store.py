@@ -1,17 +1,23 @@
 """One database of a node: what is put off, and how long other nodes have been silent."""
 
 import contextlib
+import os
+import socket
+import uuid
 from datetime import timedelta
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
-from django.db import connection
+from django.db import DataError, IntegrityError, NotSupportedError, OperationalError, connection
 
-from queuetopia import conf
+from queuetopia import conf, housekeeping
 from queuetopia import store as store_module
 from queuetopia.attempts import Verdict
 from queuetopia.channel import Frames, GarbledChannel, encode
 from queuetopia.exceptions import SessionRefused
 from queuetopia.models import Node as NodeRow
+from queuetopia.node_file import NodeFile
 from queuetopia.scheduler import Options, Scheduler
 from queuetopia.store import Store
 from queuetopia.testing import wait_until
@@ -68,6 +74,14 @@ class TestResultsPutOff:
         (stale,) = store.backend.record(store.endings, OTHER_NODE, "web1:7", lambda claim: False).stale
         assert stale.claim == claim
         assert before.record(end(taken)).written
+
+    def test_are_kept_when_asking_for_them_fails(self, store, before, monkeypatch):
+        put()
+        (claim,) = before.claim()
+        monkeypatch.setattr(store.backend, "still_held", mock.Mock(side_effect=OperationalError("gone")))
+        with pytest.raises(OperationalError):
+            put_off(store, end(claim))
+        assert store.unrecorded() == [end(claim)]
 
     def test_are_not_looked_at_before_their_time(self, store, monkeypatch):
         clock = [100.0]
@@ -155,6 +169,57 @@ def writing(node):
     node.run(execute, "BEGIN IMMEDIATE")
     yield
     node.run(execute, "ROLLBACK")
+
+
+class TestChores:
+    def test_a_prune_that_fails_keeps_nothing_else_from_being_done(self, store, monkeypatch):
+        """A row of the project's refers to the job, say."""
+        monkeypatch.setattr(housekeeping.jobs, "prune", mock.Mock(side_effect=IntegrityError("shop_order")))
+        store.pruning, store.sweeping = [SCOPE], [(SCOPE, "")]
+        housekeeping.prune_step(store)
+        assert (store.pruning, store.sweeping) == ([], [(SCOPE, "")])
+
+    @pytest.mark.parametrize(("error", "is_of_the_value"), [(DataError, True), (NotSupportedError, False)])
+    def test_only_what_a_value_can_cause_fails_the_attempt(self, store, monkeypatch, error, is_of_the_value):
+        """A statement planned before a migration is no reason to run a job again."""
+        job = put()
+        claims, _ = store.backend.claim([SCOPE], 1, OTHER_NODE)
+        original, calls = store.backend.record, []
+
+        def record(endings, *args, **kwargs):
+            calls.append(endings)
+            if len(calls) <= 2:
+                raise error("no")
+            return original(endings, *args, **kwargs)
+
+        monkeypatch.setattr(store.backend, "record", record)
+        store.node_id = OTHER_NODE
+        if is_of_the_value:
+            housekeeping.record_storable(store, [end(claims[0])], "web1:7", lambda claim: False)
+        else:
+            with pytest.raises(error):
+                housekeeping.record_storable(store, [end(claims[0])], "web1:7", lambda claim: False)
+        job.refresh_from_db()
+        assert bool(job.error) == is_of_the_value
+
+    def test_no_process_of_a_node_that_may_live_is_killed(self, store, monkeypatch):
+        """A copy of the database has its row too, on the same host."""
+        store.node_id, living = uuid.uuid4(), uuid.uuid4()
+        store.backend.register(living, socket.gethostname(), 7, [SCOPE])
+        killed = []
+        monkeypatch.setattr(housekeeping, "kill_marked", killed.append)
+        file = NodeFile.create(living)
+        try:
+            lease = SimpleNamespace(takeover=0.0)  # silent for long enough
+            housekeeping.take_over_dead_nodes(SimpleNamespace(lease=lease, node="web1:7"), store)
+            assert killed == []
+            is_alive = connection.vendor == "sqlite"  # whose locks are the kernel's
+            assert NodeRow.objects.filter(pk=living).exists() == is_alive
+        finally:
+            os.close(file._descriptor)
+        if is_alive:
+            housekeeping.take_over_dead_nodes(SimpleNamespace(lease=lease, node="web1:7"), store)
+            assert killed == [str(living)]
 
 
 class TestFrames:

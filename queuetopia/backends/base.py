@@ -63,6 +63,8 @@ class Recorded(NamedTuple):
 class Backend:
     """Statements on the tables of Job, Queue and Node through the connection of one alias."""
 
+    # Whether the server ends a session that has been silent for the lease, and so frees its locks.
+    ends_silent_sessions = True
     # Seconds between looks for a wake-up where the database cannot push one; None where it can.
     looks_every: float | None = None
 
@@ -159,9 +161,17 @@ class Backend:
 
     def wake(self, wakes: list[tuple[str, str, datetime]]) -> None:
         """Make queues (scope, name, due at) due if nothing holds them; tell the schedulers. After the commit."""
+        busy = None
         for scope, name, due_at in sorted(wakes):
-            self._make_due(Queue.objects.using(self.alias).filter(pk=self.queue_id(scope, name)), due_at)
+            try:
+                self._make_due(Queue.objects.using(self.alias).filter(pk=self.queue_id(scope, name)), due_at)
+            except OperationalError as exc:
+                if not self.is_busy(exc):
+                    raise
+                busy = exc  # one locked row must not keep the others asleep
         self.notify()
+        if busy and not self.in_session:  # the sweep comes again
+            raise busy
 
     def queue_id(self, scope: str, name: str) -> int:
         """Return the id of the queue's row, which is made if there is none.
@@ -214,14 +224,14 @@ class Backend:
                     raise
                 self.unlock(locked)
                 return claims, True
-            self.look_again(rest)
+            self._try_to_look_again(rest)
             self.unlock(rest)
             claims += started
-            refused = set(found) - set(locked)
-            if not refused or len(claims) == limit:
+            others = set(found) - {claim.queue_id for claim in started}
+            if not others or len(claims) == limit:
                 break
-            passed += refused
-        return claims, len(found) == room or bool(passed) or bool(refused)
+            passed += others
+        return claims, len(found) == room or bool(passed) or bool(others)
 
     def lock_due(self, scopes, limit, now, only=None, passed=()) -> tuple[list[int], list[int]]:
         """Return the due queues found, and those of them whose lock we have now."""
@@ -338,14 +348,14 @@ class Backend:
         paused = self._paused_scopes({ending.claim.scope for ending in endings})
         for ending in sorted(endings, key=_queue_of):  # rows are locked in one order everywhere
             queue = self._held_queue(ending.claim)
+            if queue and queue.stop_requested and ending.outcome.verdict not in ENDINGS:
+                ending = ending._replace(outcome=ending.outcome._replace(verdict=Verdict.CANCEL))
             if queue is None or not self._locks_job(ending):
                 if self.still_held([ending.claim]):
                     result.locked.append(ending._replace(passed_over=True))
                 else:
                     result.stale.append(ending)
                 continue
-            if queue.stop_requested and ending.outcome.verdict not in ENDINGS:
-                ending = ending._replace(outcome=ending.outcome._replace(verdict=Verdict.CANCEL))
             self._write_job(ending, node, now)
             result.written.append(ending)
             may_go_on = keep(ending.claim) and queue.paused_at is None and queue.scope not in paused
@@ -362,13 +372,23 @@ class Backend:
         return result._replace(released_due=due), released, cleared
 
     def _after_commit(self, result, released, cleared, holder) -> Recorded:
-        due = self.look_again(cleared) or result.released_due
+        due = self._try_to_look_again(cleared) or result.released_due
         stale = {ending.claim.queue_id for ending in result.stale}
         if stale:  # an old result of ours may be refused while the queue's next job is ours
             running = Queue.objects.using(self.alias).filter(pk__in=stale, held_by=holder)
             stale.difference_update(running.values_list("pk", flat=True))
-        self.unlock([*released, *stale])
+        self.unlock({*released, *stale})
         return result._replace(released_due=due)
+
+    def _try_to_look_again(self, queue_ids) -> bool:
+        """Look again; not to be able to now must not cost what has been committed before."""
+        try:
+            return self.look_again(queue_ids)
+        except OperationalError as exc:
+            if not self.is_busy(exc):
+                raise
+            self.unseen.update(queue_ids)
+            return False
 
     def _held_queue(self, claim):
         """Return the queue's row, locked; None if the claim is stale, or if somebody has the row locked.
@@ -526,7 +546,7 @@ class Backend:
 
     # The safety net
 
-    def sweep(self, scope: str, after: str, limit: int = 500) -> tuple[int, str | None]:
+    def sweep(self, scope: str, after: str, limit: int = 100) -> tuple[int, str | None]:
         """Make idle queues due that have unfinished jobs, ``limit`` queues of the scope from name ``after`` on.
 
         Repairs wake-ups lost by a crash between a commit and its wake. Returns how many queues were repaired and
@@ -564,7 +584,7 @@ class Backend:
         served = set(scopes) - self._paused_scopes(scopes)
         queues = Queue.objects.using(self.alias).filter(scope__in=served)
         busy = Q(held_by__isnull=False) | Q(paused_at=None, due_at__lte=now)
-        backing_off = Q(paused_at=None, current_job__isnull=False, due_at__isnull=False)
+        backing_off = Q(paused_at=None, current_job__isnull=False, due_at__isnull=False, problem="")
         return queues.filter(busy | backing_off).exists()
 
 

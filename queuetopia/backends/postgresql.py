@@ -90,7 +90,10 @@ _LOCK_TIMEOUT = 200
 # has locked the row looks for jobs itself after the commit.
 _WAKE_TIMEOUT = 1000
 
-_PLANS = "-c plan_cache_mode=force_generic_plan -c enable_seqscan=off -c enable_bitmapscan=off -c jit=off"
+# Planned once, and then index look-ups for ever: a plan made for an empty table, or without statistics, must be the
+# right one for a million rows too. (Planning was half the cost of a batch of 20 results; a sequential scan of 1,000
+# queues, joined in nested loops, two thirds of one of 200.)
+_PLANS = {"plan_cache_mode": "force_generic_plan", "enable_seqscan": "off", "enable_bitmapscan": "off", "jit": "off"}
 
 _BUSY = {"55P03", "40P01", "40001"}  # lock_not_available, deadlock_detected, serialization_failure
 
@@ -204,12 +207,8 @@ class Backend(base.Backend):
         milliseconds = int(lease.kill * 2000)
         settings["OPTIONS"] |= {
             "application_name": "queuetopia",
-            # Planned once, and then index look-ups for ever: a plan made for an empty table, or without statistics,
-            # must be the right one for a million rows too. (Planning was half the cost of a batch of 20 results; a
-            # sequential scan of 1,000 queues, joined in nested loops, two thirds of one of 200.)
             "server_side_binding": True,
             "prepare_threshold": 1,
-            "options": f"{settings['OPTIONS'].get('options', '')} {_PLANS}",
             "connect_timeout": 5,
             "tcp_user_timeout": milliseconds,
             "keepalives_idle": 2,
@@ -226,6 +225,8 @@ class Backend(base.Backend):
             if in_recovery:
                 raise SessionRefused(f"Database {self.alias!r} is a read-only standby; point it at the primary.")
             self._refuse_pooler()
+            for name, value in _PLANS.items():
+                cursor.execute("SELECT set_config(%s, %s, false)", [name, value])
             # The server itself ends a session that has been silent for the lease: its locks are free then.
             cursor.execute(
                 "SELECT set_config('idle_session_timeout', %(lease)s, false),"
@@ -327,8 +328,16 @@ class Backend(base.Backend):
             self._wake(_WAKE, wakes)
             return
         places = self._wake(_WAKE, wakes) if len(wakes) > 1 else [1]
+        busy = None
         for place in places:
-            self._wake(_WAKE_ONE, [wakes[place - 1]])
+            try:
+                self._wake(_WAKE_ONE, [wakes[place - 1]])
+            except OperationalError as exc:
+                if not self.is_busy(exc):
+                    raise
+                busy = exc  # one locked row must not keep the others asleep
+        if busy:
+            raise busy
 
     def _wake(self, sql, wakes) -> list[int]:
         """Return the places (from 1) of the queues whose rows somebody has locked."""
@@ -383,7 +392,12 @@ class Backend(base.Backend):
         started = {claim.queue_id for claim in claims}
         rest = [queue_id for queue_id in queue_ids if queue_id not in started]
         # What is empty, halted or not due after all is rare and told apart one by one.
-        late, rest = super().start_heads(rest, holder, now)
+        try:
+            late, rest = super().start_heads(rest, holder, now)
+        except OperationalError as exc:
+            if not self.is_busy(exc):
+                raise
+            late = []  # what has been marked is committed
         return claims + late, rest
 
     def next_due(self, scopes):

@@ -3,6 +3,7 @@
 import textwrap
 
 import pytest
+from django.utils import timezone
 
 from queuetopia import start_node
 from queuetopia.models import Job, Queue
@@ -79,9 +80,13 @@ def test_a_job_that_kills_its_worker_before_it_begins_is_counted_and_halts(nodes
 
 
 @pytest.mark.capability("Q9", "E30")
-@pytest.mark.parametrize("code", [None, "setup"])
+@pytest.mark.parametrize("code", [None, "setup", "attempted"])
 def test_until_empty_says_that_it_left_jobs_that_this_code_cannot_run(nodes, tmp_path, code):
-    if code:
+    if code == "attempted":  # its action was there then
+        job = Job.objects.create(scope=LedgerQueue.scope, queue="a", action="gone", attempted_at=timezone.now())
+        Queue.objects.create(scope=job.scope, name=job.queue, current_job=job.pk, due_at=job.scheduled_at)
+        code = None
+    elif code:
         LedgerQueue.create_job("a", "noop")
         code = environment(tmp_path, NEEDS_A_FILE.format(path=str(tmp_path / "missing" / "licence")))
     else:

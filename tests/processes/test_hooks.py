@@ -111,6 +111,17 @@ def test_until_empty_ends_when_the_hooks_have_ended_too(nodes, ledger):
     assert [what for what in ledger.told() if what != "job_started"] == ["handle_done_job", "job_done"]
 
 
+@pytest.mark.capability("J16", "Q10")
+def test_a_stop_waits_for_the_hooks_of_what_is_done(nodes, ledger):
+    jobs = HookQueue.create_jobs([HookQueue.job(f"queue-{number % 20}", "noop") for number in range(400)])
+    node = nodes.start(HookQueue, processes=1, grace=PATIENCE)
+    wait_for_all(HookQueue)
+
+    assert node.stop() == 0
+
+    assert sorted(entry["job"] for entry in ledger.told()["job_done"]) == sorted(job.pk for job in jobs)
+
+
 @pytest.mark.capability("J16", "J20")
 def test_the_worker_of_a_hook_that_hangs_is_replaced_and_the_jobs_go_on(nodes, ledger, tmp_path):
     code = "import queuetopia.worker_process\nqueuetopia.worker_process.HOOK_TIME = 0.5"

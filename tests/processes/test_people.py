@@ -3,9 +3,11 @@
 import subprocess
 import sys
 import time
+from datetime import timedelta
 
 import pytest
 from django.db import connection, transaction
+from django.utils import timezone
 
 from queuetopia import jobs, status
 from queuetopia.models import Job
@@ -93,11 +95,14 @@ def test_a_transaction_left_open_for_longer_than_the_fence_costs_nobody_an_attem
     """Somebody's locks hold up what they lock. On SQLite that is the whole database: then everything waits."""
     mine = LedgerQueue.create_job("a", "write_when_told", {"seq": 1})
     others = [LedgerQueue.create_job(f"queue-{number}", "write_when_told", {"seq": number}) for number in range(3)]
-    node = nodes.start(LedgerQueue, processes=4, env={"QUEUETOPIA_TEST_LEASE": "3"})
+    lease = {"QUEUETOPIA_TEST_LEASE": "3"}
+    node = nodes.start(LedgerQueue, processes=4, env=lease)
     wait_for_attempts(ledger, 4)
+    other = nodes.start(SlowRetryQueue, processes=1, env=lease)  # who looks for dead ones meanwhile
+    other.wait_for_log("node started")
     scheduler, workers = node.scheduler, node.workers(4)
 
-    until = time.monotonic() + 4  # seconds; the fence passes after 1.8
+    until = time.monotonic() + 4  # seconds; the fence passes after 1.8, and silence is death after 2.8
     with transaction.atomic():
         LedgerQueue.pause("a")
         ledger.go()
@@ -110,8 +115,58 @@ def test_a_transaction_left_open_for_longer_than_the_fence_costs_nobody_an_attem
     wait_for_all()
 
     assert (node.scheduler, node.workers(4)) == (scheduler, workers)
+    assert "taking over" not in other.log()
     assert set(Job.objects.values_list("attempts", flat=True)) == {1}
     assert errors_of(mine) == []
+
+
+@pytest.mark.capability("E18", "H23")
+@pytest.mark.skipif(connection.vendor == "sqlite", reason="there somebody's transaction locks the whole database")
+def test_a_result_that_cannot_be_stored_yet_takes_no_worker_from_the_others(nodes, ledger):
+    LedgerQueue.create_job("a", "write_when_told", {"seq": 1})
+    nodes.start(LedgerQueue, processes=1)
+    wait_for_attempts(ledger, 1)
+    other = LedgerQueue.create_job("b", "noop")
+    with transaction.atomic():
+        LedgerQueue.pause("a")
+        ledger.go()
+        wait_for(other, lambda job: job.done_at)
+    wait_for_all()
+
+
+@pytest.mark.capability("E18")
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="no such lock")
+def test_a_table_that_is_locked_for_some_seconds_costs_no_attempt(nodes, ledger):
+    """By a migration, or VACUUM FULL."""
+    job = LedgerQueue.create_job("a", "write_when_told", {"seq": 1})
+    node = nodes.start(LedgerQueue)
+    wait_for_attempts(ledger, 1)
+    LedgerQueue.create_job("b", "noop", scheduled_at=timezone.now() + timedelta(seconds=0.5))
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("LOCK TABLE queuetopia_queue IN ACCESS EXCLUSIVE MODE")
+        node.wait_for_log("locked by somebody, later", times=12)
+    ledger.go()
+    wait_for_all()
+
+    assert errors_of(job) == []
+    assert "no database session" not in node.log()
+
+
+@pytest.mark.capability("E5", "H5")
+def test_cancelling_one_running_job_disturbs_no_other_of_the_node(nodes, ledger):
+    """Also when the node looks for forgotten queues in the same moment, as it does with such a poll interval."""
+    others = [LedgerQueue.create_job(f"queue-{number}", "write_when_told", {"seq": number}) for number in range(2)]
+    job = LedgerQueue.create_job("a", "hang")
+    node = nodes.start(LedgerQueue, processes=3, poll_interval=0.01)
+    wait_for_attempts(ledger, 3)
+
+    assert LedgerQueue.cancel(job) == "running"
+    wait_for(job, lambda job: job.state == Job.State.CANCELLED)
+    ledger.go()
+    wait_for_all()
+
+    assert [errors_of(other) for other in others] == [[], []]
+    assert not [line for line in node.log().splitlines() if "held by nobody" in line or "no database session" in line]
 
 
 @pytest.mark.capability("H5")
