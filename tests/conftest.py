@@ -64,6 +64,18 @@ def node_environment(django_db_setup):
     return MappingProxyType(dict(os.environ))
 
 
+@pytest.fixture
+def backend(transactional_db):
+    """The session under test."""
+    from queuetopia import conf
+    from queuetopia.backends import backend_for
+
+    backend = backend_for("default")
+    backend.open_session(conf.lease())
+    yield backend
+    backend.close_session()
+
+
 def pytest_sessionstart():
     # A shell that starts the suite in the background has SIGINT ignored, and every process of it would.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -95,15 +95,6 @@ class Node(Elsewhere):
 
 
 @pytest.fixture
-def backend(transactional_db):
-    """The session under test."""
-    backend = backend_for("default")
-    backend.open_session(conf.lease())
-    yield backend
-    backend.close_session()
-
-
-@pytest.fixture
 def node(backend):
     """A second node."""
     with contextlib.closing(Node()) as node:
@@ -1956,9 +1947,25 @@ def fail():
     raise OperationalError("as after a deadlock")
 
 
+class EndsSilentSessions:
+    """What a server promises; SQLite has none."""
+
+    @pytest.mark.faults
+    def test_a_silent_session_is_ended_by_the_server_and_its_queue_is_free(self, backend, elsewhere):
+        put()
+        silent = backend_for("default")
+        thread = elsewhere()
+        thread.run(silent.open_session, conf.Lease(1))
+        (one,) = thread.run(claim, silent)
+        assert backend.try_lock([one.queue_id]) == []
+        assert wait_until(lambda: backend.try_lock([one.queue_id])) == [one.queue_id]
+        assert thread.run(is_lost, silent)
+        thread.run(silent.close_session)
+
+
 @pytest.mark.skipif(connection.vendor != "postgresql", reason="PostgreSQL only")
 @pytest.mark.django_db(transaction=True)
-class TestPostgreSQL:
+class TestPostgreSQL(EndsSilentSessions):
     LOCKS = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
 
     def test_the_server_enforces_the_lease(self, backend):
@@ -1973,18 +1980,6 @@ class TestPostgreSQL:
         set_ = {name: ask(backend, "SELECT current_setting(%s)", name)[0] for name in expected}
         # A socket file has no TCP options.
         assert {**set_, "tcp_user_timeout": expected["tcp_user_timeout"]} == expected
-
-    @pytest.mark.faults
-    def test_a_silent_session_is_ended_by_the_server_and_its_queue_is_free(self, backend, elsewhere):
-        put()
-        silent = backend_for("default")
-        thread = elsewhere()
-        thread.run(silent.open_session, conf.Lease(1))
-        (one,) = thread.run(claim, silent)
-        assert backend.try_lock([one.queue_id]) == []
-        assert wait_until(lambda: backend.try_lock([one.queue_id])) == [one.queue_id]
-        assert thread.run(is_lost, silent)
-        thread.run(silent.close_session)
 
     @pytest.mark.faults
     def test_a_terminated_session_is_noticed(self, backend):
@@ -2086,7 +2081,7 @@ class TestPostgreSQL:
 
 @pytest.mark.skipif(connection.vendor != "mysql", reason="MySQL and MariaDB only")
 @pytest.mark.django_db(transaction=True)
-class TestMySQL:
+class TestMySQL(EndsSilentSessions):
     def test_the_server_enforces_the_lease(self, backend):
         assert ask(backend, "SELECT @@SESSION.wait_timeout, @@SESSION.innodb_lock_wait_timeout") == (15, 1)
 
@@ -2115,18 +2110,6 @@ class TestMySQL:
         assert len(name) <= 64
         backend.connection.settings_dict = {**backend.connection.settings_dict, "NAME": "another"}
         assert backend._name(2**63 - 1) != name
-
-    @pytest.mark.faults
-    def test_a_silent_session_is_ended_by_the_server_and_its_queue_is_free(self, backend, elsewhere):
-        put()
-        silent = backend_for("default")
-        thread = elsewhere()
-        thread.run(silent.open_session, conf.Lease(1))
-        (one,) = thread.run(claim, silent)
-        assert backend.try_lock([one.queue_id]) == []
-        assert wait_until(lambda: backend.try_lock([one.queue_id])) == [one.queue_id]
-        assert thread.run(is_lost, silent)
-        thread.run(silent.close_session)
 
     @pytest.mark.faults
     def test_a_killed_session_is_noticed(self, backend):

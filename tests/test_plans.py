@@ -8,7 +8,6 @@ import pytest
 from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 
-from queuetopia import conf
 from queuetopia.attempts import Outcome, Verdict
 from queuetopia.backends import backend_for, postgresql
 from queuetopia.backends.base import Ending
@@ -96,14 +95,6 @@ def no_statistics(transactional_db):
 def crowd(no_statistics):
     insert_crowd()
     assert Queue.objects.blocked().count() == CROWD
-
-
-@pytest.fixture
-def backend(transactional_db):
-    backend = backend_for("default")
-    backend.open_session(conf.lease())
-    yield backend
-    backend.close_session()
 
 
 # Plans
