@@ -1157,6 +1157,16 @@ class TestBackendContract:
                 wake([(SCOPE, name, now) for name in queues])
         assert sorted(Queue.objects.due(now).values_list("name", flat=True)) == ["y", "z"]
 
+    @pytest.mark.capability("H5")
+    def test_a_job_cancelled_between_its_claim_and_its_start_has_no_attempt(self, backend):
+        job = put()
+        one = claim_one(backend)
+        assert LedgerQueue.cancel(job) == "running"
+        finish(backend, one, Verdict.RETURN)
+        job.refresh_from_db()
+        assert (job.state, job.attempts, job.attempted_at) == ("cancelled", 0, None)
+        assert line().current_job is None
+
     def test_two_ends_of_one_queue_in_a_batch_give_its_lock_back_once(self, backend):
         put()
         one = claim_one(backend)

@@ -348,6 +348,7 @@ class Backend:
         paused = self._paused_scopes({ending.claim.scope for ending in endings})
         for ending in sorted(endings, key=_queue_of):  # rows are locked in one order everywhere
             queue = self._held_queue(ending.claim)
+            was_run = ending.outcome.verdict != Verdict.RETURN
             if queue and queue.stop_requested and ending.outcome.verdict not in ENDINGS:
                 ending = ending._replace(outcome=ending.outcome._replace(verdict=Verdict.CANCEL))
             if queue is None or not self._locks_job(ending):
@@ -356,7 +357,7 @@ class Backend:
                 else:
                     result.stale.append(ending)
                 continue
-            self._write_job(ending, node, now)
+            self._write_job(ending, node, now, was_run)
             result.written.append(ending)
             may_go_on = keep(ending.claim) and queue.paused_at is None and queue.scope not in paused
             claim, due_at, current_job = self._after(ending, queue, now, may_go_on, holder)
@@ -415,13 +416,16 @@ class Backend:
         held = Queue.objects.using(self.alias).filter(held_by__isnull=False)
         return held.filter(ours) if claims else held.none()
 
-    def _write_job(self, ending, node, now):
+    def _write_job(self, ending, node, now, was_run):
         claim, outcome = ending.claim, ending.outcome
         if outcome.verdict == Verdict.RETURN:
             return
         job = Job.objects.using(self.alias).filter(pk=claim.job_id, done_at=None)
         errors = history(job.values_list("errors", flat=True).first()) if outcome.error else []
-        job.update(**job_values(claim, outcome, node, now, errors))
+        values = job_values(claim, outcome, node, now, errors)
+        if not was_run:  # cancelled before it began: there was no attempt
+            values = {name: values[name] for name in ("state", "done_at", "next_attempt_at")}
+        job.update(**values)
 
     def _after(self, ending, queue, now, may_go_on, holder):
         """Return (claim of the next job or None, due_at, current_job) for a queue whose attempt ended so."""
