@@ -73,6 +73,8 @@ class Backend:
         self.held: set[int] = set()
         self.unseen: set[int] = set()  # cleared queues whose second look is due: somebody had the row locked
         self.was_notified = False  # a wake-up came while another statement ran
+        # What a scheduler has to do while results are written, or before, where the database is no other process.
+        self.meanwhile: Callable[[], None] = lambda: None
         self._driver: Any = None  # the driver's connection that took the locks
 
     @property
@@ -329,6 +331,7 @@ class Backend:
         keep: whether this claim's queue may go straight on with its next job.
         node: what ``attempted_by`` says. Locks are given back after the commit.
         """
+        self.meanwhile()
         try:
             with transaction.atomic(using=self.alias):
                 written = self._record(endings, holder, node, keep, now or self.now())

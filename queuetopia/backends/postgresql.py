@@ -6,7 +6,8 @@ Why the claim has this shape (each line was a bug somewhere):
   the select list above it. In a WHERE the planner may call it for rows it then throws away (10,000 locks taken for
   LIMIT 1), and evaluate it twice (the lock is re-entrant: it is never given back).
 - FOR NO KEY UPDATE SKIP LOCKED: two schedulers pick different queues instead of waiting for each other. The row
-  locks end with that first transaction; what lasts is the session's advisory lock.
+  locks end with that first transaction, which has nothing to keep and so waits for no disk; what lasts is the
+  session's advisory lock.
 - The heads are read in a *second* transaction. The lock says who may start; it says nothing about what the snapshot
   of the statement that took it has missed. In one statement a job that was just finished elsewhere runs twice.
 - The UPDATE that marks a head repeats the conditions on the row (``held_by``, ``rev``): if a person's verb committed
@@ -54,7 +55,7 @@ _CANDIDATES = f"""
         WHERE NOT EXISTS (SELECT 1 FROM {SCOPE} p WHERE p.name = s.scope AND p.paused_at IS NOT NULL)
         ORDER BY c.due_at LIMIT %(limit)s
     )
-    SELECT id, pg_try_advisory_lock(%(base)s + id) FROM due
+    SELECT id, pg_try_advisory_lock(%(base)s + id), set_config('synchronous_commit', 'off', true) FROM due
 """  # noqa: S608 - the names of our own tables
 
 # The next head of a queue row ``q``: the job it is set to, else the first in line.
@@ -374,10 +375,10 @@ class Backend(base.Backend):
             "scopes": scopes, "limit": limit, "only": only, "now": now, "base": lock_key(0),
             "passed": list(passed),
         })  # fmt: skip
-        locked = [queue_id for queue_id, is_locked in found if is_locked]
+        locked = [queue_id for queue_id, is_locked, _ in found if is_locked]
         self._unlock_once(self.held.intersection(locked))  # what a failed claim had locked is now locked twice
         self.held.update(locked)
-        return [queue_id for queue_id, _ in found], locked
+        return [queue_id for queue_id, *_ in found], locked
 
     def start_heads(self, queue_ids, holder, now=None):
         if not queue_ids:
@@ -443,7 +444,7 @@ class Backend(base.Backend):
 
     def _finish(self, done, node, keep, now):
         """Record successes that nobody has touched; return what came of it, queues let go, to look at, and the rest."""
-        rows = self._run(_FINISH, {
+        rows = self._run_meanwhile(_FINISH, {
             "jobs": [ending.claim.job_id for ending in done],
             "queues": [ending.claim.queue_id for ending in done],
             "fences": [ending.claim.fence for ending in done],
@@ -473,6 +474,17 @@ class Backend(base.Backend):
         rows = self._run(_LOOK_AGAIN, {"ids": list(queue_ids)})
         self.unseen = {queue_id for queue_id, is_locked in rows if is_locked}
         return len(rows) > len(self.unseen)
+
+    def _run_meanwhile(self, sql, arguments):
+        """Run a statement, and do what a session has to do while the server works on it."""
+        if not self.in_session:
+            return self._run(sql, arguments)
+        connection = self.connection
+        with connection.wrap_database_errors, connection.connection.pipeline() as sent, connection.cursor() as cursor:
+            cursor.execute(sql, arguments)
+            sent.sync()
+            self.meanwhile()
+            return cursor.fetchall()
 
     def _run(self, sql, arguments):
         with self.connection.cursor() as cursor:
