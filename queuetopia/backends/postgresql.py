@@ -23,7 +23,7 @@ Locks are 64-bit numbers of a namespace (which tables) and the queue row's id, s
 import binascii
 import logging
 
-from django.db import DatabaseError, OperationalError, connections, transaction
+from django.db import DatabaseError, OperationalError, connections
 
 from ..attempts import Claim, Verdict
 from ..exceptions import SessionLost, SessionRefused
@@ -157,11 +157,36 @@ _LOOK_AGAIN = f"""
     SELECT id, false FROM u UNION ALL SELECT id, true FROM h WHERE id NOT IN (SELECT id FROM l)
 """  # noqa: S608
 
-# A plain upsert would burn an id for each wake of a known queue. A wake of several queues never waits for a row while
-# it has others locked, or it would deadlock with claims and other wakes: it passes those over and tells their places.
+# What a wake-up needs is set in the statement itself, which is a transaction of its own: one round trip. A hint may
+# commit asynchronously: the sweep finds what a crash of the server loses of it.
+_QUICKLY = """
+    SELECT set_config('synchronous_commit', coalesce(%(commit)s::text, current_setting('synchronous_commit')), true),
+           set_config('lock_timeout', coalesce(%(timeout)s::text, current_setting('lock_timeout')), true)
+"""
+
+# A plain upsert would burn an id for each wake of a known queue.
+_WAKE_ONE = f"""
+    WITH s AS MATERIALIZED ({_QUICKLY}), u AS (
+        UPDATE {QUEUE} q SET due_at = %(time)s FROM s
+        WHERE q.scope = %(scope)s AND q.name = %(name)s
+          AND q.held_by IS NULL AND q.current_job IS NULL AND (q.due_at IS NULL OR q.due_at > %(time)s)
+        RETURNING 1
+    ), n AS (
+        INSERT INTO {QUEUE} AS q (scope, name, due_at)
+        SELECT %(scope)s::text, %(name)s::text, %(time)s::timestamptz FROM s
+        WHERE NOT EXISTS (SELECT 1 FROM {QUEUE} q WHERE q.scope = %(scope)s AND q.name = %(name)s)
+        ON CONFLICT (scope, name) DO UPDATE SET due_at = excluded.due_at
+        WHERE q.held_by IS NULL AND q.current_job IS NULL AND (q.due_at IS NULL OR q.due_at > excluded.due_at)
+        RETURNING 1
+    )
+    SELECT pg_notify(%(channel)s, '') FROM (SELECT 1 FROM u UNION ALL SELECT 1 FROM n) x LIMIT 1
+"""  # noqa: S608
+
+# A wake of several queues never waits for a row while it has others locked, or it would deadlock with claims and
+# other wakes: it passes those over and tells their places.
 _WAKE = f"""
-    WITH w AS MATERIALIZED (
-        SELECT * FROM unnest(%(scopes)s::text[], %(names)s::text[], %(times)s::timestamptz[]) WITH ORDINALITY
+    WITH s AS MATERIALIZED ({_QUICKLY}), w AS MATERIALIZED (
+        SELECT w.* FROM s, unnest(%(scopes)s::text[], %(names)s::text[], %(times)s::timestamptz[]) WITH ORDINALITY
                       AS w (scope, name, due_at, place)
     ), m AS MATERIALIZED (
         SELECT q.id, w.due_at, w.place FROM w JOIN {QUEUE} q ON q.scope = w.scope AND q.name = w.name
@@ -184,7 +209,6 @@ _WAKE = f"""
     SELECT (SELECT pg_notify(%(channel)s, '') FROM (SELECT 1 FROM u UNION ALL SELECT 1 FROM n) x LIMIT 1),
            ARRAY(SELECT place FROM m EXCEPT SELECT place FROM l)
 """  # noqa: S608
-_WAKE_ONE = _WAKE.replace(" SKIP LOCKED", "")
 
 _NEXT_DUE = f"""
     SELECT greatest(extract(epoch FROM min(c.due_at) - clock_timestamp()), %(overdue)s)::float, min(c.due_at)
@@ -325,14 +349,16 @@ class Backend(base.Backend):
     # Wake-ups
 
     def wake(self, wakes):
-        if self.in_session:  # the sweep, which comes again
-            self._wake(_WAKE, wakes)
-            return
-        places = self._wake(_WAKE, wakes) if len(wakes) > 1 else [1]
+        if self.in_session or len(wakes) > 1:
+            locked = [wakes[place - 1] for place in self._wake_many(wakes)]
+            if self.in_session:  # the sweep, which comes again
+                return
+        else:
+            locked = wakes
         busy = None
-        for place in places:
+        for scope, name, due_at in locked:
             try:
-                self._wake(_WAKE_ONE, [wakes[place - 1]])
+                self._run(_WAKE_ONE, {**self._quickly(), "scope": scope, "name": name, "time": due_at})
             except OperationalError as exc:
                 if not self.is_busy(exc):
                     raise
@@ -340,23 +366,17 @@ class Backend(base.Backend):
         if busy:
             raise busy
 
-    def _wake(self, sql, wakes) -> list[int]:
+    def _wake_many(self, wakes) -> list[int]:
         """Return the places (from 1) of the queues whose rows somebody has locked."""
-        arguments = {
-            "scopes": [scope for scope, _, _ in wakes],
-            "names": [name for _, name, _ in wakes],
-            "times": [due_at for _, _, due_at in wakes],
-            "channel": CHANNEL,
-        }
-        if self.connection.in_atomic_block:
-            return self._run(sql, arguments)[0][1]
-        # A hint may commit asynchronously: the sweep finds what a crash of the server loses of it.
-        with transaction.atomic(using=self.alias):
-            self._run(
-                "SELECT set_config('synchronous_commit', 'off', true), set_config('lock_timeout', %(timeout)s, true)",
-                {"timeout": str(_LOCK_TIMEOUT if self.in_session else _WAKE_TIMEOUT)},
-            )
-            return self._run(sql, arguments)[0][1]
+        scopes, names, times = map(list, zip(*wakes, strict=True))
+        ((_, places),) = self._run(_WAKE, {**self._quickly(), "scopes": scopes, "names": names, "times": times})
+        return places
+
+    def _quickly(self):
+        """Return how a wake-up is to commit and to wait; inside a transaction, that is not ours to say."""
+        alone = not self.connection.in_atomic_block
+        timeout = _LOCK_TIMEOUT if self.in_session else _WAKE_TIMEOUT
+        return {"channel": CHANNEL, "commit": "off" if alone else None, "timeout": str(timeout) if alone else None}
 
     def notify(self):
         self._run("SELECT pg_notify(%(channel)s, '')", {"channel": CHANNEL})
