@@ -28,6 +28,7 @@ from django.db import DatabaseError, OperationalError, connections
 from ..attempts import Claim, Verdict
 from ..exceptions import SessionLost, SessionRefused
 from ..models import Job, Queue, Scope
+from ..params import as_text
 from . import base
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,25 @@ _JOB_COLUMNS = (
     "id, action, params, scheduled_at, timeout, max_backoff, max_attempts, on_exhausted, attempted_at, error, "
     "attempts, state, next_attempt_at"
 )
+
+# Django's own INSERT takes twice as long, most of it in Python.
+_INSERT_ONE = f"""
+    INSERT INTO {JOB} (scope, queue, action, params, timeout, max_backoff, max_attempts, on_exhausted, scheduled_at,
+                       state, attempts, attempted_by, error, errors)
+    VALUES (%s, %s, %s, %s, %s, %s, %s, %s, coalesce(%s, statement_timestamp()), 'pending', 0, '', '', '[]')
+    RETURNING id, scheduled_at
+"""  # noqa: S608
+_INSERT_MANY = f"""
+    INSERT INTO {JOB} (scope, queue, action, params, timeout, max_backoff, max_attempts, on_exhausted, scheduled_at,
+                       state, attempts, attempted_by, error, errors)
+    SELECT scope, queue, action, params::jsonb, timeout, max_backoff, max_attempts, on_exhausted,
+           coalesce(scheduled_at, statement_timestamp()), 'pending', 0, '', '', '[]'
+    FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::float[], %s::float[], %s::int[], %s::text[],
+                %s::timestamptz[]) WITH ORDINALITY
+         AS j (scope, queue, action, params, timeout, max_backoff, max_attempts, on_exhausted, scheduled_at, place)
+    ORDER BY place
+    RETURNING id, scheduled_at
+"""  # noqa: S608
 
 # The database's clock, unless a test or ``testing.drain`` has one of its own.
 NOW = "coalesce(%(now)s, statement_timestamp())"
@@ -346,6 +366,20 @@ class Backend(base.Backend):
             if not cursor.fetchone()[0]:
                 raise SessionLost("a queue's lock was not ours any more")
 
+    # Create
+
+    def insert(self, jobs):
+        for start in range(0, len(jobs), base.INSERT_BATCH):
+            batch = jobs[start : start + base.INSERT_BATCH]
+            rows = [_inserted(job) for job in batch]
+            if len(rows) == 1:
+                stored = self._run(_INSERT_ONE, rows[0])
+            else:
+                stored = self._run(_INSERT_MANY, [*map(list, zip(*rows, strict=True))])
+            for job, (pk, scheduled_at) in zip(batch, stored, strict=True):
+                job.pk, job.scheduled_at = pk, scheduled_at
+                job._state.adding, job._state.db = False, self.alias
+
     # Wake-ups
 
     def wake(self, wakes):
@@ -513,6 +547,14 @@ class Backend(base.Backend):
 
 
 _NAMESPACE = binascii.crc32(f"queuetopia:{Queue._meta.db_table}".encode()) & 0x7FFFFF
+
+
+def _inserted(job):
+    scheduled_at = None if base.has_no_time(job) else job.scheduled_at
+    return (
+        job.scope, job.queue, job.action, as_text(job.params), job.timeout, job.max_backoff, job.max_attempts,
+        job.on_exhausted, scheduled_at,
+    )  # fmt: skip
 
 
 def _is_plain(ending) -> bool:
