@@ -1,15 +1,13 @@
 """The arguments, the runs, and the tables. What is measured is told in ``__init__.py``."""
 
 import argparse
-import json
 import os
-import subprocess
 import sys
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import replace
 
 from . import __doc__ as description
-from .figures import FULL, QUICK, Figure
+from .figures import FULL, QUICK
+from .processes import python, run
 from .servers import PRIVATE, url_of
 from .tables import print_beside, print_figures
 
@@ -56,20 +54,6 @@ def arguments():
     if unknown := set(options.workloads) - set(known):
         parser.error(f"no such workload: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     return options
-
-
-def run(workload, size, environment):
-    """Run a workload once, in a process and a database of its own."""
-    output = python("benchmarks.run", workload, json.dumps(asdict(size)), environment=environment)
-    return [Figure(**values) for values in json.loads(output.splitlines()[-1])]
-
-
-def python(module, *arguments, environment):
-    folder = Path(__file__).parents[1]
-    command = [sys.executable, "-m", module, *arguments]
-    return subprocess.run(
-        command, env=environment, cwd=folder, check=True, stdout=subprocess.PIPE, text=True
-    ).stdout.rstrip()
 
 
 if __name__ == "__main__":

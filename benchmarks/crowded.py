@@ -1,6 +1,7 @@
 """The same as latency, while the node drains other queues: what a new job waits for its turn."""
 
 import threading
+import time
 
 from django.db import connection, connections
 
@@ -18,7 +19,7 @@ def measure(size):
     with fresh_database(), start_file() as starts, running_node():
         tidy_up()
         stop = threading.Event()
-        crowd = threading.Thread(target=keep_busy, args=(stop,))
+        crowd = threading.Thread(target=keep_busy, args=(stop, size.rate))
         crowd.start()
         try:
             _, commits = latencies(size, create_one, lambda job: next_start(starts, job))
@@ -32,10 +33,15 @@ def measure(size):
     ]
 
 
-def keep_busy(stop):
-    """See to it that the others always have jobs waiting."""
-    jobs = BenchmarkQueue.jobs().unfinished().filter(queue__startswith="other-")
+def keep_busy(stop, rate):
+    """Create jobs for others: at this rate, or so that they always have some waiting."""
+    jobs, created, began = BenchmarkQueue.jobs().unfinished().filter(queue__startswith="other-"), 0, time.monotonic()
     while not stop.wait(0.1):
-        if jobs[:10_000].count() < 10_000:
-            create_jobs(10_000, OTHERS, "other")
+        if rate is None:
+            missing = 10_000 * (jobs[:10_000].count() < 10_000)
+        else:
+            missing = int(rate * (time.monotonic() - began)) - created
+        if missing:
+            create_jobs(missing, OTHERS, "other")
+            created += missing
     connections.close_all()

@@ -38,6 +38,9 @@ class Size:
     blocked: int = 0  # queues
     behind: int = 1  # jobs that wait in each of them
     done: int = 0  # jobs
+    waiting: int = 0  # jobs, in the queues that are measured, behind those that are
+    nodes: int = 1
+    rate: int | None = None  # jobs a second that others create; None: as many as the node can run
 
     def scaled(self, divisor):
         smaller = {name: getattr(self, name) // divisor for name in ("jobs", "queues", "many_jobs", "line")}

@@ -61,9 +61,19 @@ def create_done_jobs(count):
         _multiply(count, state=Job.State.DONE, attempts=1, attempted_at=then, done_at=then)
 
 
-def _multiply(count, **values):
-    """Write a job into each of the queues 0, 1, 2 … with the one SQL that every database understands."""
-    template = BenchmarkQueue.job("template", "do_nothing")
+def create_waiting_jobs(count, queues):
+    """Write jobs into the same queues as ``create_jobs``, behind what waits there."""
+    rounds = range(0, count, queues)
+    for name in {f"queue-{number}" for number in range(queues)} if count else ():
+        _multiply(len(rounds), name)
+
+
+def _multiply(count, queue=None, **values):
+    """Write a job into each of the queues 0, 1, 2 … with the one SQL that every database understands.
+
+    queue: the one they all go to instead.
+    """
+    template = BenchmarkQueue.job(queue or "template", "do_nothing")
     for name, value in values.items():
         setattr(template, name, value)
     template.save()
@@ -73,10 +83,11 @@ def _multiply(count, **values):
     places = range(len(str(count - 1)))
     number = " + ".join(f"n{place}.d * {10**place}" for place in places)
     numbers = " CROSS JOIN ".join(f"({digits}) n{place}" for place in places)
+    goes_to = "t.queue" if queue else f"CAST({number} AS CHAR(9))"
     with connection.cursor() as cursor:
         cursor.execute(
             f"INSERT INTO {table} (queue, {', '.join(columns)})"  # noqa: S608
-            f" SELECT CAST({number} AS CHAR(9)), {', '.join(f't.{column}' for column in columns)}"
+            f" SELECT {goes_to}, {', '.join(f't.{column}' for column in columns)}"
             f" FROM {table} t CROSS JOIN {numbers} WHERE t.id = %s AND {number} < {count}",
             [template.pk],
         )

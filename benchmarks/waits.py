@@ -20,7 +20,7 @@ def measure(size):
         BenchmarkQueue.create_jobs(
             BenchmarkQueue.job(f"queue-{number % QUEUES}", "wait", {"seconds": SECONDS}) for number in range(size.rests)
         )
-        seconds = since_resumed()
+        seconds = since_resumed(size.rests)
         assert Job.objects.filter(action="wait", state=Job.State.DONE).count() == size.rests
     ideal = AT_ONCE / SECONDS
     return [Figure("jobs that wait", "jobs/s", size.rests / seconds, ideal, GOAL, "ratio", more_is_better=True)]
