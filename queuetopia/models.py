@@ -285,7 +285,7 @@ class Statistic(models.Model):
         verbose_name = _("statistic")
         verbose_name_plural = _("statistics")
         default_permissions = ("view",)
-        constraints = (models.UniqueConstraint(fields=["scope", "at", "action", "node"], name="queuetopia_statistic"),)
+        constraints = (models.UniqueConstraint(fields=["scope", "at", "action", "node"], name="queuetopia_statistic_row"),)
 
     def __str__(self):
         return f"{self.action} of {self.scope} from {self.at:%Y-%m-%d %H:%M} on"

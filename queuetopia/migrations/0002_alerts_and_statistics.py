@@ -71,6 +71,6 @@ class Migration(migrations.Migration):
         ),
         migrations.AddConstraint(
             model_name="statistic",
-            constraint=models.UniqueConstraint(fields=("scope", "at", "action", "node"), name="queuetopia_statistic"),
+            constraint=models.UniqueConstraint(fields=("scope", "at", "action", "node"), name="queuetopia_statistic_row"),
         ),
     ]
