@@ -31,6 +31,14 @@ class JobQuerySet(models.QuerySet):
     def in_queue(self, scope, queue):
         return self.filter(scope=scope, queue=queue)
 
+    def waiting(self, now):
+        """Due jobs that wait in line; not those that were attempted."""
+        return self.unfinished().filter(scheduled_at__lte=now, attempted_at=None)
+
+    def count_to(self, limit):
+        """Return how many there are, without counting further than to ``limit`` and one more."""
+        return self.order_by()[: limit + 1].count()
+
     def in_order(self):
         """The order in which the jobs of one queue run."""
         return self.order_by("scheduled_at", "id")
@@ -285,7 +293,9 @@ class Statistic(models.Model):
         verbose_name = _("statistic")
         verbose_name_plural = _("statistics")
         default_permissions = ("view",)
-        constraints = (models.UniqueConstraint(fields=["scope", "at", "action", "node"], name="queuetopia_statistic_row"),)
+        constraints = (
+            models.UniqueConstraint(fields=["scope", "at", "action", "node"], name="queuetopia_statistic_row"),
+        )
 
     def __str__(self):
         return f"{self.action} of {self.scope} from {self.at:%Y-%m-%d %H:%M} on"

@@ -71,6 +71,8 @@ class Migration(migrations.Migration):
         ),
         migrations.AddConstraint(
             model_name="statistic",
-            constraint=models.UniqueConstraint(fields=("scope", "at", "action", "node"), name="queuetopia_statistic_row"),
+            constraint=models.UniqueConstraint(
+                fields=("scope", "at", "action", "node"), name="queuetopia_statistic_row"
+            ),
         ),
     ]
