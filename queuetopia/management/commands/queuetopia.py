@@ -13,19 +13,20 @@ from functools import partial
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError, OutputWrapper
 from django.core.management.color import no_style
-from django.db import DatabaseError, connections
+from django.db import DatabaseError, close_old_connections, connections
 
 from ... import health, jobs, statistics, status
 from ...conf import DAY
 from ...declaration import by_scope
 from ...exceptions import Refused
+from ...follow import Follower
 from ...models import Job
 from ...status import QueueState, span, visible
 from ...terminal import Screen, duration, interval, short_span, table
 from ...verbs import VERBS, known, local, on_job, on_queue, refused_by_database, serving, tried
 
 PRUNE_BATCH = 1_000
-LOOKING = ("status", "explain", "statistics")  # the verbs that change nothing
+LOOKING = ("status", "explain", "statistics", "tail")  # the verbs that change nothing
 COLUMNS = ("STATE", "QUEUE", "JOBS", "OLDEST", "JOB", "ATTEMPT", "SINCE", "NEXT", "WHY")
 FIGURES = ("started", "done", "failed", "halted", "skipped", "cancelled", "wait", "run", "blocked")
 QUEUE_FIGURES = ("done", "failed", "skipped", "cancelled", "took", "blocked")
@@ -60,6 +61,9 @@ class Command(BaseCommand):
             "--since", type=duration, default=duration("24h"), metavar="TIME", help="90m, 24h, 7d … ago (24h)"
         )
         verb.add_argument("--by", choices=statistics.BY, default="action", help="what a row is about (action)")
+        verb = _add_verb(verbs, "tail", "follow what happens to jobs, in any process, until Ctrl-C")
+        verb.add_argument("scopes", nargs="*", metavar="SCOPE", help="all scopes if none is given")
+        verb.add_argument("--every", type=interval, default=1.0, metavar="TIME", help="between two looks (1s)")
         for name in ("retry", "skip", "cancel"):
             verb = _add_verb(verbs, name, VERBS[name], decides=True)
             verb.add_argument("job_ids", nargs="+", type=int, metavar="JOB_ID")
@@ -228,6 +232,48 @@ class Command(BaseCommand):
     def figures(self, row, by, columns):
         name = local(row["at"]) if "at" in row else self.cut(row.get(by, ""), LONGEST_NAME)
         return (name, *(_figure(row, column) for column in columns))
+
+    # Tail
+
+    def answer_tail(self, scopes, every, **options):
+        aliases: dict[str, list[str]] = {}
+        for queuetopia in _chosen(scopes):
+            aliases.setdefault(queuetopia.database(), []).append(queuetopia.scope)
+        followers = [Follower(alias, names) for alias, names in aliases.items()]
+        with suppress(KeyboardInterrupt, BrokenPipeError):  # how it ends
+            while True:
+                for event in self.events(followers):
+                    self.tell_event(event)
+                self.stdout.flush()
+                time.sleep(every)
+
+    def events(self, followers):
+        """Return what is new, as far as the databases answer; what they don't tell now they tell later."""
+        found = []
+        for follower in followers:
+            try:
+                found += follower.look()
+            except DatabaseError as exc:
+                self.stderr.write(visible(f"database {follower.alias}: {refused_by_database(exc)}"))
+                close_old_connections()
+        return sorted(found, key=lambda event: event["at"])
+
+    def tell_event(self, event):
+        if self.as_json:
+            self.write_json(event)
+            return
+        styles = {"halted": self.style.ERROR, "failed": self.style.WARNING, "done": self.style.SUCCESS}
+        where = f"{event['scope']}/{event['queue']}" if event["queue"] is not None else event["scope"]
+        job = "" if event["job"] is None else f" job {event['job']}"
+        details = (
+            event["action"] and f" ({event['action']})",
+            event["attempt"] and f", attempt {event['attempt']}",
+            event["node"] and f" on {event['node']}",
+            event["by"] and f" by {event['by']}",
+            (why := event["error"] or event["reason"]) and f": {self.cut(why, LONGEST_TEXT)}",
+        )
+        text = "".join(filter(None, details))
+        self.write(f"{local(event['at'])}  {event['event']:9}  {where}{job}{text}", styles.get(event["event"]))
 
     # Words of status
 
