@@ -5,6 +5,7 @@ import getpass
 import io
 import json
 import os
+import sys
 import time
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -21,11 +22,13 @@ from ...declaration import by_scope
 from ...exceptions import Refused
 from ...follow import Follower
 from ...models import Job
+from ...progress import Bar, counted
 from ...status import QueueState, span, visible
 from ...terminal import Screen, duration, interval, short_span, table
 from ...verbs import VERBS, known, local, on_job, on_queue, refused_by_database, serving, tried
 
 PRUNE_BATCH = 1_000
+LONG = 20  # jobs from which on a decision about them has a progress bar
 LOOKING = ("status", "explain", "statistics", "tail")  # the verbs that change nothing
 COLUMNS = ("STATE", "QUEUE", "JOBS", "OLDEST", "JOB", "ATTEMPT", "SINCE", "NEXT", "WHY")
 FIGURES = ("started", "done", "failed", "halted", "skipped", "cancelled", "wait", "run", "blocked")
@@ -96,13 +99,23 @@ class Command(BaseCommand):
     # What a person can do: each yields one result per job, queue or scope.
 
     def answer_retry(self, **options):
-        return _each_job("retry", **options)
+        return self.each_job("retry", **options)
 
     def answer_skip(self, **options):
-        return _each_job("skip", **options)
+        return self.each_job("skip", **options)
 
     def answer_cancel(self, **options):
-        return _each_job("cancel", **options)
+        return self.each_job("cancel", **options)
+
+    def each_job(self, verb, job_ids, **options):
+        results = _each_job(verb, job_ids, **options)
+        # Where each is told on the same terminal, the lines are the progress.
+        tells_each = self.stdout.isatty() and self.verbosity and not self.as_json
+        is_long = len(job_ids) >= LONG and not tells_each
+        return counted(results, Bar(len(job_ids), stream=sys.stderr)) if is_long and self.has_bar() else results
+
+    def has_bar(self):
+        return bool(self.verbosity) and sys.stderr.isatty()
 
     def answer_pause(self, **options):
         return _one_queue("pause", **options)
@@ -113,7 +126,8 @@ class Command(BaseCommand):
     def answer_prune(self, scopes, older_than, **options):
         seconds = None if older_than is None else older_than * DAY
         for queuetopia in _chosen(scopes):
-            yield tried(partial(_prune, queuetopia, seconds), scope=queuetopia.scope)
+            bar = Bar(unit="jobs deleted", stream=sys.stderr) if self.has_bar() else None
+            yield tried(partial(_prune, queuetopia, seconds, bar), scope=queuetopia.scope)
 
     def tell(self, verb, results):
         """Print what was done; raise CommandError with what was refused."""
@@ -434,15 +448,19 @@ def _one_queue(verb, scope, queue, by, reason, **options):
     yield tried(partial(on_queue, verb, known(scope), queue, **why), scope=scope, queue=queue)
 
 
-def _prune(queuetopia, seconds):
+def _prune(queuetopia, seconds, bar):
     deleted = 0
     try:
         while batch := jobs.prune(queuetopia, older_than=seconds, batch=PRUNE_BATCH):
             deleted += batch
+            if bar is not None:
+                bar.advance(batch)
             if batch < PRUNE_BATCH:
                 break
     except ValueError as exc:
         raise Refused(f"--older-than: {exc}.") from exc
+    if bar is not None and deleted:
+        bar.end()
     keeps_all = seconds is None and queuetopia.option("retention") is None
     note = "; its retention is None, for ever" if keeps_all else ""
     return {"deleted": deleted, "message": f"{queuetopia.scope}: ended jobs deleted: {deleted}{note}."}
