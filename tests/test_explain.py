@@ -360,9 +360,9 @@ class TestCommand:
         assert NODE.hex not in json.dumps(answer)
 
     def test_refuses_an_unknown_scope_with_what_is_known(self, queues):
-        text, refused = run("explain", "tests.mial", NAME)
+        text, refused = run("explain", "tests.mai1", NAME)
         assert text == ""
-        assert refused == "No class of this code has the scope 'tests.mial'. Did you mean tests.mail?"
+        assert refused == "No class of this code has the scope 'tests.mai1'. Did you mean tests.mail?"
 
     def test_escapes_what_could_steer_a_terminal(self, queues):
         put(queues, "halted", HOSTILE, error=HOSTILE, action=HOSTILE)

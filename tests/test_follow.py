@@ -196,4 +196,4 @@ class TestCommand:
         assert " done " in self.tail(monkeypatch, [lambda: end(queues)])
 
     def test_refuses_an_unknown_scope(self, queues):
-        assert "Did you mean tests.mail?" in run("tail", "tests.mial")[1]
+        assert "Did you mean tests.mail?" in run("tail", "tests.mai1")[1]

@@ -114,7 +114,7 @@ class TestCheck:
         from tests.test_command import run
 
         assert "not allowed with" in run("status", "--check", "--watch")[1]
-        assert "Did you mean tests.mail?" in run("status", "tests.mial", "--check")[1]
+        assert "Did you mean tests.mail?" in run("status", "tests.mai1", "--check")[1]
 
 
 @pytest.mark.parametrize(

@@ -298,7 +298,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "told"),
         [
-            (["tests.mial"], "Did you mean tests.mail?"),
+            (["tests.mai1"], "Did you mean tests.mail?"),
             (["--since", "yesterday"], "'yesterday' is no duration; write 90s, 10m, 2h or 7d"),
             (["--since", "400d", "--by", "span"], "--since: From"),
             (["--since", "99999999d"], "--since: "),
