@@ -174,6 +174,23 @@ class Queuetopia:
 
         return status.scope_status(cls, queues=queues)
 
+    @classmethod
+    def explain(cls, queue):
+        """Say why ``queue`` does what it does now: a dict with a ``sentence``, its ``causes`` and the facts.
+
+        See ``explain.explain``.
+        """
+        from . import explain
+
+        return explain.explain(cls, queue)
+
+    @classmethod
+    def statistics(cls, since=None, until=None, by="action", action=None):
+        """Return how many jobs were started, done, failed …, and how long they took: see ``statistics.statistics``."""
+        from . import statistics
+
+        return statistics.statistics(cls, since=since, until=until, by=by, action=action)
+
     # What a person can do; each is a function of jobs.py, which says when it is refused.
 
     @classmethod

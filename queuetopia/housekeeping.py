@@ -16,7 +16,7 @@ from django.db import (
     ProgrammingError,
 )
 
-from . import exceptions, jobs, node_file
+from . import conf, exceptions, jobs, node_file
 from .attempts import Outcome, Verdict, describe
 from .backends.base import Ending, Recorded
 from .channel import uptime
@@ -24,10 +24,12 @@ from .declaration import by_scope
 from .models import Job, Node, Queue
 from .processes import kill_marked
 from .supervisor import STOP
+from .tally import FLUSH
 
 logger = logging.getLogger(__name__)
 
 LOOK_FOR_DEAD = 1.0  # seconds between looks for dead nodes and for requests to stop a job
+LOOK_FOR_MAIL = 60.0  # seconds between looks for blocked queues to mail about
 STEP = 0.01  # seconds between two steps of a sweep or of pruning …
 SHARE = 0.1  # … and what they may take of the scheduler's time while jobs run
 # Errors that no result causes: of the session, of the tables, of a statement planned before a migration.
@@ -48,6 +50,9 @@ def keep_house(scheduler) -> None:
                     store.may_have_due = True
                 if not scheduler.is_stopping:
                     take_over_dead_nodes(scheduler, store)
+                    give_alerts(scheduler, store)
+            if now >= store.tally.flush_at:
+                save_statistics(store)
             if scheduler.is_stopping:
                 continue
             if now >= store.poll_at:
@@ -55,6 +60,7 @@ def keep_house(scheduler) -> None:
                 store.may_have_due = True
                 store.sweeping = store.sweeping or [(scope, "") for scope in store.scopes]
                 store.pruning = store.pruning or list(store.scopes)
+                prune_statistics(store)
                 return_forgotten(scheduler, store)
                 take_over_orphans(scheduler, store)
             if now >= store.step_at and (store.sweeping or store.pruning):
@@ -200,6 +206,55 @@ def prune_step(store) -> None:
         is_done = True
     if is_done:
         store.pruning.pop(0)
+
+
+# Alerts: found here, told by a worker, for receivers and mail servers are not ours
+
+
+def give_alerts(scheduler, store) -> None:
+    """Have workers tell of queues that are still blocked, and mail about them."""
+    if not scheduler.pool.may_tell():
+        return
+    try:
+        for claim, duration, threshold in store.backend.due_alerts(store.scopes):
+            scheduler.pool.tell_any("alert", claim, duration, threshold)
+        if (every := conf.mail_admins_every()) and uptime() >= store.mail_at:
+            store.mail_at = uptime() + LOOK_FOR_MAIL
+            scheduler.pool.tell_any("mail", store.database, every)
+    except DatabaseError as exc:
+        _put_off(store, "alerts put off", exc)
+
+
+# Statistics
+
+
+def save_statistics(store) -> None:
+    """Write what was counted since the last time. What cannot be written now is written, with more, the next time."""
+    store.tally.flush_at = uptime() + FLUSH
+    rows = store.tally.unsaved() if conf.statistics_retention() != 0 else []
+    try:
+        if rows:
+            store.backend.save_statistics(store.node_id, rows)
+        store.tally.saved()
+        store.tally.set_clock(store.backend.now())
+    except DatabaseError as exc:
+        _put_off(store, "statistics not saved now", exc)
+
+
+def prune_statistics(store) -> None:
+    if (keep := conf.statistics_retention()) is None:
+        return
+    try:
+        store.backend.prune_statistics(store.scopes, keep)
+    except DatabaseError as exc:
+        _put_off(store, "statistics not pruned now", exc)
+
+
+def _put_off(store, what, exc):
+    """Log what will be tried again; that somebody has locked a table for a while is nothing to warn of."""
+    store.refuse_if_lost()
+    is_busy = isinstance(exc, OperationalError) and store.backend.is_busy(exc)
+    logger.log(logging.INFO if is_busy else logging.WARNING, "%s alias=%s cause=%r", what, store.alias, str(exc))
 
 
 # Recording what a database may refuse

@@ -27,6 +27,7 @@ from .performer import known_actions, param_problems
 logger = logging.getLogger(__name__)
 
 MAX_NAME = 255
+MOST_COUNTED = 1_000  # waiting jobs counted for a signal
 
 
 # Build and create
@@ -186,6 +187,22 @@ def send(signal, queuetopia, **arguments):
             logger.error("receiver failed receiver=%r", receiver, exc_info=answer)
 
 
+def send_unblocked(queuetopia, job, since: datetime) -> None:
+    """Send queue_unblocked for a job that has just ended and had failed first at ``since``."""
+    if signals.queue_unblocked.has_listeners(queuetopia):
+        now = backend_for(queuetopia.database()).now()
+        duration = max(0.0, ((job.done_at or now) - since).total_seconds())
+        waiting = number_waiting(queuetopia, job.queue, now)
+        send(signals.queue_unblocked, queuetopia, job=job, queue=job.queue, duration=duration, waiting=waiting)
+
+
+def number_waiting(queuetopia, queue: str, now: datetime) -> int:
+    """Return how many due jobs wait in the queue, up to ``MOST_COUNTED`` and one more."""
+    return (
+        Job.objects.using(queuetopia.database()).in_queue(queuetopia.scope, queue).waiting(now).count_to(MOST_COUNTED)
+    )
+
+
 # What an attempt's end means
 
 
@@ -248,7 +265,8 @@ def skip(queuetopia, job, *, by="", reason="") -> Job:
         verb.end(Job.State.SKIPPED)
         verb.send_after_commit(signals.job_skipped, job=verb.job, exc=None)
         if verb.job.error:
-            verb.send_after_commit(signals.queue_unblocked, job=verb.job, queue=verb.job.queue)
+            unblocked = partial(send_unblocked, verb.queuetopia, verb.job, verb.job.failed_at or verb.job.attempted_at)
+            transaction.on_commit(unblocked, using=verb.alias, robust=True)
     return verb.job
 
 

@@ -14,7 +14,13 @@ from .exceptions import ReadOnlyJob
 from .params import ParamsField
 
 
-class JobQuerySet(models.QuerySet):
+class BoundedQuerySet(models.QuerySet):
+    def count_to(self, limit):
+        """Return how many there are, without counting further than to ``limit`` and one more."""
+        return self.order_by()[: limit + 1].count()
+
+
+class JobQuerySet(BoundedQuerySet):
     def unfinished(self):
         """Jobs that are neither done nor given up; none of them is ever deleted."""
         return self.filter(done_at=None)
@@ -30,6 +36,10 @@ class JobQuerySet(models.QuerySet):
 
     def in_queue(self, scope, queue):
         return self.filter(scope=scope, queue=queue)
+
+    def waiting(self, now):
+        """Due jobs that wait in line; not those that were attempted."""
+        return self.unfinished().filter(scheduled_at__lte=now, attempted_at=None)
 
     def in_order(self):
         """The order in which the jobs of one queue run."""
@@ -67,6 +77,7 @@ class Job(models.Model):
     done_at = models.DateTimeField(_("done at"), null=True)
     error = models.TextField(_("last error"), default="")
     errors = models.JSONField(_("errors"), default=list)
+    failed_at = models.DateTimeField(_("first failed at"), null=True)
     result = ParamsField(_("result"), null=True)
 
     fence: int | None = None  # set on the job a performer is handed
@@ -148,7 +159,7 @@ class Job(models.Model):
             )
 
 
-class QueueQuerySet(models.QuerySet):
+class QueueQuerySet(BoundedQuerySet):
     def due(self, now):
         """Queues whose head may run and that nobody serves."""
         return self.filter(due_at__lte=now, paused_at=None, held_by=None)
@@ -171,6 +182,7 @@ class Queue(models.Model):
     current_job: the head from its first attempt until it ends, whatever newer jobs' times say.
     held_by, held_since, fence, attempt: who runs it, since when, under which number, which attempt.
     rev: raised by every verb of a person, so that a decision made before it is made again.
+    alert_at: when to look whether it is still blocked, and say so; set when its head fails first.
     """
 
     id = models.BigAutoField(primary_key=True)
@@ -188,6 +200,7 @@ class Queue(models.Model):
     paused_at = models.DateTimeField(_("paused at"), null=True)
     paused_by = models.CharField(_("paused by"), max_length=255, db_default="")
     paused_reason = models.CharField(_("reason"), max_length=500, db_default="")
+    alert_at = models.DateTimeField(_("alert at"), null=True)
 
     objects = QueueQuerySet.as_manager()
 
@@ -202,6 +215,12 @@ class Queue(models.Model):
                 condition=models.Q(paused_at=None),
                 fallback=["scope", "paused_at", "due_at"],
                 name="queuetopia_queue_due",
+            ),
+            PartialIndex(  # the queues that may still be blocked
+                fields=["alert_at"],
+                condition=models.Q(alert_at__isnull=False),
+                fallback=["alert_at"],
+                name="queuetopia_queue_alert",
             ),
         )
         constraints = (models.UniqueConstraint(fields=["scope", "name"], name="queuetopia_queue_name"),)
@@ -244,6 +263,56 @@ class Scope(models.Model):
     class Meta:
         verbose_name = _("scope")
         verbose_name_plural = _("scopes")
+
+    def __str__(self):
+        return self.name
+
+
+class Statistic(models.Model):
+    """What one node did of one action in one span of time. See ``statistics.py``.
+
+    waits, runs, blocks: histograms: {number of a bin: how many times}.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    scope = ExactCharField(_("scope"), max_length=128)
+    at = models.DateTimeField(_("at"))
+    action = ExactCharField(_("action"), max_length=255)
+    node = models.UUIDField(_("node"))
+    started = models.PositiveIntegerField(_("started"), default=0)
+    done = models.PositiveIntegerField(_("done"), default=0)
+    failed = models.PositiveIntegerField(_("failed"), default=0)
+    halted = models.PositiveIntegerField(_("halted"), default=0)
+    skipped = models.PositiveIntegerField(_("skipped"), default=0)
+    cancelled = models.PositiveIntegerField(_("cancelled"), default=0)
+    run_seconds = models.FloatField(_("run time (s)"), default=0)
+    blocked_seconds = models.FloatField(_("blocked time (s)"), default=0)
+    waits = models.JSONField(_("wait times"), default=dict)
+    runs = models.JSONField(_("run times"), default=dict)
+    blocks = models.JSONField(_("blocked times"), default=dict)
+
+    class Meta:
+        verbose_name = _("statistic")
+        verbose_name_plural = _("statistics")
+        default_permissions = ("view",)
+        constraints = (
+            models.UniqueConstraint(fields=["scope", "at", "action", "node"], name="queuetopia_statistic_row"),
+        )
+
+    def __str__(self):
+        return f"{self.action} of {self.scope} from {self.at:%Y-%m-%d %H:%M} on"
+
+
+class Chore(models.Model):
+    """What is done once per interval in the whole cluster, by whichever node comes first."""
+
+    name = ExactCharField(_("name"), max_length=128, unique=True)
+    done_at = models.DateTimeField(_("done at"), null=True)
+
+    class Meta:
+        verbose_name = _("chore")
+        verbose_name_plural = _("chores")
+        default_permissions = ()
 
     def __str__(self):
         return self.name

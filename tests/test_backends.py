@@ -372,7 +372,7 @@ class TestBackendContract:
         one = claim_one(backend)
         assert (one.job_id, one.queue_id, one.scope, one.queue, one.action) == (job.pk, line().pk, SCOPE, "q", "write")
         assert (one.timeout, one.max_backoff, one.max_attempts, one.on_exhausted) == (7, 8, 9, "skip")
-        assert (one.attempt, one.fence, one.rev, one.attempted, one.failed) == (1, 1, 0, False, False)
+        assert (one.attempt, one.fence, one.rev, one.attempted, one.failed_at) == (1, 1, 0, False, None)
         assert readable(one.params) == {"seq": 1}
 
     def test_a_claim_is_written_on_the_queue_and_not_on_the_job(self, backend):
@@ -388,10 +388,10 @@ class TestBackendContract:
         put()
         finish(backend, claim_one(backend), Verdict.SNOOZE)
         snoozed = claim_one(backend)
-        assert (snoozed.attempt, snoozed.attempted, snoozed.failed) == (1, True, False)
+        assert (snoozed.attempt, snoozed.attempted, snoozed.failed_at) == (1, True, None)
         finish(backend, snoozed, Verdict.RETRY, error=describe(ValueError()))
         failed = claim_one(backend)
-        assert (failed.attempt, failed.attempted, failed.failed) == (2, True, True)
+        assert (failed.attempt, failed.attempted, bool(failed.failed_at)) == (2, True, True)
 
     @pytest.mark.capability("E16", "E33", "Q6")
     def test_a_queue_is_claimed_by_one_of_two_nodes_at_once(self, backend, node):
@@ -1847,6 +1847,46 @@ class TestBackendContract:
         backend.has_news()
         person.run(LedgerQueue.cancel, job)
         assert wait_until(backend.has_news)
+
+    # Alerts and statistics
+
+    def test_each_alert_is_one_nodes(self, backend, node):
+        LedgerQueue.create_jobs([LedgerQueue.job(f"queue-{number}", "noop") for number in range(20)])
+        record(backend, *(end(claim, Verdict.HALT) for claim in claim(backend, 20)))
+        Job.objects.update(failed_at=backend.now() - 2 * HOUR)
+        Queue.objects.update(alert_at=backend.now() - HOUR)
+        start = barrier(2)
+
+        def take(session):
+            start.wait()
+            return [alert.claim.job_id for _ in range(20) for alert in session.due_alerts([SCOPE], limit=3)]
+
+        theirs = node.start(take, node.backend)
+        ours = take(backend)
+        told = ours + theirs.result(PATIENCE) + [alert.claim.job_id for alert in backend.due_alerts([SCOPE])]
+        assert sorted(told) == sorted(Job.objects.values_list("pk", flat=True))
+
+    @one_writer
+    def test_an_alert_whose_row_is_locked_is_passed_over_and_comes_later(self, backend):
+        put("locked")
+        put("free")
+        record(backend, *(end(claim, Verdict.HALT) for claim in claim(backend)))
+        Job.objects.update(failed_at=backend.now() - 2 * HOUR)
+        Queue.objects.update(alert_at=backend.now() - HOUR)
+        with transaction.atomic():
+            Queue.objects.select_for_update().get(name="locked")
+            assert [alert.claim.queue for alert in backend.due_alerts([SCOPE])] == ["free"]
+        assert [alert.claim.queue for alert in backend.due_alerts([SCOPE])] == ["locked"]
+
+    def test_a_chore_is_one_nodes(self, backend, node):
+        start = barrier(2)
+
+        def take(session):
+            start.wait()
+            return session.is_turn("mail", 3600)
+
+        theirs = node.start(take, node.backend)
+        assert [take(backend), theirs.result(PATIENCE)].count(True) == 1
 
 
 def do_verb(verb, job):

@@ -2,25 +2,37 @@
 
 import argparse
 import getpass
+import io
 import json
 import os
-from datetime import datetime
+import sys
+import time
+from contextlib import suppress
+from datetime import datetime, timedelta
 from functools import partial
 
 from django.core.exceptions import ImproperlyConfigured
-from django.core.management.base import BaseCommand, CommandError
-from django.db import DatabaseError, connections
+from django.core.management.base import BaseCommand, CommandError, OutputWrapper
+from django.core.management.color import no_style
+from django.db import DatabaseError, close_old_connections, connections
 
-from ... import jobs, status
+from ... import health, jobs, statistics, status
 from ...conf import DAY
 from ...declaration import by_scope
 from ...exceptions import Refused
+from ...follow import Follower
 from ...models import Job
-from ...status import QueueState, visible
+from ...progress import Bar, counted
+from ...status import QueueState, span, visible
+from ...terminal import Screen, duration, interval, short_span, table
 from ...verbs import VERBS, known, local, on_job, on_queue, refused_by_database, serving, tried
 
 PRUNE_BATCH = 1_000
+LONG = 20  # jobs from which on a decision about them has a progress bar
+LOOKING = ("status", "explain", "statistics", "tail")  # the verbs that change nothing
 COLUMNS = ("STATE", "QUEUE", "JOBS", "OLDEST", "JOB", "ATTEMPT", "SINCE", "NEXT", "WHY")
+FIGURES = ("started", "done", "failed", "halted", "skipped", "cancelled", "wait", "run", "blocked")
+QUEUE_FIGURES = ("done", "failed", "skipped", "cancelled", "took", "blocked")
 LONGEST_NAME, LONGEST_TEXT = 40, 100  # characters shown unless --verbosity is 2 or more
 
 
@@ -34,6 +46,27 @@ class Command(BaseCommand):
         verb = _add_verb(verbs, "status", "show the nodes, what they run, and the queues, blocked ones first")
         verb.add_argument("scopes", nargs="*", metavar="SCOPE", help="all scopes if none is given")
         verb.add_argument("--queues", type=int, default=20, metavar="N", help="listed per scope (20)")
+        what = verb.add_mutually_exclusive_group()
+        what.add_argument("--check", action="store_true", help="one line for each problem, exit code 1 if there is one")
+        what.add_argument(
+            "--watch", type=interval, nargs="?", const=2.0, metavar="TIME", help="show it again and again, each 2 s"
+        )
+        verb.add_argument(
+            "--oldest", type=duration, default=health.OLDEST, metavar="TIME",
+            help="with --check: for how long a due job may wait for a worker (10m)",
+        )  # fmt: skip
+        verb = _add_verb(verbs, "explain", "say why a queue runs, waits or is blocked")
+        verb.add_argument("scope", metavar="SCOPE")
+        verb.add_argument("queue", metavar="QUEUE")
+        verb = _add_verb(verbs, "statistics", "show what was done, how often it failed, and how long it took")
+        verb.add_argument("scopes", nargs="*", metavar="SCOPE", help="all scopes if none is given")
+        verb.add_argument(
+            "--since", type=duration, default=duration("24h"), metavar="TIME", help="90m, 24h, 7d … ago (24h)"
+        )
+        verb.add_argument("--by", choices=statistics.BY, default="action", help="what a row is about (action)")
+        verb = _add_verb(verbs, "tail", "follow what happens to jobs, in any process, until Ctrl-C")
+        verb.add_argument("scopes", nargs="*", metavar="SCOPE", help="all scopes if none is given")
+        verb.add_argument("--every", type=interval, default=1.0, metavar="TIME", help="between two looks (1s)")
         for name in ("retry", "skip", "cancel"):
             verb = _add_verb(verbs, name, VERBS[name], decides=True)
             verb.add_argument("job_ids", nargs="+", type=int, metavar="JOB_ID")
@@ -49,9 +82,12 @@ class Command(BaseCommand):
 
     def handle(self, *, verb, **options):
         self.verbosity, self.as_json = options["verbosity"], options["json"]
+        self.is_followed = verb == "tail" or bool(options.get("watch"))  # then each answer in JSON is one line
+        if os.environ.get("NO_COLOR") and not options.get("force_color"):
+            self.style = no_style()
         answer = getattr(self, f"answer_{verb}")
         try:
-            if verb == "status":
+            if verb in LOOKING:
                 answer(**options)
             else:
                 self.tell(verb, answer(**options))
@@ -63,13 +99,23 @@ class Command(BaseCommand):
     # What a person can do: each yields one result per job, queue or scope.
 
     def answer_retry(self, **options):
-        return _each_job("retry", **options)
+        return self.each_job("retry", **options)
 
     def answer_skip(self, **options):
-        return _each_job("skip", **options)
+        return self.each_job("skip", **options)
 
     def answer_cancel(self, **options):
-        return _each_job("cancel", **options)
+        return self.each_job("cancel", **options)
+
+    def each_job(self, verb, job_ids, **options):
+        results = _each_job(verb, job_ids, **options)
+        # Where each is told on the same terminal, the lines are the progress.
+        tells_each = self.stdout.isatty() and self.verbosity and not self.as_json
+        is_long = len(job_ids) >= LONG and not tells_each
+        return counted(results, Bar(len(job_ids), stream=sys.stderr)) if is_long and self.has_bar() else results
+
+    def has_bar(self):
+        return bool(self.verbosity) and sys.stderr.isatty()
 
     def answer_pause(self, **options):
         return _one_queue("pause", **options)
@@ -80,7 +126,8 @@ class Command(BaseCommand):
     def answer_prune(self, scopes, older_than, **options):
         seconds = None if older_than is None else older_than * DAY
         for queuetopia in _chosen(scopes):
-            yield tried(partial(_prune, queuetopia, seconds), scope=queuetopia.scope)
+            bar = Bar(unit="jobs deleted", stream=sys.stderr) if self.has_bar() else None
+            yield tried(partial(_prune, queuetopia, seconds, bar), scope=queuetopia.scope)
 
     def tell(self, verb, results):
         """Print what was done; raise CommandError with what was refused."""
@@ -96,7 +143,40 @@ class Command(BaseCommand):
 
     # Status
 
-    def answer_status(self, scopes, queues, **options):
+    def answer_status(self, scopes, queues, check, watch, oldest, **options):
+        if check:
+            self.check_health(scopes, oldest)
+        elif watch:
+            self.watch(scopes, queues, every=watch)
+        else:
+            self.show(scopes, queues)
+
+    def check_health(self, scopes, oldest):
+        found = health.problems(_chosen(scopes), oldest=oldest, is_all=not scopes)
+        if self.as_json:
+            self.write_json({"problems": found})
+        else:
+            for problem in found:
+                self.write(problem["message"], self.style.ERROR)
+        if found:
+            raise SystemExit(1)
+        if self.verbosity and not self.as_json:
+            self.write("ok", self.style.SUCCESS)
+
+    def watch(self, scopes, queues, every):
+        out = self.stdout
+        # Ctrl-C is how a watch ends, and so is a reader that goes away.
+        with suppress(KeyboardInterrupt, BrokenPipeError), Screen(out) as screen:
+            while True:
+                self.stdout = OutputWrapper(io.StringIO())
+                try:
+                    self.show(scopes, queues)
+                except CommandError as exc:
+                    self.write(exc, self.style.ERROR)
+                screen.draw(self.stdout.getvalue())
+                time.sleep(every)
+
+    def show(self, scopes, queues):
         chosen = _chosen(scopes)
         databases = {queuetopia.database() for queuetopia in chosen} if scopes else status.databases()
         answer: dict[str, list] = {"nodes": [], "scopes": [], "unknown_scopes": [], "unreachable": []}
@@ -130,13 +210,94 @@ class Command(BaseCommand):
                 self.style.ERROR,
             )
 
+    # Explain
+
+    def answer_explain(self, scope, queue, **options):
+        explained = known(scope).explain(queue)
+        if self.as_json:
+            self.write_json(explained)
+        else:
+            self.write(explained["sentence"])
+
+    # Statistics
+
+    def answer_statistics(self, scopes, since, by, **options):
+        try:
+            answer = [found.statistics(since=timedelta(seconds=since), by=by) for found in _chosen(scopes)]
+        except (ValueError, OverflowError) as exc:
+            raise Refused(f"--since: {exc}") from exc
+        if self.as_json:
+            self.write_json({"statistics": answer})
+            return
+        for scope in answer:
+            self.write_statistics(scope)
+
+    def write_statistics(self, scope):
+        self.write(f"{scope['scope']} since {local(scope['since'])}, by {scope['by']}", self.style.MIGRATE_HEADING)
+        by, columns = scope["by"], QUEUE_FIGURES if scope["by"] == "queue" else FIGURES
+        rows = [self.figures(row, by, columns) for row in scope["rows"]]
+        total = ("all", *self.figures(scope["total"], by, columns)[1:])
+        head = (by.upper(), *(name.upper() for name in columns))
+        for line in table([head, *rows, total]):
+            self.write(f"  {line}")
+        if not scope.get("complete", True):
+            self.write(f"  of the {statistics.MOST_JOBS} jobs that ended last", self.style.WARNING)
+
+    def figures(self, row, by, columns):
+        name = local(row["at"]) if "at" in row else self.cut(row.get(by, ""), LONGEST_NAME)
+        return (name, *(_figure(row, column) for column in columns))
+
+    # Tail
+
+    def answer_tail(self, scopes, every, **options):
+        aliases: dict[str, list[str]] = {}
+        for queuetopia in _chosen(scopes):
+            aliases.setdefault(queuetopia.database(), []).append(queuetopia.scope)
+        followers = [Follower(alias, names) for alias, names in aliases.items()]
+        with suppress(KeyboardInterrupt, BrokenPipeError):  # how it ends
+            while True:
+                for event in self.events(followers):
+                    self.tell_event(event)
+                self.stdout.flush()
+                time.sleep(every)
+
+    def events(self, followers):
+        """Return what is new, as far as the databases answer; what they don't tell now they tell later."""
+        found = []
+        for follower in followers:
+            try:
+                found += follower.look()
+            except DatabaseError as exc:
+                self.stderr.write(visible(f"database {follower.alias}: {refused_by_database(exc)}"))
+                close_old_connections()
+        return sorted(found, key=lambda event: event["at"])
+
+    def tell_event(self, event):
+        if self.as_json:
+            self.write_json(event)
+            return
+        styles = {"halted": self.style.ERROR, "failed": self.style.WARNING, "done": self.style.SUCCESS}
+        where = f"{event['scope']}/{event['queue']}" if event["queue"] is not None else event["scope"]
+        job = "" if event["job"] is None else f" job {event['job']}"
+        details = (
+            event["action"] and f" ({event['action']})",
+            event["attempt"] and f", attempt {event['attempt']}",
+            event["node"] and f" on {event['node']}",
+            event["by"] and f" by {event['by']}",
+            (why := event["error"] or event["reason"]) and f": {self.cut(why, LONGEST_TEXT)}",
+        )
+        text = "".join(filter(None, details))
+        self.write(f"{local(event['at'])}  {event['event']:9}  {where}{job}{text}", styles.get(event["event"]))
+
+    # Words of status
+
     def write_nodes(self, nodes):
         if not nodes:
             self.write("No node is running. Start one: manage.py run_queuetopia", self.style.WARNING)
         for node in nodes:
             alive = "alive" if node["alive"] else "fenced" if node["fenced_at"] else "not seen any more"
             self.write(
-                f"node {node['node']} (database {node['database']}): {alive}, last seen {_span(node['age'])} "
+                f"node {node['node']} (database {node['database']}): {alive}, last seen {span(node['age'])} "
                 f"ago, started {local(node['started_at'])}, queues held: {node['held']}, serves "
                 f"{', '.join(node['scopes'])}",
                 self.style.SUCCESS if node["alive"] else self.style.ERROR,
@@ -177,16 +338,15 @@ class Command(BaseCommand):
 
     def write_queues(self, queues, now):
         rows = [self.cells(queue, now) for queue in queues]
-        widths = [max(map(len, column)) for column in zip(COLUMNS, *rows, strict=True)]
         styles = {
             QueueState.HALTED: self.style.ERROR,
             QueueState.BACKING_OFF: self.style.WARNING,
             QueueState.PAUSED: self.style.WARNING,
             QueueState.RUNNING: self.style.SUCCESS,
         }
-        for row in (COLUMNS, *rows):
-            line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-            self.write(f"  {line.rstrip()}", styles.get(row[0]))
+        rows = [COLUMNS, *rows]
+        for row, line in zip(rows, table(rows), strict=True):
+            self.write(f"  {line}", styles.get(row[0]))
 
     def cells(self, queue, now):
         begun = queue["job"] is not None
@@ -197,7 +357,7 @@ class Command(BaseCommand):
             str(queue["depth"]),
             _waits(queue["oldest"], now),
             self.cut(f"{queue['job']} {queue['action']}", LONGEST_NAME) if begun else "",
-            (f"{queue['attempt']}/{queue['max_attempts']}" if queue["max_attempts"] else queue["attempt"])
+            (f"{queue['attempt']}/{queue['max_attempts']}" if queue["max_attempts"] else str(queue["attempt"]))
             if begun
             else "",
             _ago(queue["since"], now),
@@ -214,7 +374,7 @@ class Command(BaseCommand):
 
     def write_json(self, answer):
         # Escaped to ASCII, so that no text in it can steer a terminal.
-        self.stdout.write(json.dumps(answer, indent=2, default=_json_default))
+        self.stdout.write(json.dumps(answer, indent=None if self.is_followed else 2, default=_json_default))
 
 
 def _add_verb(verbs, name, text, decides=False):
@@ -288,21 +448,36 @@ def _one_queue(verb, scope, queue, by, reason, **options):
     yield tried(partial(on_queue, verb, known(scope), queue, **why), scope=scope, queue=queue)
 
 
-def _prune(queuetopia, seconds):
+def _prune(queuetopia, seconds, bar):
     deleted = 0
     try:
         while batch := jobs.prune(queuetopia, older_than=seconds, batch=PRUNE_BATCH):
             deleted += batch
+            if bar is not None:
+                bar.advance(batch)
             if batch < PRUNE_BATCH:
                 break
     except ValueError as exc:
         raise Refused(f"--older-than: {exc}.") from exc
+    if bar is not None and deleted:
+        bar.end()
     keeps_all = seconds is None and queuetopia.option("retention") is None
     note = "; its retention is None, for ever" if keeps_all else ""
     return {"deleted": deleted, "message": f"{queuetopia.scope}: ended jobs deleted: {deleted}{note}."}
 
 
 # Words
+
+
+def _figure(row, column):
+    """Return a cell: a count, a duration, or the median and the 99th percentile of one."""
+    if column == "blocked":
+        return short_span(row["blocked_seconds"]) if row["blocked_seconds"] else ""
+    if column in row and isinstance(row[column], int):
+        return str(row[column])
+    if (times := row[column]) is None:
+        return ""
+    return f"{short_span(times['p50'])} / {short_span(times['p99'])}"
 
 
 def _why(queue):
@@ -323,7 +498,7 @@ def _paused(paused):
 
 
 def _ago(moment, now):
-    return "" if moment is None else _span((now - moment).total_seconds())
+    return "" if moment is None else span((now - moment).total_seconds())
 
 
 def _waits(moment, now):
@@ -334,15 +509,7 @@ def _ahead(moment, now):
     if moment is None:
         return ""
     seconds = (moment - now).total_seconds()
-    return f"in {_span(seconds)}" if seconds > 0 else "now"
-
-
-def _span(seconds):
-    """Return a duration in the largest unit of which it has at least two."""
-    for unit, size in (("d", DAY), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{max(seconds, 0):.0f} s"
+    return f"in {span(seconds)}" if seconds > 0 else "now"
 
 
 def _json_default(value):
