@@ -9,7 +9,7 @@ import uuid
 from django.db import models
 from django.utils.translation import gettext_lazy as _
 
-from .backends.columns import DatabaseNow, ExactCharField, PartialIndex
+from .backends.columns import DatabaseNow, ExactCharField, PartialIndex, are_times
 from .exceptions import ReadOnlyJob
 from .params import ParamsField
 
@@ -117,6 +117,10 @@ class Job(models.Model):
                 | models.Q(state__in=["done", "skipped", "cancelled"], done_at__isnull=False),
                 name="queuetopia_job_done_at",
             ),
+            models.CheckConstraint(
+                condition=are_times("scheduled_at", "attempted_at", "next_attempt_at", "done_at"),
+                name="queuetopia_job_times",
+            ),
         )
 
     def __str__(self):
@@ -204,7 +208,12 @@ class Queue(models.Model):
                 name="queuetopia_queue_due",
             ),
         )
-        constraints = (models.UniqueConstraint(fields=["scope", "name"], name="queuetopia_queue_name"),)
+        constraints = (
+            models.UniqueConstraint(fields=["scope", "name"], name="queuetopia_queue_name"),
+            models.CheckConstraint(
+                condition=are_times("due_at", "held_since", "paused_at"), name="queuetopia_queue_times"
+            ),
+        )
 
     def __str__(self):
         return f"{self.scope}/{self.name}"

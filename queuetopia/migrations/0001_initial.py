@@ -142,6 +142,12 @@ class Migration(migrations.Migration):
                         ),
                         name="queuetopia_job_done_at",
                     ),
+                    models.CheckConstraint(
+                        condition=queuetopia.backends.columns.are_times(
+                            "scheduled_at", "attempted_at", "next_attempt_at", "done_at"
+                        ),
+                        name="queuetopia_job_times",
+                    ),
                 ],
             },
         ),
@@ -197,7 +203,13 @@ class Migration(migrations.Migration):
                         name="queuetopia_queue_due",
                     )
                 ],
-                "constraints": [models.UniqueConstraint(fields=("scope", "name"), name="queuetopia_queue_name")],
+                "constraints": [
+                    models.UniqueConstraint(fields=("scope", "name"), name="queuetopia_queue_name"),
+                    models.CheckConstraint(
+                        condition=queuetopia.backends.columns.are_times("due_at", "held_since", "paused_at"),
+                        name="queuetopia_queue_times",
+                    ),
+                ],
             },
         ),
     ]
