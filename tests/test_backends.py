@@ -1273,6 +1273,30 @@ class TestBackendContract:
         join([elsewhere().start(pause) for _ in range(5)])
         assert Queue.objects.paused().count() == 5
 
+    @one_writer
+    @pytest.mark.capability("E18")
+    def test_a_verb_that_a_deadlock_rolls_back_is_done_again(self, backend, elsewhere):
+        job = halted(backend)
+        person = deadlock(elsewhere(), job, partial(LedgerQueue.retry, job, by="ann"))
+        assert person.result(PATIENCE).state == "pending"
+        (event,) = JobEvent.objects.all()
+        assert (event.verb, event.by) == ("retry", "ann")
+        assert claim_one(backend).job_id == job.pk
+
+    @one_writer
+    def test_a_verb_inside_a_transaction_is_not_done_again_after_a_deadlock(self, backend, elsewhere):
+        job = halted(backend)
+
+        def act():
+            with transaction.atomic():
+                LedgerQueue.create_job("other", "noop")
+                LedgerQueue.retry(job)
+
+        with pytest.raises(OperationalError):
+            deadlock(elsewhere(), job, act).result(PATIENCE)
+        assert stored(job).state == "halted"
+        assert Job.objects.count() == 1
+
     def test_creators_in_commit_order_wait_for_each_other(self, backend, elsewhere):
         """``commit_ordered``: jobs of one queue run in the order in which their transactions committed."""
         waits = threading.Event()
@@ -1847,6 +1871,25 @@ class TestBackendContract:
         backend.has_news()
         person.run(LedgerQueue.cancel, job)
         assert wait_until(backend.has_news)
+
+
+def halted(backend) -> Job:
+    """Return a halted job, which is the head of its queue."""
+    job = put()
+    finish(backend, claim_one(backend), Verdict.HALT, error=describe(ValueError("boom")))
+    return job
+
+
+def deadlock(person, job, act):
+    """Have ``act``, which locks the queue's row and then the job's, broken off for us, who go the other way."""
+    with transaction.atomic():
+        # MySQL breaks off whoever has written less, PostgreSQL who has waited longer.
+        Scope.objects.bulk_create([Scope(name=f"written {number}") for number in range(100)])
+        Job.objects.select_for_update().get(pk=job.pk)
+        acting = person.start(act)
+        wait_until(is_waiting, PATIENCE)
+        Queue.objects.select_for_update().get(scope=job.scope, name=job.queue)
+    return acting
 
 
 def do_verb(verb, job):

@@ -145,6 +145,10 @@ class Backend:
         """True for an error that says: somebody has locked what was to be written, try again later."""
         return False
 
+    def is_deadlock(self, exc: Exception) -> bool:
+        """True for an error that rolled the whole transaction back because it and another waited for each other."""
+        return False
+
     def try_lock(self, queue_ids: list[int]) -> list[int]:
         """Take the advisory lock of each queue that is free; return those that are ours now.
 
