@@ -21,7 +21,7 @@ from django.utils import timezone
 
 from . import conf, signals
 from . import params as params_module
-from .attempts import Claim, Outcome, Verdict, backoff, describe, storable
+from .attempts import Claim, Outcome, Verdict, backoff, describe, raised, secrets_of, storable
 from .backends import backend_for
 from .exceptions import InvalidJob, Refused
 from .models import Job, JobEvent, Queue, Scope
@@ -202,7 +202,8 @@ def send(signal, queuetopia, **arguments):
     """Send a signal; a receiver that raises is logged and changes nothing."""
     for receiver, answer in signal.send_robust(sender=queuetopia, **arguments):
         if isinstance(answer, Exception):
-            logger.error("receiver failed receiver=%r", receiver, exc_info=answer)
+            secrets = secrets_of(arguments["job"].params, queuetopia.option("sensitive_params"))
+            logger.error("receiver failed receiver=%r\n%s", receiver, raised(answer, secrets))
 
 
 # What an attempt's end means

@@ -26,7 +26,7 @@ from django.db import connections
 from django.utils import timezone, translation
 
 from . import conf, exceptions, signals
-from .attempts import FAILURES, Claim, Outcome, Verdict, readable, result_text, secrets_of
+from .attempts import FAILURES, Claim, Outcome, Verdict, raised, readable, result_text, secrets_of
 from .channel import Board, Frames, encode, receive, uptime
 from .declaration import by_scope
 from .jobs import failed, send
@@ -145,7 +145,7 @@ class Attempt:
         self.exc = exc
         match exc:
             case SetupFailed():
-                logger.error("setup failed performer=%s", self.queuetopia.performer.__name__, exc_info=exc)
+                logger.error("setup failed performer=%s\n%s", self.queuetopia.performer.__name__, raised(exc))
                 self._end(Verdict.RETURN, delay=SETUP_RETRY, error={"message": str(exc)})
             case exceptions.Snooze():
                 self._end(Verdict.SNOOZE, delay=float(exc.delay))
@@ -161,7 +161,7 @@ class Attempt:
     def fail(self, exc, *, delay=None, verdict=None):
         """Make this a failed attempt; the class's on_exhausted is asked if it was the last one."""
         self.exc = exc
-        secrets = secrets_of(self.job.params, self.queuetopia.option("sensitive_params"))
+        secrets = _secrets(self.queuetopia, self.job)
         duration = time.perf_counter() - self._began
         outcome = failed(self.queuetopia, self.claim, exc, duration=duration, secrets=secrets, delay=delay)
         if verdict is not None:
@@ -265,8 +265,10 @@ def tell(claim: Claim, outcome: Outcome, exc: BaseException | None) -> None:
 def _send(signal_, queuetopia, **arguments):
     try:
         send(signal_, queuetopia, **arguments)
-    except BaseException:  # a receiver that calls sys.exit
-        logger.exception("receiver failed job=%d", arguments["job"].pk)
+    except BaseException as exc:  # a receiver that calls sys.exit
+        logger.error(
+            "receiver failed job=%d\n%s", arguments["job"].pk, raised(exc, _secrets(queuetopia, arguments["job"]))
+        )
 
 
 def _call(queuetopia, hook, *arguments):
@@ -274,8 +276,13 @@ def _call(queuetopia, hook, *arguments):
         return
     try:
         getattr(performer_of(queuetopia), hook)(*arguments)
-    except BaseException:
-        logger.exception("hook failed hook=%s job=%d", hook, arguments[0].pk)
+    except BaseException as exc:
+        job = arguments[0]
+        logger.error("hook failed hook=%s job=%d\n%s", hook, job.pk, raised(exc, _secrets(queuetopia, job)))
+
+
+def _secrets(queuetopia, job):
+    return secrets_of(job.params, queuetopia.option("sensitive_params"))
 
 
 # The process
@@ -358,8 +365,8 @@ class Worker:
             tidy_before()
             try:
                 tell(claim, outcome, self._exceptions.pop(ticket, None))
-            except BaseException:  # sys.exit() in a receiver
-                logger.exception("hooks failed job=%d", claim.job_id)
+            except BaseException as exc:  # sys.exit() in a receiver
+                logger.error("hooks failed job=%d\n%s", claim.job_id, raised(exc))
             tidy_after()
             self._send("told")
 
