@@ -344,7 +344,8 @@ class Scheduler:
             )
         del store.endings[: len(endings)]
         store.put_off_recording(recorded.locked)
-        self.waiting.extend((store, claim) for claim in recorded.claims)
+        for claim in recorded.claims:
+            self._accept(store, claim)
         store.end_streaks(endings, recorded.claims)
         store.note_due(recorded)
         for ending in recorded.stale:
