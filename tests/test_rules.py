@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
+    initialize,
     invariant,
     precondition,
     rule,
@@ -36,7 +37,7 @@ from tests.testapp.queues import LedgerQueue, SlowRetryQueue
 EXAMPLES = int(os.environ.get("QUEUETOPIA_RULES_EXAMPLES", "50"))
 STEPS = 40
 CLASSES = {queuetopia.scope: queuetopia for queuetopia in (LedgerQueue, SlowRetryQueue)}
-NAMES = ("a", "A", "b")
+NAMES = ("a", "A")
 LINES = [(scope, name) for scope in CLASSES for name in NAMES]
 
 lines = st.sampled_from(LINES)
@@ -122,6 +123,9 @@ class Rules(RuleBasedStateMachine):
     def now(self):
         return self.model.now
 
+    def is_holding(self):
+        return any(line.holder in {node.id for node in self.nodes} for line in self.model.lines.values())
+
     # Who creates
 
     @rule(line=lines, at=times, given=options, is_woken=st.booleans())
@@ -160,7 +164,7 @@ class Rules(RuleBasedStateMachine):
 
     # Nodes
 
-    @rule(index=st.integers(0, 1), limit=st.integers(1, 8))
+    @rule(index=st.integers(0, 1), limit=st.sampled_from([1, 2, 100]))
     def claim(self, index, limit):
         served = {line for line in LINES if self.model.is_served(line)}
         surely = {line for line in served if not self.may_be_left_alone(line)}
@@ -171,10 +175,24 @@ class Rules(RuleBasedStateMachine):
         assert found <= served
         assert len(found) == limit or found >= surely, f"left alone: {surely - found}"
 
+    @initialize(index=st.integers(0, 1))
+    def begin_at_work(self, index):
+        self.start_all(index)
+
+    @rule(index=st.integers(0, 1))
+    def start_all(self, index):
+        """Have something to do in every queue, and a node do it."""
+        for line in LINES:
+            if self.model.lines[line].paused:
+                self.pause_or_resume(line)
+            self.create(line, -5, {}, is_woken=True)
+        self.claim(index, 100)
+
     def may_be_left_alone(self, line):
         state = self.model.lines[line]
         return state.asleep or (state.not_before is not None and state.not_before > self.now)
 
+    @precondition(is_holding)
     @rule(
         data=st.data(),
         verdict=st.sampled_from([*Verdict]),
@@ -183,25 +201,25 @@ class Rules(RuleBasedStateMachine):
         problem=st.sampled_from(["", "no code"]),
     )
     def end_one(self, data, verdict, delay, keep, problem):
-        if one := self.choose_running(data):
-            self.record(data, [self.ending(one, verdict, delay, problem)], keep)
+        self.record([self.ending(self.choose_running(data), verdict, delay, problem)], keep)
 
+    @precondition(is_holding)
     @rule(data=st.data(), keep=st.booleans())
     def end_all(self, data, keep):
         """A batch of results of one node, most of them successes."""
-        if one := self.choose_running(data):
-            holder = self.line_of(one).holder
-            batch = [line.running for line in self.model.lines.values() if line.holder == holder]
-            kinds = st.sampled_from([*[Verdict.DONE] * 4, Verdict.RETRY, Verdict.HALT, Verdict.SNOOZE])
-            self.record(data, [self.ending(one, data.draw(kinds), 0.0) for one in batch], keep)
+        holder = self.line_of(self.choose_running(data)).holder
+        batch = [line.running for line in self.model.lines.values() if line.holder == holder]
+        kinds = st.sampled_from([*[Verdict.DONE] * 4, Verdict.RETRY, Verdict.HALT, Verdict.SNOOZE])
+        self.record([self.ending(one, data.draw(kinds), 0.0) for one in batch], keep)
 
+    @precondition(is_holding)
     @rule(data=st.data(), keep=st.booleans())
     def fail(self, data, keep):
         """What a failure makes of the job is what its options say."""
-        if one := self.choose_running(data):
-            outcome = jobs.failed(CLASSES[one.scope], one, ConnectionError("refused"))
-            self.check_exhaustion(one, outcome)
-            self.record(data, [end(one)._replace(outcome=outcome)], keep)
+        one = self.choose_running(data)
+        outcome = jobs.failed(CLASSES[one.scope], one, ConnectionError("refused"))
+        self.check_exhaustion(one, outcome)
+        self.record([end(one)._replace(outcome=outcome)], keep)
 
     def check_exhaustion(self, one, outcome):
         job, queuetopia = self.model.jobs[one.job_id], CLASSES[one.scope]
@@ -218,7 +236,7 @@ class Rules(RuleBasedStateMachine):
         running = [
             line.running for line in self.model.lines.values() if line.holder in {node.id for node in self.nodes}
         ]
-        return data.draw(st.sampled_from(running)) if running else None
+        return data.draw(st.sampled_from(running))
 
     def line_of(self, one):
         return self.model.lines[one.scope, one.queue]
@@ -228,7 +246,7 @@ class Rules(RuleBasedStateMachine):
         error = describe(ConnectionError(problem or "refused")) if failed else None
         return end(one, verdict, delay=delay, error=error)
 
-    def record(self, data, endings, keep):
+    def record(self, endings, keep):
         holder = self.line_of(endings[0].claim).holder
         (node,) = (node for node in self.nodes if node.id == holder)
         recorded = node.run(record, node.backend, *endings, keep=keep, holder=node.id, now=self.now)
@@ -280,19 +298,26 @@ class Rules(RuleBasedStateMachine):
 
     # Nodes that die
 
-    @rule(index=st.integers(0, 1))
-    def crash(self, index):
-        node = self.nodes[index]
-        node.close()
-        self.dead.append(node.id)
+    @precondition(is_holding)
+    @rule(data=st.data(), is_seen_at_once=st.booleans())
+    def crash(self, data, is_seen_at_once):
+        holder = self.line_of(self.choose_running(data)).holder
+        (index,) = (index for index, node in enumerate(self.nodes) if node.id == holder)
+        self.nodes[index].close()
+        self.dead.append(holder)
         self.nodes[index] = self.new_node()
         for line in self.model.lines.values():
             line.not_before = None  # a new node forgets the problems of the others
+        if is_seen_at_once:
+            self.take_over(1 - index, holder)
 
     @precondition(lambda self: self.dead)
     @rule(index=st.integers(0, 1), data=st.data())
-    def take_over(self, index, data):
-        node, dead = self.nodes[index], data.draw(st.sampled_from(self.dead))
+    def look_for_the_dead(self, index, data):
+        self.take_over(index, data.draw(st.sampled_from(self.dead)))
+
+    def take_over(self, index, dead):
+        node = self.nodes[index]
         node.run(node.backend.fence, dead)
         lost = [one for one, _ in node.run(node.backend.lost_claims, dead, [*CLASSES], 100)]
         held = [line.running for line in self.model.lines.values() if line.holder == dead]
@@ -305,12 +330,14 @@ class Rules(RuleBasedStateMachine):
         for ending in endings:
             self.ended(ending)
         self.stale += held
+        self.dead.remove(dead)
         assert node.run(node.backend.holds_nothing, dead)
 
     @precondition(lambda self: self.stale)
     @rule(index=st.integers(0, 1), data=st.data(), verdict=st.sampled_from([*Verdict]))
     def record_late(self, index, data, verdict):
-        """A dead node comes back with a result."""
+        """A dead node comes back with a result, while another one runs the job again if there is one."""
+        self.claim(1 - index, 100)
         node, one = self.nodes[index], data.draw(st.sampled_from(self.stale))
         recorded = node.run(record, node.backend, end(one, verdict), keep=True, holder=node.id, now=self.now)
         assert [ending.claim for ending in recorded.stale] == [one]
@@ -360,29 +387,28 @@ class Rules(RuleBasedStateMachine):
         line.asleep = False
 
     @rule(line=lines)
-    def pause(self, line):
-        CLASSES[line[0]].pause(line[1])
-        self.model.lines[line].paused = True
-        self.looked_again(self.model.lines[line])
-
-    @rule(line=lines)
-    def resume(self, line):
-        state = self.model.lines[line]
-        if not state.paused:
+    def pause_or_resume(self, line):
+        state, (scope, name) = self.model.lines[line], line
+        if state.paused:
+            CLASSES[scope].resume(name)
             with pytest.raises(Refused):
-                CLASSES[line[0]].resume(line[1])
-            return
-        CLASSES[line[0]].resume(line[1])
-        state.paused = False
+                CLASSES[scope].resume(name)
+        else:
+            CLASSES[scope].pause(name)
+        state.paused = not state.paused
         self.looked_again(state)
 
-    @rule(scope=scopes)
-    def pause_or_resume_scope(self, scope):
-        if scope in self.model.paused:
-            CLASSES[scope].resume()
-        else:
-            CLASSES[scope].pause()
-        self.model.paused ^= {scope}
+    @rule(scope=scopes, line=lines)
+    def pause_a_scope_for_a_while(self, scope, line):
+        """Nothing of it starts, whoever creates what."""
+        CLASSES[scope].pause()
+        self.model.paused.add(scope)
+        self.create(line, None, {}, is_woken=True)
+        for index in range(len(self.nodes)):
+            self.claim(index, 100)
+        self.every_queue_is_as_the_rules_say()
+        CLASSES[scope].resume()
+        self.model.paused.remove(scope)
 
     @rule(data=st.data(), at=times)
     def edit(self, data, at):
