@@ -26,7 +26,7 @@ from django.db import connections
 from django.utils import timezone, translation
 
 from . import conf, exceptions, signals
-from .attempts import FAILURES, Claim, Outcome, Verdict, raised, readable, result_text, secrets_of
+from .attempts import FAILURES, Claim, Outcome, Verdict, describe, raised, readable, result_text, secrets_of
 from .channel import Board, Frames, encode, receive, uptime
 from .declaration import by_scope
 from .jobs import failed, send
@@ -195,8 +195,15 @@ class Attempt:
             delay = min(conf.clean_seconds(delay, at_least=0, at_most=float("inf")), cap)
             return delay * (1 + random.random() * self.queuetopia.option("jitter"))  # noqa: S311 - no secret
         except Exception as broken:
-            logger.warning("backoff() failed job=%d error=%r; the built-in one serves", self.claim.job_id, broken)
+            logger.warning(
+                "backoff() failed job=%d error=%r; the built-in one serves", self.claim.job_id, self._told(broken)
+            )
             return None
+
+    def _told(self, exc):
+        """Return what an exception of user code says, as a log may have it."""
+        error = describe(exc, _secrets(self.queuetopia, self.job))
+        return f"{error['type']}: {error['message']}"
 
     def _next_step(self, exc):
         configured = self.claim.on_exhausted or self.queuetopia.option("on_exhausted")
@@ -205,7 +212,7 @@ class Attempt:
         try:
             return conf.clean_on_exhausted_name(configured(self.job, exc))
         except Exception as broken:
-            logger.warning("on_exhausted failed job=%d error=%r; the job halts", self.claim.job_id, broken)
+            logger.warning("on_exhausted failed job=%d error=%r; the job halts", self.claim.job_id, self._told(broken))
             return None
 
 
