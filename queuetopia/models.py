@@ -10,6 +10,7 @@ from django.db import models
 from django.utils.translation import gettext_lazy as _
 
 from .backends.columns import DatabaseNow, ExactCharField, PartialIndex, are_times
+from .conf import LONGEST
 from .exceptions import ReadOnlyJob
 from .params import ParamsField
 
@@ -102,16 +103,19 @@ class Job(models.Model):
         )
         constraints = (
             models.CheckConstraint(
-                condition=models.Q(timeout=None) | models.Q(timeout__gt=0), name="queuetopia_job_timeout"
+                condition=models.Q(timeout=None) | models.Q(timeout__gt=0, timeout__lte=LONGEST),
+                name="queuetopia_job_timeout",
             ),
             models.CheckConstraint(
-                condition=models.Q(max_backoff=None) | models.Q(max_backoff__gte=0),
+                condition=models.Q(max_backoff=None) | models.Q(max_backoff__gte=0, max_backoff__lte=LONGEST),
                 name="queuetopia_job_max_backoff",
             ),
             models.CheckConstraint(
                 condition=models.Q(max_attempts=None) | models.Q(max_attempts__gte=1),
                 name="queuetopia_job_max_attempts",
             ),
+            # One more must fit too: an overflow is an error for everything that is claimed together.
+            models.CheckConstraint(condition=models.Q(attempts__lt=2**31 - 1), name="queuetopia_job_attempts"),
             models.CheckConstraint(
                 condition=models.Q(state__in=["pending", "halted"], done_at=None)
                 | models.Q(state__in=["done", "skipped", "cancelled"], done_at__isnull=False),
@@ -212,6 +216,9 @@ class Queue(models.Model):
             models.UniqueConstraint(fields=["scope", "name"], name="queuetopia_queue_name"),
             models.CheckConstraint(
                 condition=are_times("due_at", "held_since", "paused_at"), name="queuetopia_queue_times"
+            ),
+            models.CheckConstraint(
+                condition=models.Q(fence__lt=2**63 - 1, rev__lt=2**63 - 1), name="queuetopia_queue_numbers"
             ),
         )
 

@@ -7,6 +7,8 @@ from django.db import migrations, models
 import queuetopia.backends.columns
 import queuetopia.params
 
+LONGEST = 366 * 86_400  # seconds
+
 
 class Migration(migrations.Migration):
     initial = True
@@ -123,16 +125,27 @@ class Migration(migrations.Migration):
                 ],
                 "constraints": [
                     models.CheckConstraint(
-                        condition=models.Q(("timeout", None), ("timeout__gt", 0), _connector="OR"),
+                        condition=models.Q(
+                            ("timeout", None),
+                            models.Q(("timeout__gt", 0), ("timeout__lte", LONGEST)),
+                            _connector="OR",
+                        ),
                         name="queuetopia_job_timeout",
                     ),
                     models.CheckConstraint(
-                        condition=models.Q(("max_backoff", None), ("max_backoff__gte", 0), _connector="OR"),
+                        condition=models.Q(
+                            ("max_backoff", None),
+                            models.Q(("max_backoff__gte", 0), ("max_backoff__lte", LONGEST)),
+                            _connector="OR",
+                        ),
                         name="queuetopia_job_max_backoff",
                     ),
                     models.CheckConstraint(
                         condition=models.Q(("max_attempts", None), ("max_attempts__gte", 1), _connector="OR"),
                         name="queuetopia_job_max_attempts",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(("attempts__lt", 2**31 - 1)), name="queuetopia_job_attempts"
                     ),
                     models.CheckConstraint(
                         condition=models.Q(
@@ -208,6 +221,10 @@ class Migration(migrations.Migration):
                     models.CheckConstraint(
                         condition=queuetopia.backends.columns.are_times("due_at", "held_since", "paused_at"),
                         name="queuetopia_queue_times",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(("fence__lt", 2**63 - 1), ("rev__lt", 2**63 - 1)),
+                        name="queuetopia_queue_numbers",
                     ),
                 ],
             },
