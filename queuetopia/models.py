@@ -114,8 +114,6 @@ class Job(models.Model):
                 condition=models.Q(max_attempts=None) | models.Q(max_attempts__gte=1),
                 name="queuetopia_job_max_attempts",
             ),
-            # One more must fit too: an overflow is an error for everything that is claimed together.
-            models.CheckConstraint(condition=models.Q(attempts__lt=2**31 - 1), name="queuetopia_job_attempts"),
             models.CheckConstraint(
                 condition=models.Q(state__in=["pending", "halted"], done_at=None)
                 | models.Q(state__in=["done", "skipped", "cancelled"], done_at__isnull=False),
@@ -216,9 +214,6 @@ class Queue(models.Model):
             models.UniqueConstraint(fields=["scope", "name"], name="queuetopia_queue_name"),
             models.CheckConstraint(
                 condition=are_times("due_at", "held_since", "paused_at"), name="queuetopia_queue_times"
-            ),
-            models.CheckConstraint(
-                condition=models.Q(fence__lt=2**63 - 1, rev__lt=2**63 - 1), name="queuetopia_queue_numbers"
             ),
         )
 

@@ -596,6 +596,20 @@ class TestBackendContract:
             assert stored(one).attempts == attempts + 1
             assert stored(one).errors[-1]["attempt"] == attempts + 1
 
+    @pytest.mark.capability("J10")
+    @pytest.mark.parametrize("keep", [False, True])
+    def test_a_count_of_attempts_at_its_end_breaks_no_other_queue(self, backend, keep):
+        first, corrupt = put(), put()
+        put("good")
+        Job.objects.filter(pk=corrupt.pk).update(attempts=2**31 - 1)
+        claims = {one.queue: one for one in claim(backend)}
+        recorded = record(backend, *(end(one) for one in claims.values()), keep=keep)
+        assert len(recorded.written) == 2
+        (one,) = recorded.claims or claim(backend)
+        assert (one.job_id, one.attempt) == (corrupt.pk, 2**31 - 1)
+        finish(backend, one, Verdict.RETRY, error=describe(ValueError()))
+        assert stored(first).state == stored(claims["good"]).state == "done"
+
     @pytest.mark.parametrize("verdict", [Verdict.RETRY, Verdict.SNOOZE, Verdict.RETURN])
     def test_a_wait_longer_than_time_itself_breaks_nothing(self, backend, verdict):
         put()

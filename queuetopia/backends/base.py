@@ -302,7 +302,7 @@ class Backend:
         Queue.objects.using(self.alias).filter(pk=queue.pk).update(
             fence=queue.fence,
             current_job=head["id"],
-            attempt=head["attempts"] + 1,
+            attempt=next_attempt(head["attempts"]),
             held_by=holder,
             held_since=now,
             stop_requested=False,
@@ -620,6 +620,11 @@ def history(errors) -> list[dict]:
     return [entry for entry in errors if isinstance(entry, dict)] if isinstance(errors, list) else []
 
 
+def next_attempt(attempts: int) -> int:
+    """Return the number of the next attempt. One row whose number overflowed would keep all from being claimed."""
+    return min(attempts, conf.MOST_ATTEMPTS) + 1
+
+
 def claim_of(queue, head) -> Claim:
     return Claim(
         job_id=head["id"],
@@ -628,7 +633,7 @@ def claim_of(queue, head) -> Claim:
         queue=queue.name,
         action=head["action"],
         params=head["params_text"],
-        attempt=head["attempts"] + 1,
+        attempt=next_attempt(head["attempts"]),
         fence=queue.fence,
         rev=queue.rev,
         scheduled_at=head["scheduled_at"].isoformat(),

@@ -25,6 +25,7 @@ import logging
 from django.db import DatabaseError, OperationalError, connections, transaction
 
 from ..attempts import Claim, Verdict
+from ..conf import MOST_ATTEMPTS
 from ..exceptions import SessionLost, SessionRefused
 from ..models import Job, Queue, Scope
 from . import base
@@ -73,8 +74,8 @@ _START = f"""
           AND j.state = 'pending' AND coalesce(j.next_attempt_at, j.scheduled_at) <= {NOW}
           AND NOT EXISTS (SELECT 1 FROM {SCOPE} p WHERE p.name = q.scope AND p.paused_at IS NOT NULL)
     ), q AS (
-        UPDATE {QUEUE} q SET fence = q.fence + 1, current_job = h.id, attempt = h.attempts + 1, held_by = %(holder)s,
-               held_since = {NOW}, stop_requested = false, problem = ''
+        UPDATE {QUEUE} q SET fence = q.fence + 1, current_job = h.id, attempt = least(h.attempts, {MOST_ATTEMPTS}) + 1,
+               held_by = %(holder)s, held_since = {NOW}, stop_requested = false, problem = ''
         FROM h WHERE q.id = h.qid AND q.rev = h.qrev AND q.held_by IS NULL
         RETURNING q.id, q.scope, q.name, q.attempt, q.fence, q.rev, h.id AS jid, h.action, h.params, h.scheduled_at,
                   h.timeout, h.max_backoff, h.max_attempts, h.on_exhausted, h.attempted_at, h.error
@@ -122,7 +123,7 @@ _FINISH = f"""
         UPDATE {QUEUE} q SET
             fence = CASE WHEN go THEN q.fence + 1 ELSE q.fence END,
             current_job = CASE WHEN go OR h.state = 'halted' THEN h.id END,
-            attempt = CASE WHEN go THEN h.attempts + 1 ELSE 0 END,
+            attempt = CASE WHEN go THEN least(h.attempts, {MOST_ATTEMPTS}) + 1 ELSE 0 END,
             held_by = CASE WHEN go THEN q.held_by END,
             held_since = CASE WHEN go THEN {NOW} END,
             due_at = CASE WHEN go THEN q.due_at WHEN h.state = 'pending' THEN greatest(h.scheduled_at, {NOW}) END

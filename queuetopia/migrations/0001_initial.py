@@ -145,9 +145,6 @@ class Migration(migrations.Migration):
                         name="queuetopia_job_max_attempts",
                     ),
                     models.CheckConstraint(
-                        condition=models.Q(("attempts__lt", 2**31 - 1)), name="queuetopia_job_attempts"
-                    ),
-                    models.CheckConstraint(
                         condition=models.Q(
                             models.Q(("done_at", None), ("state__in", ["pending", "halted"])),
                             models.Q(("done_at__isnull", False), ("state__in", ["done", "skipped", "cancelled"])),
@@ -221,10 +218,6 @@ class Migration(migrations.Migration):
                     models.CheckConstraint(
                         condition=queuetopia.backends.columns.are_times("due_at", "held_since", "paused_at"),
                         name="queuetopia_queue_times",
-                    ),
-                    models.CheckConstraint(
-                        condition=models.Q(("fence__lt", 2**63 - 1), ("rev__lt", 2**63 - 1)),
-                        name="queuetopia_queue_numbers",
                     ),
                 ],
             },
