@@ -184,10 +184,12 @@ def join(futures):
 
 
 def is_waiting():
-    """True while a statement waits for a row somebody else has locked; SQLite cannot tell."""
+    """True while a statement waits for a row somebody else has locked, in this database; SQLite cannot tell."""
     sql = {
-        "postgresql": "SELECT 1, count(*) FROM pg_locks WHERE NOT granted",
-        "mysql": "SHOW GLOBAL STATUS LIKE 'Innodb_row_lock_current_waits'",
+        "postgresql": "SELECT 1, count(*) FROM pg_stat_activity"
+        " WHERE wait_event_type = 'Lock' AND datname = current_database()",
+        "mysql": "SELECT 1, count(*) FROM information_schema.innodb_trx t JOIN information_schema.processlist p"
+        " ON p.id = t.trx_mysql_thread_id WHERE t.trx_state = 'LOCK WAIT' AND p.db = database()",
         "sqlite": "SELECT 1, 1",
     }[connection.vendor]
     with connection.cursor() as cursor:
@@ -1895,15 +1897,28 @@ def halted(backend) -> Job:
 
 
 def deadlock(person, job, act):
-    """Have ``act``, which locks the queue's row and then the job's, broken off for us, who go the other way."""
-    with transaction.atomic():
-        # MySQL breaks off whoever has written less, PostgreSQL who has waited longer.
-        Scope.objects.bulk_create([Scope(name=f"written {number}") for number in range(100)])
-        Job.objects.select_for_update().get(pk=job.pk)
-        acting = person.start(act)
-        wait_until(is_waiting, PATIENCE)
-        Queue.objects.select_for_update().get(scope=job.scope, name=job.queue)
+    """Have ``act``, which locks the queue's row and then the job's, broken off for us, who go the other way.
+
+    MySQL breaks off whoever has written less, PostgreSQL who looks for a deadlock first.
+    """
+    person.run(look_for_deadlocks_after, 3)
+    look_for_deadlocks_after(60)
+    try:
+        with transaction.atomic():
+            Scope.objects.bulk_create([Scope(name=f"written {number}") for number in range(100)])
+            Job.objects.select_for_update().get(pk=job.pk)
+            acting = person.start(act)
+            wait_until(is_waiting, PATIENCE)
+            Queue.objects.select_for_update().get(scope=job.scope, name=job.queue)
+    finally:
+        look_for_deadlocks_after(1)
     return acting
+
+
+def look_for_deadlocks_after(seconds):
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT set_config('deadlock_timeout', %s, false)", [f"{seconds}s"])
 
 
 def do_verb(verb, job):
