@@ -8,6 +8,7 @@ Private servers listen on a socket file only, in a temporary folder, and risk th
 import configparser
 import contextlib
 import os
+import shutil
 import subprocess
 import tempfile
 import time
@@ -63,6 +64,9 @@ def pgbouncer(config, connection):
 
     config: a pgbouncer.ini, as a page shows it; where it listens, to whom, and where it leads are replaced.
     """
+    env = _with_sbin()
+    if shutil.which("pgbouncer", path=env["PATH"]) is None:
+        raise FileNotFoundError("PgBouncer is missing: apt-get install pgbouncer")
     folder = _folder("bouncer", stop='kill -KILL "$(cat pid)"')
     os.chmod(folder, 0o777)  # noqa: S103 - as root it runs as somebody else
     server = connection.get_connection_params()
@@ -83,7 +87,7 @@ def pgbouncer(config, connection):
     if os.geteuid() == 0:
         # Somebody who may go into the folder of the server's socket.
         command += ["--user", Path(target["host"]).owner() if Path(target["host"]).is_absolute() else "nobody"]
-    subprocess.run(command, check=True, env=_with_sbin(), stdin=subprocess.DEVNULL)
+    subprocess.run(command, check=True, env=env, stdin=subprocess.DEVNULL)
     return folder, parser["pgbouncer"]["listen_port"]
 
 
