@@ -94,6 +94,19 @@ def describe(exc: BaseException, secrets=()) -> dict:
     }
 
 
+def loggable(traceback_text: str) -> str:
+    """Return a traceback fit for a log: what user code wrote in it can neither steer a terminal nor pass for a record.
+
+    Line by line, each indented: a message of several lines would else begin some of its own.
+    """
+    return "\n".join(f"  {repr(line)[1:-1]}" for line in traceback_text.splitlines())
+
+
+def raised(exc: BaseException, secrets=()) -> str:
+    """Return an exception of user code with its traceback, fit for a log."""
+    return loggable(describe(exc, secrets)["traceback"])
+
+
 def storable(text: str, limit: int) -> str:
     """Return ``text`` as every database can store it: no NUL, no lone surrogates, at most ``limit`` characters."""
     text = text[: limit + 1].replace("\x00", "␀").encode("utf-8", "backslashreplace").decode()

@@ -6,18 +6,21 @@ one transaction, and leaves a JobEvent: so a verb and the running claim never de
 
 import logging
 import random
+import time
+from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from datetime import datetime, timedelta
 from difflib import get_close_matches
-from functools import partial
+from functools import partial, wraps
+from typing import Any
 
-from django.db import transaction
+from django.db import OperationalError, connections, transaction
 from django.db.models import F
 from django.utils import timezone
 
 from . import conf, signals
 from . import params as params_module
-from .attempts import Claim, Outcome, Verdict, backoff, describe, storable
+from .attempts import Claim, Outcome, Verdict, backoff, describe, raised, secrets_of, storable
 from .backends import backend_for
 from .backends.base import has_no_time
 from .exceptions import InvalidJob, Refused
@@ -28,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 MAX_NAME = 255
 MOST_COUNTED = 1_000  # waiting jobs counted for a signal
+DEADLOCKS = 5  # in a row, after which a person's verb gives up
 
 
 # Build and create
@@ -184,7 +188,8 @@ def send(signal, queuetopia, **arguments):
     """Send a signal; a receiver that raises is logged and changes nothing."""
     for receiver, answer in signal.send_robust(sender=queuetopia, **arguments):
         if isinstance(answer, Exception):
-            logger.error("receiver failed receiver=%r", receiver, exc_info=answer)
+            secrets = secrets_of(arguments["job"].params, queuetopia.option("sensitive_params"))
+            logger.error("receiver failed receiver=%r\n%s", receiver, raised(answer, secrets))
 
 
 def send_unblocked(queuetopia, job, since: datetime) -> None:
@@ -236,6 +241,36 @@ def failed(
 # What a person can do
 
 
+def again_after_deadlock(alias, act: Callable[[], Any]) -> Any:
+    """Return what ``act``, a transaction, returns; have it done again if a deadlock rolled it back.
+
+    Raises Refused after some deadlocks in a row. Inside a transaction of the caller's there is no second try, for
+    all that had been done in it before is gone too: the database's error comes through.
+    """
+    for tried in range(DEADLOCKS):
+        # At once it could be first at the rows again that the other one waits for.
+        time.sleep(tried * random.uniform(0.02, 0.1))  # noqa: S311
+        try:
+            return act()
+        except OperationalError as exc:
+            if connections[alias].in_atomic_block or not backend_for(alias).is_deadlock(exc):
+                raise
+            deadlock = exc
+    raise Refused(
+        f"The database broke it off {DEADLOCKS} times, for it and others waited for each other's rows (a deadlock). "
+        "Nothing has been changed: try again."
+    ) from deadlock
+
+
+def _persons_verb(verb):
+    @wraps(verb)
+    def retried(queuetopia, *args, **kwargs):
+        return again_after_deadlock(queuetopia.database(), partial(verb, queuetopia, *args, **kwargs))
+
+    return retried
+
+
+@_persons_verb
 def retry(queuetopia, job, *, by="", reason="") -> Job:
     """Make the next attempt of a backing-off or halted job now; a halted job gets one attempt more.
 
@@ -254,6 +289,7 @@ def retry(queuetopia, job, *, by="", reason="") -> Job:
     return job
 
 
+@_persons_verb
 def skip(queuetopia, job, *, by="", reason="") -> Job:
     """Give a backing-off or halted job up (``skipped``); its queue goes on at once.
 
@@ -270,6 +306,7 @@ def skip(queuetopia, job, *, by="", reason="") -> Job:
     return verb.job
 
 
+@_persons_verb
 def cancel(queuetopia, job, *, by="", reason="") -> str:
     """Cancel a job that was never attempted, anywhere in line; ask a running one to stop.
 
@@ -386,6 +423,7 @@ def _leave_event(alias, verb, by, reason, scope, queue="", job=None, before=None
     )
 
 
+@_persons_verb
 def pause(queuetopia, queue=None, *, by="", reason=""):
     """Start nothing new in the queue (None: in the whole scope) until it is resumed; the running job finishes.
 
@@ -400,6 +438,7 @@ def pause(queuetopia, queue=None, *, by="", reason=""):
     _set_pause(queuetopia, alias, queue, "pause", by, reason, paused)
 
 
+@_persons_verb
 def resume(queuetopia, queue=None, *, by="", reason=""):
     """Serve a paused queue (None: the scope) again, at once. Raises Refused when it is not paused."""
     alias = queuetopia.database()

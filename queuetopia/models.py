@@ -9,7 +9,8 @@ import uuid
 from django.db import models
 from django.utils.translation import gettext_lazy as _
 
-from .backends.columns import DatabaseNow, ExactCharField, PartialIndex
+from .backends.columns import DatabaseNow, ExactCharField, PartialIndex, are_times
+from .conf import LONGEST
 from .exceptions import ReadOnlyJob
 from .params import ParamsField
 
@@ -113,10 +114,11 @@ class Job(models.Model):
         )
         constraints = (
             models.CheckConstraint(
-                condition=models.Q(timeout=None) | models.Q(timeout__gt=0), name="queuetopia_job_timeout"
+                condition=models.Q(timeout=None) | models.Q(timeout__gt=0, timeout__lte=LONGEST),
+                name="queuetopia_job_timeout",
             ),
             models.CheckConstraint(
-                condition=models.Q(max_backoff=None) | models.Q(max_backoff__gte=0),
+                condition=models.Q(max_backoff=None) | models.Q(max_backoff__gte=0, max_backoff__lte=LONGEST),
                 name="queuetopia_job_max_backoff",
             ),
             models.CheckConstraint(
@@ -127,6 +129,10 @@ class Job(models.Model):
                 condition=models.Q(state__in=["pending", "halted"], done_at=None)
                 | models.Q(state__in=["done", "skipped", "cancelled"], done_at__isnull=False),
                 name="queuetopia_job_done_at",
+            ),
+            models.CheckConstraint(
+                condition=are_times("scheduled_at", "attempted_at", "next_attempt_at", "done_at"),
+                name="queuetopia_job_times",
             ),
         )
 
@@ -223,7 +229,12 @@ class Queue(models.Model):
                 name="queuetopia_queue_alert",
             ),
         )
-        constraints = (models.UniqueConstraint(fields=["scope", "name"], name="queuetopia_queue_name"),)
+        constraints = (
+            models.UniqueConstraint(fields=["scope", "name"], name="queuetopia_queue_name"),
+            models.CheckConstraint(
+                condition=are_times("due_at", "held_since", "paused_at"), name="queuetopia_queue_times"
+            ),
+        )
 
     def __str__(self):
         return f"{self.scope}/{self.name}"

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from django.db import DatabaseError, InterfaceError, OperationalError
 
 from . import conf, exceptions, housekeeping
-from .attempts import ENDINGS, FAILURES, Claim, Outcome, Verdict, masked, readable
+from .attempts import ENDINGS, FAILURES, Claim, Outcome, Verdict, loggable, masked, raised, readable
 from .backends.base import Ending
 from .channel import uptime
 from .declaration import by_scope
@@ -173,9 +173,9 @@ class Scheduler:
                 self._keep_house()
             except exceptions.SessionLost:
                 raise
-            except Exception:
+            except Exception as exc:
                 # The workers go on with their jobs, and what they report is recorded next time.
-                logger.exception("scheduler error node=%s", self.node)
+                logger.error("scheduler error node=%s\n%s", self.node, raised(exc))
                 self._survive_error()
 
     def _keep_house(self):
@@ -184,8 +184,8 @@ class Scheduler:
             housekeeping.keep_house(self)
         except exceptions.SessionLost:
             raise
-        except Exception:
-            logger.exception("housekeeping failed node=%s", self.node)
+        except Exception as exc:
+            logger.error("housekeeping failed node=%s\n%s", self.node, raised(exc))
             for store in self.stores:
                 store.refuse_if_lost()
                 store.step_at = uptime() + housekeeping.LOOK_FOR_DEAD
@@ -350,7 +350,8 @@ class Scheduler:
             )
         del store.endings[: len(endings)]
         store.put_off_recording(recorded.locked)
-        self.waiting.extend((store, claim) for claim in recorded.claims)
+        for claim in recorded.claims:
+            self._accept(store, claim)
         store.end_streaks(endings, recorded.claims)
         store.note_due(recorded)
         store.tally.add(recorded.written)
@@ -402,11 +403,10 @@ class Scheduler:
         what, then = "skipped", "its queue goes on"
         if outcome.verdict == Verdict.HALT:
             what, then = "halted", "its queue is blocked until it is retried or skipped"
-        # repr() line by line: what user code wrote must not reach a terminal as control characters.
-        lines = "\n".join(repr(line)[1:-1] for line in outcome.error["traceback"].splitlines())
         logger.error(
             "job %s, %s %s attempt=%d cause=%r params=%r\n%s",
-            what, then, _name(claim), claim.attempt, cause, params, lines,
+            what, then, _name(claim), claim.attempt, cause, params,
+            loggable(outcome.error["traceback"]),
         )  # fmt: skip
 
     # Claim
@@ -524,6 +524,6 @@ def main(options: dict) -> int:
     except exceptions.SessionRefused as exc:
         logger.error("cannot start: %s", exc)
         return REFUSED
-    except Exception:
-        logger.exception("scheduler crashed")
+    except Exception as exc:
+        logger.error("scheduler crashed\n%s", raised(exc))
         return CRASHED

@@ -28,7 +28,18 @@ from django.db.models.base import ModelState
 from django.utils import timezone, translation
 
 from . import alerts, conf, exceptions, signals
-from .attempts import ENDINGS, FAILURES, Claim, Outcome, Verdict, readable, result_text, secrets_of
+from .attempts import (
+    ENDINGS,
+    FAILURES,
+    Claim,
+    Outcome,
+    Verdict,
+    describe,
+    raised,
+    readable,
+    result_text,
+    secrets_of,
+)
 from .channel import Board, Frames, encode, receive, uptime
 from .declaration import by_scope
 from .jobs import failed, send, send_unblocked
@@ -152,7 +163,7 @@ class Attempt:
         self.exc = exc
         match exc:
             case SetupFailed():
-                logger.error("setup failed performer=%s", self.queuetopia.performer.__name__, exc_info=exc)
+                logger.error("setup failed performer=%s\n%s", self.queuetopia.performer.__name__, raised(exc))
                 self._end(Verdict.RETURN, delay=SETUP_RETRY, error={"message": str(exc)})
             case exceptions.Snooze():
                 self._end(Verdict.SNOOZE, delay=float(exc.delay))
@@ -168,7 +179,7 @@ class Attempt:
     def fail(self, exc, *, delay=None, verdict=None):
         """Make this a failed attempt; the class's on_exhausted is asked if it was the last one."""
         self.exc = exc
-        secrets = secrets_of(self.job.params, self.queuetopia.option("sensitive_params"))
+        secrets = _secrets(self.queuetopia, self.job)
         duration = time.perf_counter() - self._began
         outcome = failed(self.queuetopia, self.claim, exc, duration=duration, secrets=secrets, delay=delay)
         if verdict is not None:
@@ -202,8 +213,15 @@ class Attempt:
             delay = min(conf.clean_seconds(delay, at_least=0, at_most=float("inf")), cap)
             return delay * (1 + random.random() * self.queuetopia.option("jitter"))  # noqa: S311 - no secret
         except Exception as broken:
-            logger.warning("backoff() failed job=%d error=%r; the built-in one serves", self.claim.job_id, broken)
+            logger.warning(
+                "backoff() failed job=%d error=%r; the built-in one serves", self.claim.job_id, self._told(broken)
+            )
             return None
+
+    def _told(self, exc):
+        """Return what an exception of user code says, as a log may have it."""
+        error = describe(exc, _secrets(self.queuetopia, self.job))
+        return f"{error['type']}: {error['message']}"
 
     def _next_step(self, exc):
         configured = self.claim.on_exhausted or self.queuetopia.option("on_exhausted")
@@ -212,7 +230,7 @@ class Attempt:
         try:
             return conf.clean_on_exhausted_name(configured(self.job, exc))
         except Exception as broken:
-            logger.warning("on_exhausted failed job=%d error=%r; the job halts", self.claim.job_id, broken)
+            logger.warning("on_exhausted failed job=%d error=%r; the job halts", self.claim.job_id, self._told(broken))
             return None
 
 
@@ -280,8 +298,8 @@ def _send(signal_, queuetopia, **arguments):
 def _whatever_happens(job, tell_it):
     try:
         tell_it()
-    except BaseException:  # a receiver that calls sys.exit
-        logger.exception("receiver failed job=%d", job.pk)
+    except BaseException as exc:  # a receiver that calls sys.exit
+        logger.error("receiver failed job=%d\n%s", job.pk, raised(exc, _secrets(by_scope()[job.scope], job)))
 
 
 def _call(queuetopia, hook, *arguments):
@@ -289,8 +307,13 @@ def _call(queuetopia, hook, *arguments):
         return
     try:
         getattr(performer_of(queuetopia), hook)(*arguments)
-    except BaseException:
-        logger.exception("hook failed hook=%s job=%d", hook, arguments[0].pk)
+    except BaseException as exc:
+        job = arguments[0]
+        logger.error("hook failed hook=%s job=%d\n%s", hook, job.pk, raised(exc, _secrets(queuetopia, job)))
+
+
+def _secrets(queuetopia, job):
+    return secrets_of(job.params, queuetopia.option("sensitive_params"))
 
 
 # The process
@@ -383,8 +406,8 @@ class Worker:
             tidy_before()
             try:
                 item()
-            except BaseException:  # sys.exit() in a receiver
-                logger.exception("hooks, receivers or mail failed")
+            except BaseException as exc:  # sys.exit() in a receiver
+                logger.error("hooks, receivers or mail failed\n%s", raised(exc))
             tidy_after()
             self._send("told")
 

@@ -5,8 +5,10 @@ The answer is written back into the environment, so pytest-xdist's workers and a
 Private servers listen on a socket file only, in a temporary folder, and risk their data for speed.
 """
 
+import configparser
 import contextlib
 import os
+import shutil
 import subprocess
 import tempfile
 import time
@@ -57,6 +59,38 @@ def url_of_database(url, name):
     return address + name + mark + query
 
 
+def pgbouncer(config, connection):
+    """Start a private PgBouncer in front of the server of ``connection``; return its socket's folder and its port.
+
+    config: a pgbouncer.ini, as a page shows it; where it listens, to whom, and where it leads are replaced.
+    """
+    env = _with_sbin()
+    if shutil.which("pgbouncer", path=env["PATH"]) is None:
+        raise FileNotFoundError("PgBouncer is missing: apt-get install pgbouncer")
+    folder = _folder("bouncer", stop='kill -KILL "$(cat pid)"')
+    os.chmod(folder, 0o777)  # noqa: S103 - as root it runs as somebody else
+    server = connection.get_connection_params()
+    target = {"host": server.get("host", ""), "port": server.get("port", 5432), "user": server.get("user", "")}
+    if server.get("password"):
+        target["password"] = server["password"]
+    parser = configparser.ConfigParser(delimiters="=", interpolation=None)
+    parser.read_string(config)
+    parser["databases"] = {"*": " ".join(f"{name}='{value}'" for name, value in target.items())}
+    files = {"unix_socket_dir": folder, "logfile": f"{folder}/log", "pidfile": f"{folder}/pid"}
+    parser["pgbouncer"].update({"listen_addr": "", "auth_type": "any", **files})
+    parser.remove_option("pgbouncer", "auth_file")
+    ini = Path(folder, "pgbouncer.ini")
+    with ini.open("w") as file:
+        parser.write(file)
+    ini.chmod(0o644)
+    command = ["pgbouncer", "--daemon", str(ini)]
+    if os.geteuid() == 0:
+        # Somebody who may go into the folder of the server's socket.
+        command += ["--user", Path(target["host"]).owner() if Path(target["host"]).is_absolute() else "nobody"]
+    subprocess.run(command, check=True, env=env, stdin=subprocess.DEVNULL)
+    return folder, parser["pgbouncer"]["listen_port"]
+
+
 def _sqlite():
     return f"sqlite:///{_folder('sqlite')}/queuetopia.sqlite3"
 
@@ -77,8 +111,7 @@ def _postgres():
 
 def _mariadb():
     folder = _folder("my", stop='kill -KILL "$(cat pid)"')
-    # Debian keeps the server in sbin, which is not on everybody's PATH.
-    env = os.environ | {"PATH": os.environ["PATH"] + os.pathsep + "/usr/sbin"}
+    env = _with_sbin()
     options = ["--no-defaults", f"--datadir={folder}/data"]
     if os.geteuid() == 0:
         options.append("--user=root")
@@ -98,6 +131,11 @@ def _mariadb():
             raise
     server.returncode = 0  # It ends after us, by _folder()'s doing: nobody waits for it, nobody should warn.
     return f"mysql://root@/queuetopia?unix_socket={folder}/s"
+
+
+def _with_sbin():
+    # Debian keeps servers in sbin, which is not on everybody's PATH.
+    return os.environ | {"PATH": os.environ["PATH"] + os.pathsep + "/usr/sbin"}
 
 
 def _first_connection(server, socket, timeout=60):

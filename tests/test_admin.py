@@ -870,6 +870,28 @@ class TestWhoMayDoWhat:
                 assert everything() == before
                 assert answer.status_code == 403 or "/login/" in answer.headers["Location"]
 
+    def test_every_page_there_is_asks_who_is_there(self, jobs):
+        """The matrix knows the pages by name; this one asks the admin which there are."""
+        registered = [type(model_admin)(model, site) for model, model_admin in site._registry.items()]
+        ours = [admin for admin in registered if admin.opts.app_label == "queuetopia"]
+        addresses = {}
+        for admin in ours:
+            row = admin.model.objects.first()
+            for pattern in admin.get_urls():
+                way = (
+                    str(pattern.pattern).replace("<path:object_id>", str(row.pk)).replace("<path:content_type_id>", "1")
+                )
+                addresses[f"/admin/queuetopia/{admin.opts.model_name}/{way}"] = pattern.name
+        assert len(addresses) > 2 * len(ALL)
+        staff, before = client_of(), everything()
+        for address, name in addresses.items():
+            for ask in ("get", "post"):
+                answer = getattr(Client(), ask)(address, {"confirmed": "yes"})
+                assert "/login/" in answer.headers.get("Location", ""), (ask, address)
+                if name is not None:  # Django's old addresses only lead to the new ones
+                    assert getattr(staff, ask)(address, {"confirmed": "yes"}).status_code == 403, (ask, address)
+        assert everything() == before
+
     def test_staff_without_permissions_do_not_even_see_that_it_is_there(self, queues):
         assert "queuetopia" not in page(client_of(), "/admin/").lower()
 

@@ -186,7 +186,9 @@ def join(futures):
 def is_waiting():
     """True while a statement waits for a row somebody else has locked; SQLite cannot tell."""
     sql = {
-        "postgresql": "SELECT 1, count(*) FROM pg_locks WHERE NOT granted",
+        "postgresql": "SELECT 1, count(*) FROM pg_stat_activity"
+        " WHERE wait_event_type = 'Lock' AND datname = current_database()",
+        # Of the whole server: whoever asks innodb_trx more often than ten times a second gets the same answer for ever.
         "mysql": "SHOW GLOBAL STATUS LIKE 'Innodb_row_lock_current_waits'",
         "sqlite": "SELECT 1, 1",
     }[connection.vendor]
@@ -595,6 +597,20 @@ class TestBackendContract:
             finish(backend, one, Verdict.RETRY, error=describe(ValueError()))
             assert stored(one).attempts == attempts + 1
             assert stored(one).errors[-1]["attempt"] == attempts + 1
+
+    @pytest.mark.capability("J10")
+    @pytest.mark.parametrize("keep", [False, True])
+    def test_a_count_of_attempts_at_its_end_breaks_no_other_queue(self, backend, keep):
+        first, corrupt = put(), put()
+        put("good")
+        Job.objects.filter(pk=corrupt.pk).update(attempts=2**31 - 1)
+        claims = {one.queue: one for one in claim(backend)}
+        recorded = record(backend, *(end(one) for one in claims.values()), keep=keep)
+        assert len(recorded.written) == 2
+        (one,) = recorded.claims or claim(backend)
+        assert (one.job_id, one.attempt) == (corrupt.pk, 2**31 - 1)
+        finish(backend, one, Verdict.RETRY, error=describe(ValueError()))
+        assert stored(first).state == stored(claims["good"]).state == "done"
 
     @pytest.mark.parametrize("verdict", [Verdict.RETRY, Verdict.SNOOZE, Verdict.RETURN])
     def test_a_wait_longer_than_time_itself_breaks_nothing(self, backend, verdict):
@@ -1273,6 +1289,30 @@ class TestBackendContract:
         join([elsewhere().start(pause) for _ in range(5)])
         assert Queue.objects.paused().count() == 5
 
+    @one_writer
+    @pytest.mark.capability("E18")
+    def test_a_verb_that_a_deadlock_rolls_back_is_done_again(self, backend, elsewhere):
+        job = halted(backend)
+        person = deadlock(elsewhere(), job, partial(LedgerQueue.retry, job, by="ann"))
+        assert person.result(PATIENCE).state == "pending"
+        (event,) = JobEvent.objects.all()
+        assert (event.verb, event.by) == ("retry", "ann")
+        assert claim_one(backend).job_id == job.pk
+
+    @one_writer
+    def test_a_verb_inside_a_transaction_is_not_done_again_after_a_deadlock(self, backend, elsewhere):
+        job = halted(backend)
+
+        def act():
+            with transaction.atomic():
+                LedgerQueue.create_job("other", "noop")
+                LedgerQueue.retry(job)
+
+        with pytest.raises(OperationalError):
+            deadlock(elsewhere(), job, act).result(PATIENCE)
+        assert stored(job).state == "halted"
+        assert Job.objects.count() == 1
+
     def test_creators_in_commit_order_wait_for_each_other(self, backend, elsewhere):
         """``commit_ordered``: jobs of one queue run in the order in which their transactions committed."""
         waits = threading.Event()
@@ -1887,6 +1927,38 @@ class TestBackendContract:
 
         theirs = node.start(take, node.backend)
         assert [take(backend), theirs.result(PATIENCE)].count(True) == 1
+
+
+def halted(backend) -> Job:
+    """Return a halted job, which is the head of its queue."""
+    job = put()
+    finish(backend, claim_one(backend), Verdict.HALT, error=describe(ValueError("boom")))
+    return job
+
+
+def deadlock(person, job, act):
+    """Have ``act``, which locks the queue's row and then the job's, broken off for us, who go the other way.
+
+    MySQL breaks off whoever has written less, PostgreSQL who looks for a deadlock first.
+    """
+    person.run(look_for_deadlocks_after, 3)
+    look_for_deadlocks_after(60)
+    try:
+        with transaction.atomic():
+            Scope.objects.bulk_create([Scope(name=f"written {number}") for number in range(100)])
+            Job.objects.select_for_update().get(pk=job.pk)
+            acting = person.start(act)
+            wait_until(is_waiting, PATIENCE)
+            Queue.objects.select_for_update().get(scope=job.scope, name=job.queue)
+    finally:
+        look_for_deadlocks_after(1)
+    return acting
+
+
+def look_for_deadlocks_after(seconds):
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT set_config('deadlock_timeout', %s, false)", [f"{seconds}s"])
 
 
 def do_verb(verb, job):

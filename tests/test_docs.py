@@ -192,8 +192,8 @@ def own_options(parser):
 class TestProduction:
     """Whoever stops a node has to wait for longer than its grace time, and the margin until the supervisor kills."""
 
-    def shown(self, language):
-        (text,) = [block.text for block in blocks(PRODUCTION) if block.language == language]
+    def shown(self, language, having=""):
+        (text,) = [block.text for block in blocks(PRODUCTION) if block.language == language and having in block.text]
         return text
 
     def options(self, words):
@@ -203,7 +203,7 @@ class TestProduction:
     def test_the_systemd_unit(self):
         unit = configparser.ConfigParser(interpolation=None)
         unit.optionxform = str
-        unit.read_string(self.shown("ini"))
+        unit.read_string(self.shown("ini", having="[Unit]"))
         service = unit["Service"]
         assert service.getint("TimeoutStopSec") > self.options(shlex.split(service["ExecStart"])).grace + KILL_MARGIN
         assert service["KillMode"] == "mixed"

@@ -2,7 +2,7 @@
 
 import pytest
 from django.core.management import call_command
-from django.db import IntegrityError, connection, transaction
+from django.db import DatabaseError, IntegrityError, connection, transaction
 from django.utils import timezone
 
 from queuetopia.models import Job, Queue, Scope
@@ -62,6 +62,8 @@ def test_the_migrations_say_what_the_models_say(settings, auto_field):
     [
         {"timeout": 0},
         {"timeout": -1},
+        {"timeout": 1e300},
+        {"max_backoff": 1e300},
         {"max_backoff": -1},
         {"max_attempts": 0},
         {"state": "done"},
@@ -72,6 +74,42 @@ def test_the_migrations_say_what_the_models_say(settings, auto_field):
 def test_the_database_itself_refuses_rows_that_cannot_be(wrong):
     with pytest.raises(IntegrityError), transaction.atomic():
         Job.objects.create(scope="a", queue="a", action="a", **wrong)
+
+
+@pytest.mark.capability("J10")
+@pytest.mark.django_db
+@pytest.mark.parametrize("time", ["infinity", "-infinity", "10000-01-01 00:00:00", "0044-03-15 00:00:00 BC"])
+@pytest.mark.parametrize(
+    ("model", "column"),
+    [
+        *[(Job, column) for column in ("scheduled_at", "attempted_at", "next_attempt_at")],
+        *[(Queue, column) for column in ("due_at", "held_since", "paused_at")],
+    ],
+)
+def test_the_database_itself_refuses_times_that_python_does_not_know(model, column, time):
+    """One such row would be an error for everybody who reads it together with others: for a whole node."""
+    row = Job.objects.create(scope="a", queue="a", action="a") if model is Job else Queue.objects.create()
+    sql = f"UPDATE {model._meta.db_table} SET {column} = %s WHERE id = %s"  # noqa: S608
+    with pytest.raises(DatabaseError), transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(sql, [time, row.pk])
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("number", ["NaN", "Infinity"])
+@pytest.mark.parametrize("column", ["timeout", "max_backoff"])
+def test_the_database_itself_refuses_numbers_that_are_none(column, number):
+    row = Job.objects.create(scope="a", queue="a", action="a")
+    with pytest.raises(DatabaseError), transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(f"UPDATE queuetopia_job SET {column} = %s WHERE id = %s", [number, row.pk])  # noqa: S608
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("time", ["1970-01-01 00:00:00", "9999-01-01 23:59:59"])
+def test_the_database_itself_takes_every_time_that_a_job_may_be_created_for(time):
+    row = Job.objects.create(scope="a", queue="a", action="a")
+    with connection.cursor() as cursor:
+        cursor.execute("UPDATE queuetopia_job SET scheduled_at = %s WHERE id = %s", [f"{time}", row.pk])
+    assert Job.objects.get().scheduled_at.isoformat(" ")[:19] == time
 
 
 @pytest.mark.django_db

@@ -21,6 +21,7 @@ from django.utils.translation import gettext_lazy as _
 from .. import status
 from ..attempts import storable
 from ..declaration import by_scope
+from ..jobs import again_after_deadlock
 from ..status import visible
 from ..verbs import local, tried
 from .lists import PER_PAGE, BoundedChangeList, BoundedPaginator, address, default_database, id_in, list_address, row_id
@@ -210,6 +211,11 @@ class ReadOnlyAdmin(admin.ModelAdmin):
             self.message_user(request, f"{verb.capitalize()}: {len(done)} done, {len(refused)} refused.", level)
 
     def _act_and_log(self, request, verb, row, reason):
+        # The verb in it is not tried again by itself: after a deadlock both are gone.
+        act = partial(self._act_and_log_once, request, verb, row, reason)
+        return again_after_deadlock(row._state.db, act)
+
+    def _act_and_log_once(self, request, verb, row, reason):
         with transaction.atomic(using=row._state.db):
             result = self.act(verb, row, by=request.user.get_username(), reason=reason)
             LogEntry(

@@ -157,6 +157,10 @@ class Backend:
         """True for an error that says: somebody has locked what was to be written, try again later."""
         return False
 
+    def is_deadlock(self, exc: Exception) -> bool:
+        """True for an error that rolled the whole transaction back because it and another waited for each other."""
+        return False
+
     def try_lock(self, queue_ids: list[int]) -> list[int]:
         """Take the advisory lock of each queue that is free; return those that are ours now.
 
@@ -326,7 +330,7 @@ class Backend:
         Queue.objects.using(self.alias).filter(pk=queue.pk).update(
             fence=queue.fence,
             current_job=head["id"],
-            attempt=head["attempts"] + 1,
+            attempt=next_attempt(head["attempts"]),
             held_by=holder,
             held_since=now,
             stop_requested=False,
@@ -735,6 +739,11 @@ def history(errors) -> list[dict]:
     return [entry for entry in errors if isinstance(entry, dict)] if isinstance(errors, list) else []
 
 
+def next_attempt(attempts: int) -> int:
+    """Return the number of the next attempt. One row whose number overflowed would keep all from being claimed."""
+    return min(attempts, conf.MOST_ATTEMPTS) + 1
+
+
 def claim_of(queue, head) -> Claim:
     return Claim(
         job_id=head["id"],
@@ -743,7 +752,7 @@ def claim_of(queue, head) -> Claim:
         queue=queue.name,
         action=head["action"],
         params=head["params_text"],
-        attempt=head["attempts"] + 1,
+        attempt=next_attempt(head["attempts"]),
         fence=queue.fence,
         rev=queue.rev,
         scheduled_at=head["scheduled_at"].isoformat(),

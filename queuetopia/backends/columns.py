@@ -1,8 +1,11 @@
 """Columns, defaults and indexes that each database spells differently; models.py is built of them."""
 
-from datetime import UTC
+from datetime import UTC, datetime
 
 from django.db import models
+
+# The times there are, with room for time zones at both ends.
+EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 1, 2, tzinfo=UTC)
 
 
 class DatabaseNow(models.Func):
@@ -36,6 +39,16 @@ def database_now(connection):
     if connection.vendor == "sqlite":
         now = models.DateTimeField().to_python(now)
     return now if now.tzinfo else now.replace(tzinfo=UTC)
+
+
+def are_times(*columns) -> models.Q:
+    """Return the condition that columns hold times as Python knows them, or NULL.
+
+    PostgreSQL also has 'infinity', and years before 1 and after 9999: whoever reads one of these gets an error, and
+    with it everybody whose rows are read together with it.
+    """
+    is_time = (models.Q(**{f"{column}__gte": EARLIEST, f"{column}__lt": LATEST}) for column in columns)
+    return models.Q(*(models.Q(**{column: None}) | is_so for column, is_so in zip(columns, is_time, strict=True)))
 
 
 class ExactCharField(models.CharField):

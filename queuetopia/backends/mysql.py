@@ -40,6 +40,9 @@ class Backend(base.Backend):
     def is_busy(self, exc):
         return exc.args[:1] in [(_LOCK_WAIT_TIMEOUT,), (_DEADLOCK,)]
 
+    def is_deadlock(self, exc):
+        return exc.args[:1] == (_DEADLOCK,)
+
     def wake(self, wakes):
         # Who has locked the row for longer looks for jobs itself after the commit.
         with self.connection.cursor() as cursor:

@@ -26,6 +26,7 @@ import logging
 from django.db import DatabaseError, OperationalError, connections
 
 from ..attempts import Claim
+from ..conf import MOST_ATTEMPTS
 from ..exceptions import SessionLost, SessionRefused
 from ..models import Job, Queue, Scope
 from ..params import as_text
@@ -94,8 +95,8 @@ _START = f"""
           AND j.state = 'pending' AND coalesce(j.next_attempt_at, j.scheduled_at) <= {NOW}
           AND NOT EXISTS (SELECT 1 FROM {SCOPE} p WHERE p.name = q.scope AND p.paused_at IS NOT NULL)
     ), q AS (
-        UPDATE {QUEUE} q SET fence = q.fence + 1, current_job = h.id, attempt = h.attempts + 1, held_by = %(holder)s,
-               held_since = {NOW}, stop_requested = false, problem = ''
+        UPDATE {QUEUE} q SET fence = q.fence + 1, current_job = h.id, attempt = least(h.attempts, {MOST_ATTEMPTS}) + 1,
+               held_by = %(holder)s, held_since = {NOW}, stop_requested = false, problem = ''
         FROM h WHERE q.id = h.qid AND q.rev = h.qrev AND q.held_by IS NULL
         RETURNING q.id, q.scope, q.name, q.attempt, q.fence, q.rev, h.id AS jid, h.action, h.params, h.scheduled_at,
                   h.timeout, h.max_backoff, h.max_attempts, h.on_exhausted, h.attempted_at, h.failed_at
@@ -116,7 +117,10 @@ _WAKE_TIMEOUT = 1000
 # queues, joined in nested loops, two thirds of one of 200.)
 _PLANS = {"plan_cache_mode": "force_generic_plan", "enable_seqscan": "off", "enable_bitmapscan": "off", "jit": "off"}
 
-_BUSY = {"55P03", "40P01", "40001"}  # lock_not_available, deadlock_detected, serialization_failure
+_PROBES = 30  # looks for a pooler: under load a session may be lent to somebody else just then, every other time
+
+_DEADLOCK = "40P01"
+_BUSY = {"55P03", _DEADLOCK, "40001"}  # lock_not_available, deadlock_detected, serialization_failure
 
 # Queue rows first, under fence, rev and current job; only what that UPDATE returns is written to the jobs. ``go`` is
 # NULL for a queue that must be let go. What an operator touched (rev) or a successor took (fence) is missing from
@@ -140,7 +144,7 @@ _FINISH = f"""
         UPDATE {QUEUE} q SET
             fence = CASE WHEN go THEN q.fence + 1 ELSE q.fence END,
             current_job = CASE WHEN go OR h.state = 'halted' THEN h.id END,
-            attempt = CASE WHEN go THEN h.attempts + 1 ELSE 0 END,
+            attempt = CASE WHEN go THEN least(h.attempts, {MOST_ATTEMPTS}) + 1 ELSE 0 END,
             held_by = CASE WHEN go THEN q.held_by END,
             held_since = CASE WHEN go THEN {NOW} END,
             due_at = CASE WHEN go THEN q.due_at WHEN h.state = 'pending' THEN greatest(h.scheduled_at, {NOW}) END
@@ -292,35 +296,39 @@ class Backend(base.Backend):
     def is_busy(self, exc):
         return getattr(exc.__cause__, "sqlstate", None) in _BUSY
 
+    def is_deadlock(self, exc):
+        return getattr(exc.__cause__, "sqlstate", None) == _DEADLOCK
+
     def _note_notification(self, notification):
         self.was_notified = True
 
     def _refuse_pooler(self):
-        """Take a lock on this session and try it on another: a transaction pooler gives both or none of them."""
+        """Raise SessionRefused if this connection is not one session of the server all the time.
+
+        A pooler in transaction mode lends out a server's session for a transaction. While ours is lent to another
+        connection that is in one, it is ours no more, or the other's at the same time: both show in its pid. No lock
+        is taken to try it: the pooler would keep it.
+        """
+        if self.connection.connection.info.backend_pid == self._pid:
+            return  # what the server said when we connected: there is nobody in between
         other = connections.create_connection(base.lock_alias(self.alias))
-        probe = lock_key(2**40 - 1)  # no queue's
         try:
-            with self.connection.cursor() as mine, other.cursor() as theirs:
-                mine.execute("SELECT pg_try_advisory_lock_shared(%s)", [probe])
-                mine.execute("SELECT 1")
-                theirs.execute("SELECT pg_try_advisory_lock(%s)", [probe])
-                if theirs.fetchone()[0]:
-                    alias = base.lock_alias(self.alias)
+            for _ in range(_PROBES):
+                other.set_autocommit(False)
+                if _backend_pid(other) == self._pid or _backend_pid(self.connection) != self._pid:
                     raise SessionRefused(
-                        f"Database {alias!r} is reached through a pooler in transaction mode, which gives one "
-                        "session's locks to many clients. Set QUEUETOPIA['LOCK_DATABASE'] to an "
+                        f"Database {base.lock_alias(self.alias)!r} is reached through a pooler in transaction mode, "
+                        "which gives one session's locks to many clients. Set QUEUETOPIA['LOCK_DATABASE'] to an "
                         "alias that connects to PostgreSQL directly; web processes may go on through the pooler."
                     )
-                mine.execute("SELECT pg_advisory_unlock_shared(%s)", [probe])
+                other.rollback()
         finally:
             other.close()
 
     def is_alive(self):
         if not super().is_alive():
             return False
-        with self.connection.cursor() as cursor:
-            cursor.execute("SELECT pg_backend_pid()")
-            return cursor.fetchone()[0] == self._pid
+        return _backend_pid(self.connection) == self._pid
 
     def fileno(self):
         return self.connection.connection.fileno()
@@ -555,6 +563,13 @@ def _inserted(job):
         job.scope, job.queue, job.action, as_text(job.params), job.timeout, job.max_backoff, job.max_attempts,
         job.on_exhausted, scheduled_at,
     )  # fmt: skip
+
+
+def _backend_pid(connection) -> int:
+    connection.ensure_connection()
+    with connection.wrap_database_errors:
+        # Never as a prepared statement, which a pooler would send to a session that does not know it.
+        return connection.connection.execute("SELECT pg_backend_pid()", prepare=False).fetchone()[0]
 
 
 def lock_key(queue_id: int) -> int:

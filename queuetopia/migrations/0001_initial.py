@@ -7,6 +7,8 @@ from django.db import migrations, models
 import queuetopia.backends.columns
 import queuetopia.params
 
+LONGEST = 366 * 86_400  # seconds
+
 
 class Migration(migrations.Migration):
     initial = True
@@ -123,11 +125,19 @@ class Migration(migrations.Migration):
                 ],
                 "constraints": [
                     models.CheckConstraint(
-                        condition=models.Q(("timeout", None), ("timeout__gt", 0), _connector="OR"),
+                        condition=models.Q(
+                            ("timeout", None),
+                            models.Q(("timeout__gt", 0), ("timeout__lte", LONGEST)),
+                            _connector="OR",
+                        ),
                         name="queuetopia_job_timeout",
                     ),
                     models.CheckConstraint(
-                        condition=models.Q(("max_backoff", None), ("max_backoff__gte", 0), _connector="OR"),
+                        condition=models.Q(
+                            ("max_backoff", None),
+                            models.Q(("max_backoff__gte", 0), ("max_backoff__lte", LONGEST)),
+                            _connector="OR",
+                        ),
                         name="queuetopia_job_max_backoff",
                     ),
                     models.CheckConstraint(
@@ -141,6 +151,12 @@ class Migration(migrations.Migration):
                             _connector="OR",
                         ),
                         name="queuetopia_job_done_at",
+                    ),
+                    models.CheckConstraint(
+                        condition=queuetopia.backends.columns.are_times(
+                            "scheduled_at", "attempted_at", "next_attempt_at", "done_at"
+                        ),
+                        name="queuetopia_job_times",
                     ),
                 ],
             },
@@ -197,7 +213,13 @@ class Migration(migrations.Migration):
                         name="queuetopia_queue_due",
                     )
                 ],
-                "constraints": [models.UniqueConstraint(fields=("scope", "name"), name="queuetopia_queue_name")],
+                "constraints": [
+                    models.UniqueConstraint(fields=("scope", "name"), name="queuetopia_queue_name"),
+                    models.CheckConstraint(
+                        condition=queuetopia.backends.columns.are_times("due_at", "held_since", "paused_at"),
+                        name="queuetopia_queue_times",
+                    ),
+                ],
             },
         ),
     ]
