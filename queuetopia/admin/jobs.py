@@ -9,7 +9,7 @@ from django.db.models.functions import Cast
 from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 
-from ..attempts import masked, secrets_of
+from ..attempts import MASK, masked, secrets_of
 from ..backends.base import history
 from ..declaration import by_scope
 from ..exceptions import Refused
@@ -42,7 +42,6 @@ from .lists import (
 )
 
 LONGEST_JSON = 50_000  # characters of params or a result shown
-MASK = "********"
 ERROR_TEXTS = ("attempt", "by", "duration", "type", "message", "traceback")
 
 
