@@ -174,6 +174,16 @@ class Queuetopia:
 
         return status.scope_status(cls, queues=queues)
 
+    @classmethod
+    def explain(cls, queue):
+        """Say why ``queue`` does what it does now: a dict with a ``sentence``, its ``causes`` and the facts.
+
+        See ``explain.explain``.
+        """
+        from . import explain
+
+        return explain.explain(cls, queue)
+
     # What a person can do; each is a function of jobs.py, which says when it is refused.
 
     @classmethod

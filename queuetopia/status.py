@@ -92,7 +92,7 @@ def scope_status(queuetopia, queues: int = 20) -> dict[str, Any]:
     """
     alias, scope = queuetopia.database(), queuetopia.scope
     now = backend_for(alias).now()
-    paused = _pause_of(Scope.objects.using(alias).filter(name=scope).first())
+    paused = pause_of(Scope.objects.using(alias).filter(name=scope).first())
     all_nodes = list(Node.objects.using(alias).defer("workers").order_by("started_at", "id")[:MOST_NODES])
     jobs = _job_counts(alias, scope)
     queue_counts = _queue_counts(alias, scope, halted=jobs["halted"])
@@ -110,7 +110,7 @@ def scope_status(queuetopia, queues: int = 20) -> dict[str, Any]:
         "database": alias,
         "at": now,
         "paused": paused,
-        "nodes": [{"node": str(node), "alive": _is_alive(node, now)} for node in all_nodes if scope in node.scopes],
+        "nodes": [{"node": str(node), "alive": is_alive(node, now)} for node in all_nodes if scope in node.scopes],
         "jobs": {**jobs, "waiting": waiting, "running": running, "backing_off": backing_off},
         "queue_counts": queue_counts,
         "queues": described,
@@ -187,7 +187,7 @@ def _described(queuetopia, alias, rows, now, *, scope_is_paused):
                 "queue": row.name,
                 "state": str(state),
                 "problem": row.problem or None,
-                "paused": _pause_of(row),
+                "paused": pause_of(row),
                 **lines.get(row.name, {"depth": 0, "oldest": None}),
                 **_job_keys(queuetopia, row, job),
                 "due_at": row.due_at,
@@ -232,7 +232,7 @@ def _since(row, job, state):
     return row.paused_at if state is QueueState.PAUSED else None
 
 
-def _pause_of(row: Queue | Scope | None) -> dict[str, Any] | None:
+def pause_of(row: Queue | Scope | None) -> dict[str, Any] | None:
     if row is None or row.paused_at is None:
         return None
     return {"at": row.paused_at, "by": row.paused_by, "reason": row.paused_reason}
@@ -273,7 +273,7 @@ def nodes(alias: str) -> list[dict[str, Any]]:
             "started_at": row.started_at,
             "last_seen": row.last_seen,
             "age": max(0.0, (now - row.last_seen).total_seconds()),
-            "alive": _is_alive(row, now),
+            "alive": is_alive(row, now),
             "fenced_at": row.fenced_at,
             "held": counts.get(row.pk, 0),
             "workers": _workers(row, running.get(row.pk, {})),
@@ -309,7 +309,7 @@ def _workers(node, running):
     return [*workers, {"pid": None, "jobs": list(running.values())}] if running else workers
 
 
-def _is_alive(node, now):
+def is_alive(node, now):
     return node.fenced_at is None and (now - node.last_seen).total_seconds() < conf.lease().takeover
 
 
@@ -328,13 +328,13 @@ def unknown_scopes(alias: str) -> list[dict[str, Any]]:
             "database": alias,
             "unfinished": unfinished,
             "oldest": oldest,
-            "problem": _why_unknown(known.get(scope)),
+            "problem": why_unknown(known.get(scope)),
         }
         for scope, unfinished, oldest in found
     ]
 
 
-def _why_unknown(queuetopia):
+def why_unknown(queuetopia):
     if queuetopia is None:
         return "no code here knows this scope"
     return f"{queuetopia.__name__} looks for its jobs in database {queuetopia.database()!r}"
@@ -343,6 +343,14 @@ def _why_unknown(queuetopia):
 def databases() -> list[str]:
     """Return the aliases in which this code keeps jobs."""
     return sorted({router.db_for_write(Job), *(queuetopia.database() for queuetopia in registered())})
+
+
+def span(seconds: float) -> str:
+    """Return a duration in the largest unit of which it has at least two: "90 s", "3 min", "2 h", "5 d"."""
+    for unit, size in (("d", conf.DAY), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
 
 
 def visible(text: object) -> str:

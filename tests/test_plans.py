@@ -11,7 +11,7 @@ from django.test.utils import CaptureQueriesContext
 from queuetopia.attempts import Outcome, Verdict
 from queuetopia.backends import backend_for, postgresql
 from queuetopia.backends.base import Ending
-from queuetopia.models import Job, Queue
+from queuetopia.models import Job, Node, Queue
 from tests.testapp.queues import LedgerQueue
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.django_db(transaction=True)]
@@ -199,6 +199,23 @@ def test_the_two_hot_queries_read_one_range_of_their_index_in_its_order_with_or_
             plan = plan_of(captured[0]["sql"])
             assert re.search(EXPECTED[what][connection.vendor], plan), plan
             assert not re.search(r"Sort|TEMP B-TREE|filesort", plan), plan
+        analyse()
+
+
+@pytest.mark.capability("H26")
+@pytest.mark.usefixtures("crowd")
+def test_explaining_a_queue_reads_no_table_whole_with_or_without_statistics():
+    now = backend_for("default").now()
+    Node.objects.create(id=NODE, host="web1", pid=7, scopes=[SCOPE])
+    Queue.objects.create(scope=SCOPE, name="due", due_at=now - HOUR)
+    Job.objects.create(scope=SCOPE, queue="due", action="noop", scheduled_at=now - HOUR)
+    for _ in range(2):
+        for name in ("blocked 76", "blocked 77", "due", "unheard of"):
+            with CaptureQueriesContext(connection) as captured:
+                LedgerQueue.explain(name)
+            for sql in [query["sql"] for query in captured if any(table in query["sql"] for table in TABLES)]:
+                plan = plan_of(sql)
+                assert not troubles_of(plan), f"{sql}\n{plan}"
         analyse()
 
 

@@ -18,10 +18,11 @@ from ...declaration import by_scope
 from ...exceptions import Refused
 from ...models import Job
 from ...params import loads
-from ...status import QueueState, visible
+from ...status import QueueState, span, visible
 from ...verbs import VERBS, known, local, on_job, on_queue, refused_by_database, serving, tried, unmasked
 
 PRUNE_BATCH = 1_000
+LOOKING = ("status", "explain")  # the verbs that change nothing
 COLUMNS = ("STATE", "QUEUE", "JOBS", "OLDEST", "JOB", "ATTEMPT", "SINCE", "NEXT", "WHY")
 LONGEST_NAME, LONGEST_TEXT = 40, 100  # characters shown unless --verbosity is 2 or more
 
@@ -36,6 +37,9 @@ class Command(BaseCommand):
         verb = _add_verb(verbs, "status", "show the nodes, what they run, and the queues, blocked ones first")
         verb.add_argument("scopes", nargs="*", metavar="SCOPE", help="all scopes if none is given")
         verb.add_argument("--queues", type=int, default=20, metavar="N", help="listed per scope (20)")
+        verb = _add_verb(verbs, "explain", "say why a queue runs, waits or is blocked")
+        verb.add_argument("scope", metavar="SCOPE")
+        verb.add_argument("queue", metavar="QUEUE")
         for name in ("retry", "skip", "cancel", "mark-done", "edit", "move-to-end"):
             verb = _add_verb(verbs, name, VERBS[name.replace("-", "_")], decides=True)
             verb.add_argument("job_ids", nargs=1 if name == "edit" else "+", type=int, metavar="JOB_ID")
@@ -56,7 +60,7 @@ class Command(BaseCommand):
         verb = verb.replace("-", "_")
         answer = getattr(self, f"answer_{verb}")
         try:
-            if verb == "status":
+            if verb in LOOKING:
                 answer(**options)
             else:
                 self.tell(verb, answer(**options))
@@ -148,13 +152,24 @@ class Command(BaseCommand):
                 self.style.ERROR,
             )
 
+    # Explain
+
+    def answer_explain(self, scope, queue, **options):
+        explained = known(scope).explain(queue)
+        if self.as_json:
+            self.write_json(explained)
+        else:
+            self.write(explained["sentence"])
+
+    # Words of status
+
     def write_nodes(self, nodes):
         if not nodes:
             self.write("No node is running. Start one: manage.py run_queuetopia", self.style.WARNING)
         for node in nodes:
             alive = "alive" if node["alive"] else "fenced" if node["fenced_at"] else "not seen any more"
             self.write(
-                f"node {node['node']} (database {node['database']}): {alive}, last seen {_span(node['age'])} "
+                f"node {node['node']} (database {node['database']}): {alive}, last seen {span(node['age'])} "
                 f"ago, started {local(node['started_at'])}, queues held: {node['held']}, serves "
                 f"{', '.join(node['scopes'])}",
                 self.style.SUCCESS if node["alive"] else self.style.ERROR,
@@ -345,7 +360,7 @@ def _paused(paused):
 
 
 def _ago(moment, now):
-    return "" if moment is None else _span((now - moment).total_seconds())
+    return "" if moment is None else span((now - moment).total_seconds())
 
 
 def _waits(moment, now):
@@ -356,15 +371,7 @@ def _ahead(moment, now):
     if moment is None:
         return ""
     seconds = (moment - now).total_seconds()
-    return f"in {_span(seconds)}" if seconds > 0 else "now"
-
-
-def _span(seconds):
-    """Return a duration in the largest unit of which it has at least two."""
-    for unit, size in (("d", DAY), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{max(seconds, 0):.0f} s"
+    return f"in {span(seconds)}" if seconds > 0 else "now"
 
 
 def _json_default(value):
