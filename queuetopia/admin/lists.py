@@ -17,7 +17,7 @@ from django.utils.translation import gettext_lazy as _
 
 from .. import status
 from ..declaration import by_scope
-from ..models import Job, Queue
+from ..models import Job, Queue, Scope
 
 if TYPE_CHECKING:
     from .base import ReadOnlyAdmin
@@ -33,6 +33,8 @@ def default_database() -> str:
 
 def row_id(row) -> str:
     """Return what names a row in addresses and in the admin's log: its id, after its database if not the default."""
+    if isinstance(row, Scope):
+        return row.name  # it has a row only once somebody paused it
     alias = row._state.db
     return str(row.pk) if alias in (None, default_database()) else f"{alias}:{row.pk}"
 
