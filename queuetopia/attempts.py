@@ -35,7 +35,7 @@ class Claim(NamedTuple):
     max_attempts: int | None
     on_exhausted: str | None
     attempted: bool  # it was attempted before: it is the head until it ends
-    failed: bool  # an attempt of it failed before: its queue is known as blocked
+    failed_at: str | None  # when an attempt of it failed first: since then its queue is blocked
 
 
 class Verdict(StrEnum):

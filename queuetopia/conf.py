@@ -27,6 +27,9 @@ SETTINGS: dict[str, Any] = {
     "LEASE": 15,  # seconds after which a vanished node's queues may be taken over
     "ENABLED": True,  # False: run_queuetopia says so and ends
     "MAX_PARAMS_BYTES": 262_144,
+    "ALERT_AFTER": (300, 3600, 86_400),  # seconds for which a queue is blocked when that is told (again)
+    "MAIL_ADMINS_EVERY": None,  # seconds between two mails to ADMINS about blocked queues; None: no mails
+    "STATISTICS_RETENTION": 30 * DAY,  # seconds for which statistics are kept; None: for ever, 0: none are made
     "AUTODISCOVER": "queues",  # module imported from every installed app; None: none
 }
 
@@ -242,6 +245,30 @@ def _clean_max_params_bytes(value):
     return value
 
 
+def clean_alert_after(value):
+    """ALERT_AFTER as float seconds, shortest first."""
+    if isinstance(value, str | dict) or not hasattr(value, "__iter__"):
+        raise ValueError(f"{value!r} is not a sequence of seconds or timedeltas")
+    return tuple(sorted({clean_seconds(seconds, above=0) for seconds in value}))
+
+
+def alert_after() -> tuple[float, ...]:
+    """Return after how many seconds, shortest first, it is told that a queue is still blocked."""
+    return clean_alert_after(setting("ALERT_AFTER"))
+
+
+def clean_mail_admins_every(value):
+    return None if value is None else clean_seconds(value, at_least=60)
+
+
+def mail_admins_every() -> float | None:
+    return clean_mail_admins_every(setting("MAIL_ADMINS_EVERY"))
+
+
+def statistics_retention() -> float | None:
+    return _clean_retention(setting("STATISTICS_RETENTION"))
+
+
 def _clean_autodiscover(value):
     if value is not None and not (isinstance(value, str) and all(map(str.isidentifier, value.split(".")))):
         raise ValueError(f"{value!r} is neither a module's name nor None")
@@ -253,6 +280,9 @@ CLEAN_SETTINGS: dict[str, Callable[[Any], Any]] = {
     "LEASE": clean_lease,
     "ENABLED": _clean_bool,
     "MAX_PARAMS_BYTES": _clean_max_params_bytes,
+    "ALERT_AFTER": clean_alert_after,
+    "MAIL_ADMINS_EVERY": clean_mail_admins_every,
+    "STATISTICS_RETENTION": _clean_retention,
     "AUTODISCOVER": _clean_autodiscover,
 }
 

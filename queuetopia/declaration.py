@@ -184,6 +184,13 @@ class Queuetopia:
 
         return explain.explain(cls, queue)
 
+    @classmethod
+    def statistics(cls, since=None, until=None, by="action", action=None):
+        """Return how many jobs were started, done, failed …, and how long they took: see ``statistics.statistics``."""
+        from . import statistics
+
+        return statistics.statistics(cls, since=since, until=until, by=by, action=action)
+
     # What a person can do; each is a function of jobs.py, which says when it is refused.
 
     @classmethod

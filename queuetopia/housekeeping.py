@@ -16,7 +16,7 @@ from django.db import (
     ProgrammingError,
 )
 
-from . import exceptions, jobs, node_file
+from . import conf, exceptions, jobs, node_file
 from .attempts import Outcome, Verdict, describe
 from .backends.base import Ending, Recorded
 from .channel import uptime
@@ -24,6 +24,7 @@ from .declaration import by_scope
 from .models import Job, Node, Queue
 from .processes import kill_marked
 from .supervisor import STOP
+from .tally import FLUSH
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,8 @@ def keep_house(scheduler) -> None:
                     store.may_have_due = True
                 if not scheduler.is_stopping:
                     take_over_dead_nodes(scheduler, store)
+            if now >= store.tally.flush_at:
+                save_statistics(store)
             if scheduler.is_stopping:
                 continue
             if now >= store.poll_at:
@@ -55,6 +58,7 @@ def keep_house(scheduler) -> None:
                 store.may_have_due = True
                 store.sweeping = store.sweeping or [(scope, "") for scope in store.scopes]
                 store.pruning = store.pruning or list(store.scopes)
+                prune_statistics(store)
                 return_forgotten(scheduler, store)
                 take_over_orphans(scheduler, store)
             if now >= store.step_at and (store.sweeping or store.pruning):
@@ -200,6 +204,33 @@ def prune_step(store) -> None:
         is_done = True
     if is_done:
         store.pruning.pop(0)
+
+
+# Statistics
+
+
+def save_statistics(store) -> None:
+    """Write what was counted since the last time. What cannot be written now is written, with more, the next time."""
+    store.tally.flush_at = uptime() + FLUSH
+    rows = store.tally.unsaved() if conf.statistics_retention() != 0 else []
+    try:
+        if rows:
+            store.backend.save_statistics(store.node_id, rows)
+        store.tally.saved()
+        store.tally.set_clock(store.backend.now())
+    except DatabaseError as exc:
+        store.refuse_if_lost()
+        logger.warning("statistics not saved, next try in %g s cause=%r", FLUSH, str(exc))
+
+
+def prune_statistics(store) -> None:
+    if (keep := conf.statistics_retention()) is None:
+        return
+    try:
+        store.backend.prune_statistics(store.scopes, keep)
+    except DatabaseError as exc:
+        store.refuse_if_lost()
+        logger.warning("statistics not pruned, next try at the next poll cause=%r", str(exc))
 
 
 # Recording what a database may refuse

@@ -67,6 +67,7 @@ class Job(models.Model):
     done_at = models.DateTimeField(_("done at"), null=True)
     error = models.TextField(_("last error"), default="")
     errors = models.JSONField(_("errors"), default=list)
+    failed_at = models.DateTimeField(_("first failed at"), null=True)
     result = ParamsField(_("result"), null=True)
 
     fence: int | None = None  # set on the job a performer is handed
@@ -174,6 +175,7 @@ class Queue(models.Model):
     current_job: the head from its first attempt until it ends, whatever newer jobs' times say.
     held_by, held_since, fence, attempt: who runs it, since when, under which number, which attempt.
     rev: raised by every verb of a person, so that a decision made before it is made again.
+    alert_at: when to look whether it is still blocked, and say so; set when its head fails first.
     """
 
     id = models.BigAutoField(primary_key=True)
@@ -191,6 +193,7 @@ class Queue(models.Model):
     paused_at = models.DateTimeField(_("paused at"), null=True)
     paused_by = models.CharField(_("paused by"), max_length=255, db_default="")
     paused_reason = models.CharField(_("reason"), max_length=500, db_default="")
+    alert_at = models.DateTimeField(_("alert at"), null=True)
 
     objects = QueueQuerySet.as_manager()
 
@@ -205,6 +208,12 @@ class Queue(models.Model):
                 condition=models.Q(paused_at=None),
                 fallback=["scope", "paused_at", "due_at"],
                 name="queuetopia_queue_due",
+            ),
+            PartialIndex(  # the queues that may still be blocked
+                fields=["alert_at"],
+                condition=models.Q(alert_at__isnull=False),
+                fallback=["alert_at"],
+                name="queuetopia_queue_alert",
             ),
         )
         constraints = (models.UniqueConstraint(fields=["scope", "name"], name="queuetopia_queue_name"),)
@@ -249,6 +258,56 @@ class Scope(models.Model):
         verbose_name_plural = _("overview")  # the page about all of them, as the admin's lists of pages name it
         default_permissions = ("view",)
         permissions = (("pause_scope", _("Can pause scopes")), ("resume_scope", _("Can resume scopes")))
+
+    def __str__(self):
+        return self.name
+
+
+class Statistic(models.Model):
+    """What one node did of one action in one span of time. See ``statistics.py``.
+
+    waits, runs, blocks: histograms: {number of a bin: how many times}.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    scope = ExactCharField(_("scope"), max_length=128)
+    at = models.DateTimeField(_("at"))
+    action = ExactCharField(_("action"), max_length=255)
+    node = models.UUIDField(_("node"))
+    started = models.PositiveIntegerField(_("started"), default=0)
+    done = models.PositiveIntegerField(_("done"), default=0)
+    failed = models.PositiveIntegerField(_("failed"), default=0)
+    halted = models.PositiveIntegerField(_("halted"), default=0)
+    skipped = models.PositiveIntegerField(_("skipped"), default=0)
+    cancelled = models.PositiveIntegerField(_("cancelled"), default=0)
+    run_seconds = models.FloatField(_("run time (s)"), default=0)
+    blocked_seconds = models.FloatField(_("blocked time (s)"), default=0)
+    waits = models.JSONField(_("wait times"), default=dict)
+    runs = models.JSONField(_("run times"), default=dict)
+    blocks = models.JSONField(_("blocked times"), default=dict)
+
+    class Meta:
+        verbose_name = _("statistic")
+        verbose_name_plural = _("statistics")
+        default_permissions = ("view",)
+        constraints = (
+            models.UniqueConstraint(fields=["scope", "at", "action", "node"], name="queuetopia_statistic_row"),
+        )
+
+    def __str__(self):
+        return f"{self.action} of {self.scope} from {self.at:%Y-%m-%d %H:%M} on"
+
+
+class Chore(models.Model):
+    """What is done once per interval in the whole cluster, by whichever node comes first."""
+
+    name = ExactCharField(_("name"), max_length=128, unique=True)
+    done_at = models.DateTimeField(_("done at"), null=True)
+
+    class Meta:
+        verbose_name = _("chore")
+        verbose_name_plural = _("chores")
+        default_permissions = ()
 
     def __str__(self):
         return self.name

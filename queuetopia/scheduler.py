@@ -208,6 +208,7 @@ class Scheduler:
                 self.exit_code, until = 1, 0.0
         self.pool.kill_all()
         for store in self.stores:
+            housekeeping.save_statistics(store)
             store.unregister(self._selector)
         if self._progress:
             self._progress.end()
@@ -347,6 +348,7 @@ class Scheduler:
         self.waiting.extend((store, claim) for claim in recorded.claims)
         store.end_streaks(endings, recorded.claims)
         store.note_due(recorded)
+        store.tally.add(recorded.written)
         for ending in recorded.stale:
             logger.warning("stale result refused node=%s %s", self.node, _name(ending.claim))
             if ending.teller:

@@ -17,6 +17,7 @@ from .channel import uptime
 from .declaration import by_scope
 from .models import Node
 from .node_file import NodeFile
+from .tally import Tally
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ class Store:
         self.step_at = 0.0  # the next step of sweeping or pruning
         self.sweeping: list[tuple[str, str]] = []  # (scope, queue after which to go on)
         self.pruning: list[str] = []  # scopes
+        self.tally = Tally()
         self.has_peers = False
         self._seen: dict[uuid.UUID, tuple[datetime, float]] = {}  # by node: its last_seen, since when we know it
         self._file: NodeFile | None = None
@@ -63,6 +65,8 @@ class Store:
             self.backend.fence(self.node_id)
         self.node_id = uuid.uuid4()
         self._file = NodeFile.create(self.node_id)
+        self.tally = Tally()  # what the last node counted is written under its id, but for the last seconds
+        self.tally.set_clock(self.backend.now())
         self.backend.register(self.node_id, socket.gethostname(), os.getpid(), self.scopes)
         self.backend.forget_problems(self.scopes)
         self.may_have_due, self.poll_at, self.peers_at = True, 0.0, 0.0

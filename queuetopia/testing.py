@@ -145,7 +145,7 @@ def _claim_of(job):
         max_attempts=job.max_attempts,
         on_exhausted=job.on_exhausted,
         attempted=job.attempted_at is not None,
-        failed=bool(job.error),
+        failed_at=job.failed_at and job.failed_at.isoformat(),
     )
 
 

@@ -256,9 +256,9 @@ def tell(claim: Claim, outcome: Outcome, exc: BaseException | None) -> None:
         _send(signals.job_skipped, queuetopia, job=job, exc=exc)
     if verdict == Verdict.CANCEL:
         _send(signals.job_cancelled, queuetopia, job=job)
-    if verdict in (Verdict.RETRY, Verdict.HALT) and not claim.failed:
+    if verdict in (Verdict.RETRY, Verdict.HALT) and not claim.failed_at:
         _send(signals.queue_blocked, queuetopia, job=job, queue=job.queue, exc=exc)
-    if verdict in (Verdict.DONE, Verdict.SKIP, Verdict.CANCEL) and claim.failed:
+    if verdict in (Verdict.DONE, Verdict.SKIP, Verdict.CANCEL) and claim.failed_at:
         _send(signals.queue_unblocked, queuetopia, job=job, queue=job.queue)
 
 

@@ -377,7 +377,7 @@ class TestBackendContract:
         one = claim_one(backend)
         assert (one.job_id, one.queue_id, one.scope, one.queue, one.action) == (job.pk, line().pk, SCOPE, "q", "write")
         assert (one.timeout, one.max_backoff, one.max_attempts, one.on_exhausted) == (7, 8, 9, "skip")
-        assert (one.attempt, one.fence, one.rev, one.attempted, one.failed) == (1, 1, 0, False, False)
+        assert (one.attempt, one.fence, one.rev, one.attempted, one.failed_at) == (1, 1, 0, False, None)
         assert readable(one.params) == {"seq": 1}
 
     def test_a_claim_is_written_on_the_queue_and_not_on_the_job(self, backend):
@@ -393,10 +393,10 @@ class TestBackendContract:
         put()
         finish(backend, claim_one(backend), Verdict.SNOOZE)
         snoozed = claim_one(backend)
-        assert (snoozed.attempt, snoozed.attempted, snoozed.failed) == (1, True, False)
+        assert (snoozed.attempt, snoozed.attempted, snoozed.failed_at) == (1, True, None)
         finish(backend, snoozed, Verdict.RETRY, error=describe(ValueError()))
         failed = claim_one(backend)
-        assert (failed.attempt, failed.attempted, failed.failed) == (2, True, True)
+        assert (failed.attempt, failed.attempted, bool(failed.failed_at)) == (2, True, True)
 
     @pytest.mark.capability("E16", "E33", "Q6")
     def test_a_queue_is_claimed_by_one_of_two_nodes_at_once(self, backend, node):

@@ -8,7 +8,7 @@ from django.utils import timezone
 from queuetopia.models import Job, Queue, Scope
 from tests.testapp.queues import LedgerQueue
 
-TABLES = {f"queuetopia_{name}" for name in ("job", "queue", "node", "scope", "jobevent")}
+TABLES = {f"queuetopia_{name}" for name in ("job", "queue", "node", "scope", "jobevent", "statistic", "chore")}
 
 
 def tables():

@@ -7,6 +7,7 @@ Django's cache. Whatever could be many is bounded, and the page says so.
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import partial
 from hashlib import sha256
 from typing import Any
@@ -15,20 +16,21 @@ from django.contrib import admin, messages
 from django.core.cache import cache
 from django.core.exceptions import PermissionDenied
 from django.db.models import Count, OuterRef, Q, Subquery
-from django.db.models.functions import Substr
+from django.db.models.functions import Coalesce, Substr
 from django.http import HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import path
 from django.utils.http import urlencode
 from django.utils.translation import gettext_lazy as _
 
-from .. import status
+from .. import statistics, status
 from ..backends import backend_for
 from ..declaration import by_scope
 from ..models import Job, Queue, Scope
 from ..status import span, visible
 from ..verbs import on_job, on_queue, serving, tried
 from .base import MOST_AT_ONCE, ReadOnlyAdmin, paused
+from .charts import Line, chart
 from .lists import address, default_database, link_to, list_address
 
 KEPT = 5  # seconds that what was read is shown to others
@@ -38,6 +40,7 @@ MOST_GROUPED = 5_000  # blocked queues whose errors are read
 MOST_GROUPS = 20
 MOST_WORKERS = 50  # workers with a job shown of one node
 EXAMPLES = 3
+CHARTED = timedelta(hours=3)
 
 
 @admin.register(Scope)
@@ -261,6 +264,7 @@ def look(alias: str) -> dict[str, Any]:
     scopes = _scopes(alias)
     return {
         "at": now,
+        "charts": _charts(alias, [scope["name"] for scope in scopes], now),
         "totals": _totals(alias, scopes, now),
         "scopes": scopes,
         "nodes": [_node_shown(node) for node in status.nodes(alias)],
@@ -321,6 +325,47 @@ def _totals(alias, scopes, now):
     }
 
 
+def _charts(alias, scopes, now):
+    """Return what was done lately, how often it failed, and how long jobs waited and blocked, as charts."""
+    rows = statistics.of_scopes(alias, scopes, CHARTED, now)
+    moments = [row["at"] for row in rows]
+
+    def counts(name):
+        return [row[name] for row in rows]
+
+    def seconds(name, rank):
+        return [row[name] and row[name][rank] for row in rows]
+
+    per = _("in five minutes")
+    return [
+        chart(_("Jobs done"), moments, [Line(_("done"), counts("done"))], per),
+        chart(
+            _("Failures"),
+            moments,
+            [Line(_("failed attempts"), counts("failed")), Line(_("halted jobs"), counts("halted"), "second")],
+            per,
+        ),
+        chart(
+            _("Wait before the first attempt"),
+            moments,
+            [
+                Line(_("half of them, up to"), seconds("wait", "p50")),
+                Line(_("99 %, up to"), seconds("wait", "p99"), "second"),
+            ],
+            _("seconds"),
+        ),
+        chart(
+            _("Time that queues were blocked"),
+            moments,
+            [
+                Line(_("half of them, up to"), seconds("blocked", "p50")),
+                Line(_("longest"), seconds("blocked", "max"), "second"),
+            ],
+            _("seconds"),
+        ),
+    ]
+
+
 def _node_shown(node):
     """Return a node with at most some of its workers, busy ones first, as texts."""
     busy = [worker for worker in node["workers"] if worker["jobs"]]
@@ -360,7 +405,7 @@ def blocked_queues(alias: str) -> tuple[list[dict[str, Any]], bool]:
     rows = Queue.objects.using(alias).blocked().values("id", "scope", "name", "current_job").order_by()
     rows = rows.annotate(
         error=Subquery(heads.annotate(first=Substr("error", 1, 300)).values("first")),
-        since=Subquery(heads.values("attempted_at")),
+        since=Coalesce(Subquery(heads.values("failed_at")), Subquery(heads.values("attempted_at"))),
     )
     found = list(rows[: MOST_GROUPED + 1])
     return found[:MOST_GROUPED], len(found) <= MOST_GROUPED

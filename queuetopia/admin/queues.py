@@ -205,7 +205,7 @@ class QueueAdmin(ReadOnlyAdmin):
 
 def blocked_since(job):
     """Return when the first attempt of a job that holds its queue failed."""
-    return getattr(job, "failed_at", None) or job.attempted_at
+    return job.failed_at or job.attempted_at
 
 
 def _ago(moment):

@@ -25,7 +25,7 @@ from django.db.models.functions import Cast
 
 from .. import conf
 from ..attempts import ENDINGS, ERRORS_KEPT, FAILURES, Claim, Outcome, Verdict
-from ..models import Job, Node, Queue, Scope
+from ..models import Job, Node, Queue, Scope, Statistic
 from ..params import ParamsDecoder
 from .columns import DatabaseNow, database_now
 
@@ -37,7 +37,7 @@ OVERDUE = 0.05  # seconds until a queue is looked at again that is due and was n
 
 CLAIM_COLUMNS = (
     "id", "action", "params_text", "attempts", "scheduled_at", "timeout", "max_backoff", "max_attempts",
-    "on_exhausted", "attempted_at", "error", "state", "next_attempt_at",
+    "on_exhausted", "attempted_at", "failed_at", "state", "next_attempt_at",
 )  # fmt: skip
 
 
@@ -582,6 +582,28 @@ class Backend:
             still.update(current_job=None, due_at=DatabaseNow())
         return len(vanished)
 
+    # Statistics
+
+    def save_statistics(self, node_id: UUID, rows: list[dict[str, Any]]) -> None:
+        """Write the node's own rows, over those of the same span: writing them again changes nothing."""
+        keys = ["scope", "at", "action", "node"]
+        has_target = self.connection.features.supports_update_conflicts_with_target
+        Statistic.objects.using(self.alias).bulk_create(
+            [Statistic(node=node_id, **row) for row in rows],
+            update_conflicts=True,
+            unique_fields=keys if has_target else None,
+            update_fields=[field.name for field in Statistic._meta.fields if field.name not in ("id", *keys)],
+        )
+
+    def prune_statistics(self, scopes: list[str], keep: float, limit: int = 1_000) -> int:
+        """Delete up to ``limit`` rows that are older than ``keep`` seconds; return how many."""
+        old = Statistic.objects.using(self.alias).filter(scope__in=scopes)
+        old = old.filter(at__lt=self.now() - timedelta(seconds=keep))
+        ids = list(old.values_list("pk", flat=True)[:limit])
+        if ids:
+            old.filter(pk__in=ids)._raw_delete(self.alias)
+        return len(ids)
+
     def has_work(self, scopes: list[str]) -> bool:
         """True while a served queue runs, is due, or backs off: what --until-empty waits for."""
         now = self.now()
@@ -633,7 +655,7 @@ def claim_of(queue, head) -> Claim:
         max_attempts=head["max_attempts"],
         on_exhausted=head["on_exhausted"],
         attempted=head["attempted_at"] is not None,
-        failed=bool(head["error"]),
+        failed_at=head["failed_at"] and head["failed_at"].isoformat(),
     )
 
 
@@ -655,6 +677,8 @@ def job_values(claim: Claim, outcome: Outcome, node: str, now: datetime, errors:
         values["errors"] = [*errors, entry][-ERRORS_KEPT:]
         if outcome.verdict in FAILURES:
             values["error"] = f"{entry['type']}: {entry['message']}"
+    if outcome.verdict in FAILURES and not claim.failed_at:
+        values["failed_at"] = now
     if outcome.verdict in (Verdict.RETRY, Verdict.SNOOZE, Verdict.INTERRUPT):
         values["next_attempt_at"] = _later(now, outcome)
     elif outcome.verdict == Verdict.HALT:

@@ -36,7 +36,7 @@ CHANNEL = "queuetopia"
 JOB, QUEUE, SCOPE = (f'"{model._meta.db_table}"' for model in (Job, Queue, Scope))
 
 _JOB_COLUMNS = (
-    "id, action, params, scheduled_at, timeout, max_backoff, max_attempts, on_exhausted, attempted_at, error, "
+    "id, action, params, scheduled_at, timeout, max_backoff, max_attempts, on_exhausted, attempted_at, failed_at, "
     "attempts, state, next_attempt_at"
 )
 
@@ -77,10 +77,10 @@ _START = f"""
                held_since = {NOW}, stop_requested = false, problem = ''
         FROM h WHERE q.id = h.qid AND q.rev = h.qrev AND q.held_by IS NULL
         RETURNING q.id, q.scope, q.name, q.attempt, q.fence, q.rev, h.id AS jid, h.action, h.params, h.scheduled_at,
-                  h.timeout, h.max_backoff, h.max_attempts, h.on_exhausted, h.attempted_at, h.error
+                  h.timeout, h.max_backoff, h.max_attempts, h.on_exhausted, h.attempted_at, h.failed_at
     )
     SELECT jid, id, scope, name, action, params::text, attempt, fence, rev, scheduled_at::text, timeout, max_backoff,
-           max_attempts, on_exhausted, attempted_at IS NOT NULL, error <> '' FROM q
+           max_attempts, on_exhausted, attempted_at IS NOT NULL, failed_at::text FROM q
 """  # noqa: S608
 
 # A statement of a scheduler that waits for a row somebody has locked waits this long at most, in milliseconds: the
@@ -127,14 +127,14 @@ _FINISH = f"""
                  AND q.held_by IS NOT NULL AND NOT q.stop_requested
         RETURNING h.fid, h.fattempt, h.fresult, h.go, q.due_at <= {NOW} AS due, q.id, q.scope, q.name, q.attempt,
                   q.fence, q.rev, h.id AS jid, h.action, h.params, h.scheduled_at, h.timeout, h.max_backoff,
-                  h.max_attempts, h.on_exhausted, h.attempted_at, h.error
+                  h.max_attempts, h.on_exhausted, h.attempted_at, h.failed_at
     ), d AS (
         UPDATE {JOB} j SET state = 'done', attempts = q.fattempt, attempted_at = {NOW}, attempted_by = %(node)s,
                next_attempt_at = NULL, done_at = {NOW}, result = q.fresult::jsonb
         FROM q WHERE j.id = q.fid AND j.done_at IS NULL
     )
     SELECT fid, go, due, jid, id, scope, name, action, params::text, attempt, fence, rev, scheduled_at::text, timeout,
-           max_backoff, max_attempts, on_exhausted, attempted_at IS NOT NULL, error <> '' FROM q
+           max_backoff, max_attempts, on_exhausted, attempted_at IS NOT NULL, failed_at::text FROM q
 """  # noqa: S608
 
 # Rows that somebody has locked are passed over, and told.

@@ -4,14 +4,14 @@ import argparse
 import getpass
 import json
 import os
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 from django.db import DatabaseError, connections
 
-from ... import jobs, status
+from ... import jobs, statistics, status
 from ...attempts import MASK
 from ...conf import DAY
 from ...declaration import by_scope
@@ -19,11 +19,14 @@ from ...exceptions import Refused
 from ...models import Job
 from ...params import loads
 from ...status import QueueState, span, visible
+from ...terminal import duration, short_span, table
 from ...verbs import VERBS, known, local, on_job, on_queue, refused_by_database, serving, tried, unmasked
 
 PRUNE_BATCH = 1_000
-LOOKING = ("status", "explain")  # the verbs that change nothing
+LOOKING = ("status", "explain", "statistics")  # the verbs that change nothing
 COLUMNS = ("STATE", "QUEUE", "JOBS", "OLDEST", "JOB", "ATTEMPT", "SINCE", "NEXT", "WHY")
+FIGURES = ("started", "done", "failed", "halted", "skipped", "cancelled", "wait", "run", "blocked")
+QUEUE_FIGURES = ("done", "failed", "skipped", "cancelled", "took", "blocked")
 LONGEST_NAME, LONGEST_TEXT = 40, 100  # characters shown unless --verbosity is 2 or more
 
 
@@ -40,6 +43,12 @@ class Command(BaseCommand):
         verb = _add_verb(verbs, "explain", "say why a queue runs, waits or is blocked")
         verb.add_argument("scope", metavar="SCOPE")
         verb.add_argument("queue", metavar="QUEUE")
+        verb = _add_verb(verbs, "statistics", "show what was done, how often it failed, and how long it took")
+        verb.add_argument("scopes", nargs="*", metavar="SCOPE", help="all scopes if none is given")
+        verb.add_argument(
+            "--since", type=duration, default=duration("24h"), metavar="TIME", help="90m, 24h, 7d … ago (24h)"
+        )
+        verb.add_argument("--by", choices=statistics.BY, default="action", help="what a row is about (action)")
         for name in ("retry", "skip", "cancel", "mark-done", "edit", "move-to-end"):
             verb = _add_verb(verbs, name, VERBS[name.replace("-", "_")], decides=True)
             verb.add_argument("job_ids", nargs=1 if name == "edit" else "+", type=int, metavar="JOB_ID")
@@ -161,6 +170,34 @@ class Command(BaseCommand):
         else:
             self.write(explained["sentence"])
 
+    # Statistics
+
+    def answer_statistics(self, scopes, since, by, **options):
+        try:
+            answer = [found.statistics(since=timedelta(seconds=since), by=by) for found in _chosen(scopes)]
+        except (ValueError, OverflowError) as exc:
+            raise Refused(f"--since: {exc}") from exc
+        if self.as_json:
+            self.write_json({"statistics": answer})
+            return
+        for scope in answer:
+            self.write_statistics(scope)
+
+    def write_statistics(self, scope):
+        self.write(f"{scope['scope']} since {local(scope['since'])}, by {scope['by']}", self.style.MIGRATE_HEADING)
+        by, columns = scope["by"], QUEUE_FIGURES if scope["by"] == "queue" else FIGURES
+        rows = [self.figures(row, by, columns) for row in scope["rows"]]
+        total = ("all", *self.figures(scope["total"], by, columns)[1:])
+        head = (by.upper(), *(name.upper() for name in columns))
+        for line in table([head, *rows, total]):
+            self.write(f"  {line}")
+        if not scope.get("complete", True):
+            self.write(f"  of the {statistics.MOST_JOBS} jobs that ended last", self.style.WARNING)
+
+    def figures(self, row, by, columns):
+        name = local(row["at"]) if "at" in row else self.cut(row.get(by, ""), LONGEST_NAME)
+        return (name, *(_figure(row, column) for column in columns))
+
     # Words of status
 
     def write_nodes(self, nodes):
@@ -210,16 +247,15 @@ class Command(BaseCommand):
 
     def write_queues(self, queues, now):
         rows = [self.cells(queue, now) for queue in queues]
-        widths = [max(map(len, column)) for column in zip(COLUMNS, *rows, strict=True)]
         styles = {
             QueueState.HALTED: self.style.ERROR,
             QueueState.BACKING_OFF: self.style.WARNING,
             QueueState.PAUSED: self.style.WARNING,
             QueueState.RUNNING: self.style.SUCCESS,
         }
-        for row in (COLUMNS, *rows):
-            line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-            self.write(f"  {line.rstrip()}", styles.get(row[0]))
+        rows = [COLUMNS, *rows]
+        for row, line in zip(rows, table(rows), strict=True):
+            self.write(f"  {line}", styles.get(row[0]))
 
     def cells(self, queue, now):
         begun = queue["job"] is not None
@@ -230,7 +266,7 @@ class Command(BaseCommand):
             str(queue["depth"]),
             _waits(queue["oldest"], now),
             self.cut(f"{queue['job']} {queue['action']}", LONGEST_NAME) if begun else "",
-            (f"{queue['attempt']}/{queue['max_attempts']}" if queue["max_attempts"] else queue["attempt"])
+            (f"{queue['attempt']}/{queue['max_attempts']}" if queue["max_attempts"] else str(queue["attempt"]))
             if begun
             else "",
             _ago(queue["since"], now),
@@ -340,6 +376,17 @@ def _prune(queuetopia, seconds):
 
 
 # Words
+
+
+def _figure(row, column):
+    """Return a cell: a count, a duration, or the median and the 99th percentile of one."""
+    if column == "blocked":
+        return short_span(row["blocked_seconds"]) if row["blocked_seconds"] else ""
+    if column in row and isinstance(row[column], int):
+        return str(row[column])
+    if (times := row[column]) is None:
+        return ""
+    return f"{short_span(times['p50'])} / {short_span(times['p99'])}"
 
 
 def _why(queue):

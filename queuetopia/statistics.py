@@ -1,0 +1,219 @@
+"""What was done in a time, how often it failed, and how long it took. Reads only.
+
+Nodes count what they record, in spans of five minutes for each action (``tally.py``), so that reading costs by
+spans and actions and not by jobs. Times come from histograms: a percentile is right to within a fifth of itself.
+"""
+
+from collections import defaultdict
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from django.utils import timezone
+
+from .backends import backend_for
+from .models import Job, Statistic
+from .tally import SPAN, bin_of, bounds_of
+
+STEPS = {"span": SPAN, "hour": 3_600, "day": 86_400}
+BY = ("action", "queue", *STEPS)
+LAST_DAY = timedelta(days=1)
+MOST_STEPS = 10_000
+MOST_JOBS = 20_000  # ended jobs read for the figures of queues
+
+COUNTS = ("started", "done", "failed", "halted", "skipped", "cancelled")
+SECONDS = ("run_seconds", "blocked_seconds")
+HISTOGRAMS = {"waits": "wait", "runs": "run", "blocks": "blocked"}
+PERCENTILES = (50, 90, 99)
+
+
+def statistics(
+    queuetopia,
+    since: datetime | timedelta | None = None,
+    until: datetime | None = None,
+    by: str = "action",
+    action: str | None = None,
+) -> dict[str, Any]:
+    """Return the figures of a scope from ``since`` (24 hours before ``until``) to ``until`` (now), in ``rows``.
+
+    since: an aware datetime, or a timedelta before ``until``. It is rounded down to a full span of five minutes.
+    by: what a row is about: "action", "queue", or a step of time in UTC: "span" (five minutes), "hour" or "day".
+    action: count this action only; not for "queue".
+
+    The answer has ``scope``, ``database``, ``at`` (the database's clock), ``since``, ``until``, ``by``, ``step``
+    (seconds of a row, None unless it is about time), ``rows`` and ``total``. A row has ``action`` or ``at``, and
+
+    - ``started`` (first attempts), ``done``, ``failed`` (attempts), ``halted``, ``skipped``, ``cancelled``: by nodes;
+      what people skip and cancel is in ``JobEvent``
+    - ``run_seconds``: the sum of all run times; ``blocked_seconds``: for how long failed jobs that have ended
+      since had held their queues
+    - ``wait`` (from a job's time until it is first attempted), ``run`` (of an attempt), ``blocked``: in seconds,
+      ``count``, ``p50``, ``p90``, ``p99`` and ``max``; None if there is none
+
+    Rows of actions are ordered by their name, rows of time by time, those without a job included.
+
+    by="queue" reads the rows of jobs that ended in this time, the newest 20,000 of them, as long as retention
+    keeps them: ``complete`` says whether that was all. A row has ``queue``, ``done``, ``failed``, ``skipped``,
+    ``cancelled``, ``blocked_seconds``, ``blocked``, and ``took``: from a job's time until its end. The queues that
+    were blocked longest come first.
+
+    Raises ValueError for times that are naive or the wrong way round, more than 10,000 rows, or an unknown ``by``.
+    """
+    if by not in BY:
+        raise ValueError(f"by={by!r} is none of {', '.join(map(repr, BY))}.")
+    if by == "queue" and action is not None:
+        raise ValueError("action= goes with by='action' or a step of time, not with by='queue'.")
+    now = backend_for(queuetopia.database()).now()
+    since, until = _period(since, until, now, STEPS.get(by))
+    answer = {
+        "scope": queuetopia.scope,
+        "database": queuetopia.database(),
+        "at": now,
+        "since": since,
+        "until": until,
+        "by": by,
+        "step": STEPS.get(by),
+    }
+    if by == "queue":
+        return {**answer, **_by_queue(queuetopia, since, until)}
+    found = Statistic.objects.using(queuetopia.database()).filter(scope=queuetopia.scope)
+    found = found if action is None else found.filter(action=action)
+    return {**answer, **_by_row(found, since, until, by)}
+
+
+def of_scopes(alias: str, scopes: list[str], since: timedelta, now: datetime) -> list[dict[str, Any]]:
+    """Return the figures of several scopes of a database together, a row for each span up to ``now``."""
+    start, until = _period(since, now, now, SPAN)
+    return _by_row(Statistic.objects.using(alias).filter(scope__in=scopes), start, until, "span")["rows"]
+
+
+def _period(since, until, now, step):
+    until = now if until is None else until
+    since = LAST_DAY if since is None else since
+    for name, moment in (("since", since), ("until", until)):
+        if isinstance(moment, datetime) and timezone.is_naive(moment):
+            raise ValueError(f"{name} is a naive datetime; use django.utils.timezone.now() or make_aware().")
+    since = until - since if isinstance(since, timedelta) else since
+    since = _floor(since, SPAN)
+    if since >= until:
+        raise ValueError(f"since ({since}) is not before until ({until}).")
+    if step and (until - since).total_seconds() / step > MOST_STEPS:
+        raise ValueError(f"From {since} to {until} are more than {MOST_STEPS} steps of {step} s; take longer ones.")
+    return since, until
+
+
+# From what the nodes have counted
+
+
+class _Sum:
+    """Rows added up."""
+
+    def __init__(self):
+        self.counts = dict.fromkeys(COUNTS, 0)
+        self.seconds = dict.fromkeys(SECONDS, 0.0)
+        self.bins: dict[str, dict[int, int]] = {name: defaultdict(int) for name in HISTOGRAMS}
+
+    def add(self, row):
+        for name in COUNTS:
+            self.counts[name] += row[name]
+        for name in SECONDS:
+            self.seconds[name] += row[name]
+        for name in HISTOGRAMS:
+            for number, count in row[name].items():
+                self.bins[name][int(number)] += count
+
+    def told(self):
+        times = {told: _times(self.bins[name]) for name, told in HISTOGRAMS.items()}
+        return {**self.counts, **{name: round(seconds, 3) for name, seconds in self.seconds.items()}, **times}
+
+
+def _by_row(found, since, until, by):
+    found = found.filter(at__gte=since, at__lt=until)
+    sums: dict[Any, _Sum] = {} if by == "action" else {at: _Sum() for at in _steps(since, until, STEPS[by])}
+    total = _Sum()
+    for row in found.values("action", "at", *COUNTS, *SECONDS, *HISTOGRAMS):
+        key = row["action"] if by == "action" else _floor(row["at"], STEPS[by])
+        sums.setdefault(key, _Sum()).add(row)
+        total.add(row)
+    name = "action" if by == "action" else "at"
+    return {"rows": [{name: key, **sums[key].told()} for key in sorted(sums)], "total": total.told()}
+
+
+def _floor(moment, step):
+    return datetime.fromtimestamp(int(moment.timestamp()) // step * step, UTC)
+
+
+def _steps(since, until, step):
+    at = _floor(since, step)
+    while at < until:
+        yield at
+        at += timedelta(seconds=step)
+
+
+def _times(bins) -> dict[str, float] | None:
+    """Return the percentiles of a histogram, in seconds."""
+    count = sum(bins.values())
+    if not count:
+        return None
+    percentiles = {f"p{percent}": _percentile(bins, count * percent / 100) for percent in PERCENTILES}
+    return {"count": count, **percentiles, "max": _rounded(bounds_of(max(bins))[1])}
+
+
+def _percentile(bins, rank):
+    """Return how long the ``rank``-th shortest took, as if those of one bin were spread evenly over it."""
+    for number in sorted(bins):
+        if rank <= bins[number]:
+            low, high = bounds_of(number)
+            return _rounded(low + (high - low) * rank / bins[number])
+        rank -= bins[number]
+    return None
+
+
+def _rounded(seconds):
+    return float(f"{seconds:.3g}")
+
+
+# From the rows of jobs
+
+
+def _by_queue(queuetopia, since, until):
+    ended = queuetopia.jobs().ended().filter(done_at__gte=since, done_at__lt=until).order_by("-done_at")
+    columns = ("queue", "state", "attempts", "scheduled_at", "failed_at", "done_at")
+    jobs = list(ended.values_list(*columns)[: MOST_JOBS + 1])
+    queues: dict[str, _Line] = defaultdict(_Line)
+    total = _Line()
+    for queue, *job in jobs[:MOST_JOBS]:
+        queues[queue].add(*job)
+        total.add(*job)
+    rows = sorted(queues.items(), key=lambda item: (-item[1].blocked_seconds, item[0]))
+    return {
+        "rows": [{"queue": name, **line.told()} for name, line in rows],
+        "total": total.told(),
+        "complete": len(jobs) <= MOST_JOBS,
+    }
+
+
+class _Line:
+    """What came of the jobs of one queue."""
+
+    def __init__(self):
+        self.counts = dict.fromkeys(("done", "failed", "skipped", "cancelled"), 0)
+        self.blocked_seconds = 0.0
+        self.blocked: dict[int, int] = defaultdict(int)
+        self.took: dict[int, int] = defaultdict(int)
+
+    def add(self, state, attempts, scheduled_at, failed_at, done_at):
+        self.counts[state] += 1
+        if failed_at is not None:
+            self.counts["failed"] += attempts - (state == Job.State.DONE)
+            blocked = max(0.0, (done_at - failed_at).total_seconds())
+            self.blocked_seconds += blocked
+            self.blocked[bin_of(blocked)] += 1
+        self.took[bin_of((done_at - scheduled_at).total_seconds())] += 1
+
+    def told(self):
+        return {
+            **self.counts,
+            "blocked_seconds": round(self.blocked_seconds, 3),
+            "blocked": _times(self.blocked),
+            "took": _times(self.took),
+        }
