@@ -118,7 +118,7 @@ class _Sight:
         first = list(line.in_order().values_list("pk", "scheduled_at")[:2])
         head = self.line.current_job or (first[0][0] if first else None)
         jobs = Job.objects.using(self.alias).defer("result")
-        self.head: Any = self.known_jobs.get(head) or (jobs.filter(pk=head).first() if head else None)  # a Job
+        self.head: Any = self.known_jobs.get(head or 0) or (jobs.filter(pk=head).first() if head else None)  # a Job
         self.current = self.head if self.line.current_job else None
         self.is_corrupt = bool(self.line.current_job) and (self.current is None or self.current.is_ended())
         new = [(pk, at) for pk, at in first if pk != self.line.current_job]

@@ -17,12 +17,12 @@ WIDTH, HEIGHT = 320, 64
 class Line:
     """One line of a chart: its name, and the number of each moment; None where there is none."""
 
-    name: str
+    name: Any
     values: list[float | None]
     kind: str = "first"  # a class of the style sheet, which gives the line its colour and its dashes
 
 
-def chart(title: str, moments: list[datetime], lines: list[Line], unit: str = "") -> dict[str, Any]:
+def chart(title: Any, moments: list[datetime], lines: list[Line], unit: Any = "") -> dict[str, Any]:
     """Return what the template draws: a path for each line, scaled to the highest number of all."""
     highest = max((value for line in lines for value in line.values if value is not None), default=0)
     return {
