@@ -13,7 +13,7 @@ from .figures import FULL, QUICK, Figure
 from .servers import PRIVATE, url_of
 from .tables import print_beside_blocked, print_figures
 
-WORKLOADS = ("drain", "latency", "drain-blocked", "latency-blocked", "memory", "idle")
+WORKLOADS = ("drain", "latency", "drain-blocked", "latency-blocked", "memory", "idle", "admin")
 BLOCKED = 100_000
 
 

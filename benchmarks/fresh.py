@@ -42,7 +42,7 @@ def create_blocked_queues(count):
         for name, value in values.items():
             setattr(template, name, value)
         template.save()
-        _multiply(template, count)
+        multiply(template, count)
         template.delete()
     with connection.cursor() as cursor:
         cursor.execute(
@@ -51,7 +51,7 @@ def create_blocked_queues(count):
         )
 
 
-def _multiply(template, count):
+def multiply(template, count):
     """Copy a job into queues 0, 1, 2 … with the one SQL that every database understands."""
     table = Job._meta.db_table
     columns = [field.column for field in Job._meta.concrete_fields if field.column not in ("id", "queue")]

@@ -355,7 +355,8 @@ def span(seconds: float) -> str:
 
 def visible(text: object) -> str:
     r"""Return the text with all that is no printable character escaped: ``\x1b``, ``\n``, ``\u202e``."""
-    return "".join(char if char.isprintable() else _escaped(char) for char in str(text))
+    text = str(text)
+    return text if text.isprintable() else "".join(char if char.isprintable() else _escaped(char) for char in text)
 
 
 def _escaped(char):

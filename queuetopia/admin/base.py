@@ -172,7 +172,7 @@ class ReadOnlyAdmin(admin.ModelAdmin):
             row.seen = seen.get(row_id(row))
         if "confirmed" not in request.POST:
             return self._confirmation(request, verb, rows, one=object_id is not None)
-        if verb in self.verbs_of_one:
+        if object_id is not None and self.form_of(verb, rows[0]) is not None:
             return self._do_one(request, verb, rows[0])
         if missing := len(chosen) - len(rows):
             self.message_user(request, f"Not there any more: {missing} of {len(chosen)}.", messages.WARNING)
@@ -189,9 +189,9 @@ class ReadOnlyAdmin(admin.ModelAdmin):
         return self._confirmation(request, verb, rows) if rows else None
 
     def _do_one(self, request, verb, row):
-        """Do a verb that has a form; what is wrong with it is told beside what was typed."""
+        """Do a verb with a form; what is wrong with it is told beside what was typed."""
         form = self.form_of(verb, row, request.POST)
-        if form is not None and form.is_valid():
+        if form.is_valid():
             reason = request.POST.get("reason", "").strip()
             result = tried(partial(self._act_and_log, request, verb, row, reason, **form.cleaned_data))
             if result["ok"]:

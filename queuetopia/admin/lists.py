@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .base import ReadOnlyAdmin
 
 MOST_LISTED = 1_000  # rows a list leads to, page by page; what is further away is found by filters and search
-PER_PAGE = 100
+PER_PAGE = 50
 LARGEST_ID = 2**63 - 1
 
 

@@ -16,7 +16,7 @@ from django.contrib import admin, messages
 from django.core.cache import cache
 from django.core.exceptions import PermissionDenied
 from django.db.models import Count, OuterRef, Q, Subquery
-from django.db.models.functions import Coalesce, Substr
+from django.db.models.functions import Substr
 from django.http import HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import path
@@ -36,7 +36,7 @@ from .lists import address, default_database, link_to, list_address
 KEPT = 5  # seconds that what was read is shown to others
 EVERY = 10  # seconds between two looks of an open page
 MOST_COUNTED = 10_000  # jobs counted
-MOST_GROUPED = 5_000  # blocked queues whose errors are read
+MOST_GROUPED = 2_000  # blocked queues whose errors are read
 MOST_GROUPS = 20
 MOST_WORKERS = 50  # workers with a job shown of one node
 EXAMPLES = 3
@@ -137,7 +137,7 @@ class ScopeAdmin(ReadOnlyAdmin):
             "databases": [(name, self._address(name), name == alias) for name in status.databases()],
             "sight": self._sight(request, alias),
         }
-        return TemplateResponse(request, template, context, headers={"Cache-Control": "no-store"})
+        return TemplateResponse(request, template, context)
 
     def _database(self, request):
         alias = request.GET.get("database")
@@ -405,7 +405,7 @@ def blocked_queues(alias: str) -> tuple[list[dict[str, Any]], bool]:
     rows = Queue.objects.using(alias).blocked().values("id", "scope", "name", "current_job").order_by()
     rows = rows.annotate(
         error=Subquery(heads.annotate(first=Substr("error", 1, 300)).values("first")),
-        since=Coalesce(Subquery(heads.values("failed_at")), Subquery(heads.values("attempted_at"))),
+        since=Subquery(heads.values("failed_at")),
     )
     found = list(rows[: MOST_GROUPED + 1])
     return found[:MOST_GROUPED], len(found) <= MOST_GROUPED
