@@ -172,8 +172,8 @@ class ReadOnlyAdmin(admin.ModelAdmin):
             row.seen = seen.get(row_id(row))
         if "confirmed" not in request.POST:
             return self._confirmation(request, verb, rows, one=object_id is not None)
-        if object_id is not None and self.form_of(verb, rows[0]) is not None:
-            return self._do_one(request, verb, rows[0])
+        if object_id is not None and (form := self.form_of(verb, rows[0], request.POST)) is not None:
+            return self._do_one(request, verb, rows[0], form)
         if missing := len(chosen) - len(rows):
             self.message_user(request, f"Not there any more: {missing} of {len(chosen)}.", messages.WARNING)
         self._do(request, verb, rows, request.POST.get("reason", "").strip())
@@ -188,9 +188,8 @@ class ReadOnlyAdmin(admin.ModelAdmin):
             return None
         return self._confirmation(request, verb, rows) if rows else None
 
-    def _do_one(self, request, verb, row):
+    def _do_one(self, request, verb, row, form):
         """Do a verb with a form; what is wrong with it is told beside what was typed."""
-        form = self.form_of(verb, row, request.POST)
         if form.is_valid():
             reason = request.POST.get("reason", "").strip()
             result = tried(partial(self._act_and_log, request, verb, row, reason, **form.cleaned_data))

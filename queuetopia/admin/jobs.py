@@ -2,7 +2,9 @@
 
 import json
 from datetime import datetime
+from functools import reduce
 from hashlib import sha256
+from operator import or_
 
 from django import forms
 from django.contrib import admin
@@ -45,6 +47,8 @@ from .lists import (
     link_to_jobs,
 )
 
+MOST_SEARCHED = 20_000  # of the newest jobs, for what no index knows
+MOST_QUEUES = 100  # whose names begin like what is searched
 LONGEST_JSON = 50_000  # characters of params or a result shown
 ERROR_TEXTS = ("attempt", "by", "duration", "type", "message", "traceback")
 
@@ -160,9 +164,10 @@ class JobAdmin(ReadOnlyAdmin):
     def get_search_results(self, request, queryset, search_term):
         if not search_term.strip():
             return queryset, False
+        # Two looks that cost the same beside any number of jobs: at queues by their names, and at the newest jobs.
+        recent = queryset.model._default_manager.using(queryset.db).order_by("-pk").values_list("pk", flat=True)
+        last = recent.first() or 0
         found = Q(queue__startswith=search_term) | Q(action__startswith=search_term)
-        if (number := id_in(search_term)) is not None:
-            found |= Q(pk=number)
         if self.has_params_permission(request):
             # Searching is reading: what is masked, or may have to be, is not searched.
             clear = [scope for scope, known in by_scope().items() if not known.option("sensitive_params")]
@@ -170,9 +175,19 @@ class JobAdmin(ReadOnlyAdmin):
             queryset = queryset.alias(params_text=Cast("params", TextField()))
             for text in as_stored:
                 found |= Q(scope__in=clear, params_text__icontains=text)
-        return queryset.filter(found), False
+        ids = set(queryset.filter(found, pk__gt=last - MOST_SEARCHED).values_list("pk", flat=True)[: MOST_LISTED + 1])
+        lines = Queue.objects.using(queryset.db).filter(name__startswith=search_term).values_list("scope", "name")
+        if named := reduce(or_, (Q(scope=scope, queue=name) for scope, name in lines[:MOST_QUEUES]), Q()):
+            waiting = queryset.unfinished().filter(named)
+            ids.update(waiting.values_list("pk", flat=True)[: MOST_LISTED + 1])
+        if (number := id_in(search_term)) is not None:
+            ids.add(number)
+        return queryset.filter(pk__in=ids), False
 
-    search_help_text = _("Number, the beginning of a queue or an action, or something in the params.")
+    search_help_text = _(
+        "A number, the beginning of a queue's name, or, among the newest 20,000 jobs, the beginning of an action or "
+        "something in the params."
+    )
 
     def look_at(self, rows):
         """Put beside each unfinished job its queue's row (``line``) and who holds that (``node``)."""

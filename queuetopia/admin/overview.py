@@ -377,7 +377,7 @@ def _node_shown(node):
         "scopes": ", ".join(map(visible, node["scopes"])),
         "held": node["held"],
         "number": sum(worker["pid"] is not None for worker in node["workers"]),
-        "busy": len(busy),
+        "busy": sum(worker["pid"] is not None for worker in busy),
         "more": max(0, len(busy) - MOST_WORKERS),
         "workers": [
             {
