@@ -125,7 +125,7 @@ class _Sight:
         self.first_new = new[0] if new else None
         self.oldest = new[0][1] if new and new[0][1] <= self.now else None
         waiting = line.filter(scheduled_at__lte=self.now).exclude(pk=self.line.current_job or 0)
-        self.waiting = waiting.order_by()[: MOST_COUNTED + 1].count() if self.oldest else 0
+        self.waiting = waiting.count_to(MOST_COUNTED) if self.oldest else 0
 
     # The head
 
@@ -177,7 +177,7 @@ class _Sight:
         if not self.is_due() or self.is_paused() or self.line.due_at is None or self.line.due_at > self.now:
             return None
         queues = Queue.objects.using(self.alias).due(self.now).filter(scope=self.scope, due_at__lt=self.line.due_at)
-        return queues.order_by()[: MOST_COUNTED + 1].count()
+        return queues.count_to(MOST_COUNTED)
 
     def told_of_line(self):
         """Yield what is said of the jobs that wait."""

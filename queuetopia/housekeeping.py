@@ -29,6 +29,7 @@ from .tally import FLUSH
 logger = logging.getLogger(__name__)
 
 LOOK_FOR_DEAD = 1.0  # seconds between looks for dead nodes and for requests to stop a job
+LOOK_FOR_MAIL = 60.0  # seconds between looks for blocked queues to mail about
 STEP = 0.01  # seconds between two steps of a sweep or of pruning …
 SHARE = 0.1  # … and what they may take of the scheduler's time while jobs run
 # Errors that no result causes: of the session, of the tables, of a statement planned before a migration.
@@ -49,6 +50,7 @@ def keep_house(scheduler) -> None:
                     store.may_have_due = True
                 if not scheduler.is_stopping:
                     take_over_dead_nodes(scheduler, store)
+                    give_alerts(scheduler, store)
             if now >= store.tally.flush_at:
                 save_statistics(store)
             if scheduler.is_stopping:
@@ -204,6 +206,24 @@ def prune_step(store) -> None:
         is_done = True
     if is_done:
         store.pruning.pop(0)
+
+
+# Alerts: found here, told by a worker, for receivers and mail servers are not ours
+
+
+def give_alerts(scheduler, store) -> None:
+    """Have workers tell of queues that are still blocked, and mail about them."""
+    if not scheduler.pool.may_tell():
+        return
+    try:
+        for claim, duration, threshold in store.backend.due_alerts(store.scopes):
+            scheduler.pool.tell_any("alert", claim, duration, threshold)
+        if (every := conf.mail_admins_every()) and uptime() >= store.mail_at:
+            store.mail_at = uptime() + LOOK_FOR_MAIL
+            scheduler.pool.tell_any("mail", store.database, every)
+    except DatabaseError as exc:
+        store.refuse_if_lost()
+        logger.warning("alerts put off cause=%r", str(exc))
 
 
 # Statistics

@@ -29,6 +29,7 @@ from .performer import known_actions, param_problems
 logger = logging.getLogger(__name__)
 
 MAX_NAME = 255
+MOST_COUNTED = 1_000  # waiting jobs counted for a signal
 INSERT_BATCH = 1_000  # rows of one INSERT
 
 
@@ -201,6 +202,22 @@ def send(signal, queuetopia, **arguments):
     for receiver, answer in signal.send_robust(sender=queuetopia, **arguments):
         if isinstance(answer, Exception):
             logger.error("receiver failed receiver=%r", receiver, exc_info=answer)
+
+
+def send_unblocked(queuetopia, job, since: datetime) -> None:
+    """Send queue_unblocked for a job that has just ended and had failed first at ``since``."""
+    if signals.queue_unblocked.has_listeners(queuetopia):
+        now = backend_for(queuetopia.database()).now()
+        duration = max(0.0, ((job.done_at or now) - since).total_seconds())
+        waiting = number_waiting(queuetopia, job.queue, now)
+        send(signals.queue_unblocked, queuetopia, job=job, queue=job.queue, duration=duration, waiting=waiting)
+
+
+def number_waiting(queuetopia, queue: str, now: datetime) -> int:
+    """Return how many due jobs wait in the queue, up to ``MOST_COUNTED`` and one more."""
+    return (
+        Job.objects.using(queuetopia.database()).in_queue(queuetopia.scope, queue).waiting(now).count_to(MOST_COUNTED)
+    )
 
 
 # What an attempt's end means
@@ -435,7 +452,8 @@ class _Verb:
 
     def tell_unblocked(self):
         if self.job.error:
-            self.send_after_commit(signals.queue_unblocked, job=self.job, queue=self.job.queue)
+            unblocked = partial(send_unblocked, self.queuetopia, self.job, self.job.failed_at or self.job.attempted_at)
+            transaction.on_commit(unblocked, using=self.alias, robust=True)
 
     def send_after_commit(self, signal, **arguments):
         transaction.on_commit(partial(send, signal, self.queuetopia, **arguments), using=self.alias, robust=True)

@@ -14,7 +14,13 @@ from .exceptions import ReadOnlyJob
 from .params import ParamsField
 
 
-class JobQuerySet(models.QuerySet):
+class BoundedQuerySet(models.QuerySet):
+    def count_to(self, limit):
+        """Return how many there are, without counting further than to ``limit`` and one more."""
+        return self.order_by()[: limit + 1].count()
+
+
+class JobQuerySet(BoundedQuerySet):
     def unfinished(self):
         """Jobs that are neither done nor given up; none of them is ever deleted."""
         return self.filter(done_at=None)
@@ -30,6 +36,10 @@ class JobQuerySet(models.QuerySet):
 
     def in_queue(self, scope, queue):
         return self.filter(scope=scope, queue=queue)
+
+    def waiting(self, now):
+        """Due jobs that wait in line; not those that were attempted."""
+        return self.unfinished().filter(scheduled_at__lte=now, attempted_at=None)
 
     def in_order(self):
         """The order in which the jobs of one queue run."""
@@ -152,7 +162,7 @@ class Job(models.Model):
             )
 
 
-class QueueQuerySet(models.QuerySet):
+class QueueQuerySet(BoundedQuerySet):
     def due(self, now):
         """Queues whose head may run and that nobody serves."""
         return self.filter(due_at__lte=now, paused_at=None, held_by=None)

@@ -22,6 +22,7 @@ from .worker_process import Assignment, WorkerProcess
 logger = logging.getLogger(__name__)
 
 YIELD_TIME = 1.0  # seconds an attempt has to end after it was asked to stop
+MOST_ALERTS = 100  # ends and alerts a worker may have to tell; then it gets no more alerts
 CONDEMNED_TIME = 5.0  # seconds a worker's other attempts have to end when one of them does not
 
 
@@ -284,7 +285,16 @@ class Pool:
         if worker is None:
             self._untold.append(ending)
         else:
-            worker.tell(ticket, ending.claim, ending.outcome)
+            worker.tell("news", ticket, ending.claim, ending.outcome)
+
+    def may_tell(self) -> bool:
+        """True when a worker has time for what any of them may tell."""
+        return any(worker.ready and worker.telling < MOST_ALERTS for worker in self.workers)
+
+    def tell_any(self, *message) -> None:
+        """Have a worker that is ready tell what no attempt of its own has led to."""
+        worker = min((worker for worker in self.workers if worker.ready), key=lambda worker: worker.telling)
+        worker.tell(*message)
 
     def is_telling(self) -> bool:
         """True while hooks and signals of recorded ends are still to follow."""

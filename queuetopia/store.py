@@ -27,6 +27,7 @@ LOCK_RETRY = 0.1  # seconds until something is tried again that somebody had loc
 class Store:
     def __init__(self, alias: str, scopes: list[str], poll_interval: float | None):
         self.scopes = scopes
+        self.database = alias  # as the project knows it; the session has an alias of its own
         self.backend = backend_for(alias)
         self.node_id: uuid.UUID | None = None
         self.poll_interval = poll_interval or min(by_scope()[scope].option("poll_interval") for scope in scopes)
@@ -44,6 +45,7 @@ class Store:
         self.sweeping: list[tuple[str, str]] = []  # (scope, queue after which to go on)
         self.pruning: list[str] = []  # scopes
         self.tally = Tally()
+        self.mail_at = 0.0
         self.has_peers = False
         self._seen: dict[uuid.UUID, tuple[datetime, float]] = {}  # by node: its last_seen, since when we know it
         self._file: NodeFile | None = None

@@ -5,9 +5,8 @@ that is killed loses what it counted since. Durations are kept as histograms who
 those of different nodes and spans can be added up.
 """
 
-import math
 import time
-from collections import defaultdict
+from bisect import bisect_right
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
@@ -22,6 +21,8 @@ SHORTEST = 0.001  # seconds: all that is shorter is in bin 0
 BINS_PER_OCTAVE = 4
 LAST_BIN = 140  # from 1.1 years on
 
+_BOUNDS = [SHORTEST * 2 ** (edge / BINS_PER_OCTAVE) for edge in range(LAST_BIN)]
+_DONE = str(Verdict.DONE)
 _COUNTERS = {
     Verdict.DONE: ("done",),
     Verdict.RETRY: ("failed",),
@@ -34,29 +35,25 @@ _HAS_RUN = {Verdict.DONE, *FAILURES}
 
 def bin_of(seconds: float) -> int:
     """Return the number of the bin of a duration; its upper bound is 2 ** (1 / 4) = 1.19 times its lower one."""
-    if seconds < SHORTEST:
-        return 0
-    return min(LAST_BIN, 1 + int(BINS_PER_OCTAVE * math.log2(seconds / SHORTEST)))
+    return bisect_right(_BOUNDS, seconds)
 
 
 def bounds_of(number: int) -> tuple[float, float]:
     """Return from how many seconds to how many a bin goes."""
-    if number <= 0:
-        return 0.0, SHORTEST
-    return tuple(SHORTEST * 2 ** (edge / BINS_PER_OCTAVE) for edge in (number - 1, number))  # type: ignore[return-value]
+    return (_BOUNDS[number - 1] if number else 0.0), _BOUNDS[min(number, LAST_BIN - 1)]
 
 
 class _Row:
     def __init__(self):
-        self.counts = dict.fromkeys(("started", "done", "failed", "halted", "skipped", "cancelled"), 0)
-        self.seconds = {"run_seconds": 0.0, "blocked_seconds": 0.0}
-        self.waits: dict[int, int] = defaultdict(int)
-        self.runs: dict[int, int] = defaultdict(int)
-        self.blocks: dict[int, int] = defaultdict(int)
+        self.started = self.done = self.failed = self.halted = self.skipped = self.cancelled = 0
+        self.run_seconds = self.blocked_seconds = 0.0
+        self.waits, self.runs, self.blocks = ([0] * (LAST_BIN + 1) for _ in range(3))
 
     def columns(self):
-        histograms = {"waits": self.waits, "runs": self.runs, "blocks": self.blocks}
-        return {**self.counts, **self.seconds, **{name: dict(bins) for name, bins in histograms.items()}}
+        return {
+            name: {number: count for number, count in enumerate(value) if count} if isinstance(value, list) else value
+            for name, value in vars(self).items()
+        }
 
 
 class Tally:
@@ -73,27 +70,35 @@ class Tally:
         self.ahead = now.timestamp() - time.time()
 
     def add(self, endings: Iterable) -> None:
-        """Count attempts that are recorded. Called for each batch of results: it has to be quick."""
+        """Count attempts that are recorded. Called for each batch of results, so it has to be quick."""
         now = time.time() + self.ahead
         span = int(now // SPAN)
+        rows: dict[tuple[str, str], _Row] = {}
+        scheduled_at, due = "", 0.0
         for claim, outcome, *_ in endings:
-            counters = _COUNTERS.get(outcome.verdict)
-            if counters is None:
+            verdict, duration = outcome.verdict, outcome.duration
+            if verdict not in _COUNTERS:
                 continue
-            row = self._row((span, claim.scope, claim.action))
-            for counter in counters:
-                row.counts[counter] += 1
-            duration = outcome.duration
+            if (row := rows.get(key := (claim.scope, claim.action))) is None:
+                row = rows[key] = self._row((span, *key))
             if claim.attempt == 1 and not claim.attempted:
-                row.counts["started"] += 1
-                row.waits[bin_of(now - duration - _seconds(claim.scheduled_at))] += 1
-            if outcome.verdict in _HAS_RUN:
-                row.runs[bin_of(duration)] += 1
-                row.seconds["run_seconds"] += duration
-            if claim.failed_at and outcome.verdict in ENDINGS:
+                if claim.scheduled_at != scheduled_at:  # those of jobs that were created together are the same
+                    scheduled_at = claim.scheduled_at
+                    due = _seconds(scheduled_at)
+                row.started += 1
+                row.waits[bisect_right(_BOUNDS, now - duration - due)] += 1
+            if verdict == _DONE:
+                row.done += 1
+            else:
+                for counter in _COUNTERS[verdict]:
+                    setattr(row, counter, getattr(row, counter) + 1)
+            if verdict in _HAS_RUN:
+                row.run_seconds += duration
+                row.runs[bisect_right(_BOUNDS, duration)] += 1
+            if claim.failed_at and verdict in ENDINGS:
                 blocked = max(0.0, now - _seconds(claim.failed_at))
-                row.blocks[bin_of(blocked)] += 1
-                row.seconds["blocked_seconds"] += blocked
+                row.blocks[bisect_right(_BOUNDS, blocked)] += 1
+                row.blocked_seconds += blocked
 
     def _row(self, key):
         row = self._rows.get(key)

@@ -2,12 +2,13 @@
 
 import argparse
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 
 from .conf import DAY
 from .status import span
 
-_UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": DAY}
+_UNITS = {"": 1, "ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3600, "d": DAY}
 
 
 def duration(text: str) -> float:
@@ -16,6 +17,13 @@ def duration(text: str) -> float:
     if not found or found[2] not in _UNITS:
         raise argparse.ArgumentTypeError(f"{text!r} is no duration; write 90s, 10m, 2h or 7d")
     return float(found[1]) * _UNITS[found[2]]
+
+
+def interval(text: str) -> float:
+    """Return the seconds of a duration that is not too short to be waited for again and again."""
+    if (seconds := duration(text)) < 0.1:
+        raise argparse.ArgumentTypeError(f"{text!r} is too short; take 100ms at least")
+    return seconds
 
 
 def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -32,3 +40,38 @@ def short_span(seconds: float | None) -> str:
     if seconds < 1:
         return f"{seconds * 1000:.3g} ms"
     return f"{seconds:.3g} s" if seconds < 120 else span(seconds)
+
+
+class Screen:
+    """A page that is drawn over and over: in place on a terminal, one below the other elsewhere.
+
+    stream: a command's ``stdout``.
+    """
+
+    def __init__(self, stream):
+        self._stream = stream
+        self._is_terminal = stream.isatty()
+
+    def __enter__(self):
+        # An alternate screen, so that what stood there before comes back; no cursor; long lines are cut.
+        self._control("\x1b[?1049h\x1b[?25l\x1b[?7l")
+        return self
+
+    def __exit__(self, *exc):
+        self._control("\x1b[?7h\x1b[?25h\x1b[?1049l")
+
+    def _control(self, sequence):
+        if self._is_terminal:
+            self._stream.write(sequence, ending="")
+            self._stream.flush()
+
+    def draw(self, page: str) -> None:
+        lines = page.splitlines()
+        if self._is_terminal:
+            lines = lines[: shutil.get_terminal_size().lines - 1]
+            # Over what is there, not on an emptied screen: that would flicker.
+            drawn = "".join(f"{line}\x1b[K\r\n" for line in lines)
+            self._stream.write(f"\x1b[H{drawn}\x1b[J", ending="")
+        else:
+            self._stream.write("\n".join([*lines, "", ""]), ending="")
+        self._stream.flush()

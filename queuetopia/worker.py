@@ -19,17 +19,18 @@ import threading
 import time
 from collections import deque
 from datetime import datetime
+from functools import partial
 from queue import SimpleQueue
 
 from asgiref.sync import ThreadSensitiveContext, sync_to_async
 from django.db import connections
 from django.utils import timezone, translation
 
-from . import conf, exceptions, signals
-from .attempts import FAILURES, Claim, Outcome, Verdict, readable, result_text, secrets_of
+from . import alerts, conf, exceptions, signals
+from .attempts import ENDINGS, FAILURES, Claim, Outcome, Verdict, readable, result_text, secrets_of
 from .channel import Board, Frames, encode, receive, uptime
 from .declaration import by_scope
-from .jobs import failed, send
+from .jobs import failed, send, send_unblocked
 from .models import Job
 from .params import Unreadable
 from .performer import Performer, action_methods, has_own_perform
@@ -257,16 +258,20 @@ def tell(claim: Claim, outcome: Outcome, exc: BaseException | None) -> None:
     if verdict == Verdict.CANCEL:
         _send(signals.job_cancelled, queuetopia, job=job)
     if verdict in (Verdict.RETRY, Verdict.HALT) and not claim.failed_at:
-        _send(signals.queue_blocked, queuetopia, job=job, queue=job.queue, exc=exc)
-    if verdict in (Verdict.DONE, Verdict.SKIP, Verdict.CANCEL) and claim.failed_at:
-        _send(signals.queue_unblocked, queuetopia, job=job, queue=job.queue)
+        _whatever_happens(job, partial(alerts.tell_blocked, queuetopia, job, exc))
+    if verdict in ENDINGS and claim.failed_at:
+        _whatever_happens(job, partial(send_unblocked, queuetopia, job, datetime.fromisoformat(claim.failed_at)))
 
 
 def _send(signal_, queuetopia, **arguments):
+    _whatever_happens(arguments["job"], partial(send, signal_, queuetopia, **arguments))
+
+
+def _whatever_happens(job, tell_it):
     try:
-        send(signal_, queuetopia, **arguments)
+        tell_it()
     except BaseException:  # a receiver that calls sys.exit
-        logger.exception("receiver failed job=%d", arguments["job"].pk)
+        logger.exception("receiver failed job=%d", job.pk)
 
 
 def _call(queuetopia, hook, *arguments):
@@ -344,24 +349,38 @@ class Worker:
                 run.stop(getattr(exceptions, kind))
 
     def _on_news(self, ticket, claim, outcome):
+        self._start_news()
+        self._news.put(partial(self._tell_end, ticket, Claim._make(claim), Outcome._make(outcome)))
+
+    def _on_alert(self, claim, duration, threshold):
+        claim = Claim._make(claim)
+        self._start_news()
+        self._news.put(partial(alerts.tell_still_blocked, by_scope()[claim.scope], job_of(claim), duration, threshold))
+
+    def _on_mail(self, database, every):
+        self._start_news()
+        self._news.put(partial(alerts.mail_admins, database, every))
+
+    def _start_news(self):
         if self._news_thread is None:
             self._news_thread = threading.Thread(target=self._tell_news, name="queuetopia-news", daemon=True)
             self._news_thread.start()
-        self._news.put((ticket, Claim._make(claim), Outcome._make(outcome)))
 
     def _on_forget(self, ticket):
         self._exceptions.pop(ticket, None)
 
     def _tell_news(self):
         while (item := self._news.get()) is not None:
-            ticket, claim, outcome = item
             tidy_before()
             try:
-                tell(claim, outcome, self._exceptions.pop(ticket, None))
+                item()
             except BaseException:  # sys.exit() in a receiver
-                logger.exception("hooks failed job=%d", claim.job_id)
+                logger.exception("hooks, receivers or mail failed")
             tidy_after()
             self._send("told")
+
+    def _tell_end(self, ticket, claim, outcome):
+        tell(claim, outcome, self._exceptions.pop(ticket, None))
 
     def _finish_news(self):
         if self._news_thread is not None:

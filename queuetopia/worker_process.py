@@ -11,7 +11,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from .attempts import Claim, Outcome
+from .attempts import Claim
 from .channel import MAX_FRAME, Board, Frames, GarbledChannel, encode, receive, uptime
 from .processes import kill_marked, start_child
 
@@ -124,12 +124,12 @@ class WorkerProcess:
 
     # What follows the commit
 
-    def tell(self, ticket: int, claim: Claim, outcome: Outcome) -> None:
-        """Have it call the hooks and send the signals of an end."""
+    def tell(self, *message) -> None:
+        """Have it call the hooks and send the signals of an end, or of a queue that is still blocked."""
         if not self.telling:
             self.told_at = uptime()
         self.telling += 1
-        self.send("news", ticket, claim, outcome)
+        self.send(*message)
 
     def note_told(self) -> None:
         self.telling, self.told_at = self.telling - 1, uptime()

@@ -143,7 +143,7 @@ def test_an_unknown_key(settings):
 
 def test_an_unknown_key_that_resembles_none_is_told_all_there_are(settings):
     settings.QUEUETOPIA = {5: {}}
-    assert "Known are: AUTODISCOVER, DEFAULTS, ENABLED, LEASE" in the_problem("E002").hint
+    assert "Known are: ALERT_AFTER, AUTODISCOVER, DEFAULTS, ENABLED, LEASE" in the_problem("E002").hint
 
 
 @pytest.mark.parametrize(
@@ -597,7 +597,7 @@ def test_a_database_without_tables(add_sqlite, tmp_path):
     declare(using="empty")
     (problem,) = missing_tables("empty")
     assert problem.id == "queuetopia.W007"
-    assert problem.msg.startswith("Database 'empty' lacks Queuetopia's queuetopia_job, ")
+    assert problem.msg.startswith("Database 'empty' lacks Queuetopia's queuetopia_chore, ")
     assert problem.hint == "Run: manage.py migrate queuetopia --database empty"
 
 

@@ -26,7 +26,11 @@ README = REPOSITORY / "README.md"
 TUTORIAL = DOCS / "tutorial.md"
 PRODUCTION = DOCS / "guides/production.md"
 GUIDES = sorted(DOCS.glob("guides/*.md"))
-ON_README = {"production", "upgrading"}  # guides for a project that is there; the others begin with its settings
+ON_README = {
+    "production",
+    "runbook",
+    "upgrading",
+}  # guides for a project that is there; the others begin with its settings
 RUN = {"diff", "pycon", "python", "sh", "text"}
 SHOWN = {"console", "dockerfile", "ini", "text", "yaml"}  # what no test runs; text is compared with what was printed
 SITES = {Path(folder) for folder in [*site.getsitepackages(), site.getusersitepackages()]}

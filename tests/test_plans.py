@@ -112,6 +112,7 @@ def serve(backend):
     record(backend, kept, [Verdict.DONE] * len(kept), keep=False)
     assert backend.next_due([SCOPE]) < 3600
     backend.stop_requests(claims)
+    backend.due_alerts([SCOPE])
     backend.claim([SCOPE], WORK, NODE)
 
 

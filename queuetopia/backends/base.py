@@ -25,7 +25,7 @@ from django.db.models.functions import Cast
 
 from .. import conf
 from ..attempts import ENDINGS, ERRORS_KEPT, FAILURES, Claim, Outcome, Verdict
-from ..models import Job, Node, Queue, Scope, Statistic
+from ..models import Chore, Job, Node, Queue, Scope, Statistic
 from ..params import ParamsDecoder
 from .columns import DatabaseNow, database_now
 
@@ -58,6 +58,14 @@ class Recorded(NamedTuple):
     claims: list[Claim]  # the next jobs of queues that were kept
     released_due: bool  # a queue was let go that is due now
     locked: list[Ending]  # not written: somebody has the rows locked; to be recorded again
+
+
+class Alert(NamedTuple):
+    """A queue that is still blocked: the claim of its head as it would be, and for how long, in seconds."""
+
+    claim: Claim
+    duration: float
+    threshold: float
 
 
 class Backend:
@@ -364,7 +372,7 @@ class Backend:
             if claim:
                 result.claims.append(claim)
                 continue
-            self._let_go(queue, due_at, current_job, _problem(ending))
+            self._let_go(queue, due_at, current_job, _problem(ending), **_alert(ending, now))
             released.append(queue.pk)
             if due_at is not None and due_at <= now:
                 due = True
@@ -443,8 +451,8 @@ class Backend:
             return self._start(queue, head, holder, now), None, None
         return None, now if head else due_at, current_job
 
-    def _let_go(self, queue, due_at, current_job, problem=""):
-        """Release the queue; ``problem`` says why this code cannot serve its head."""
+    def _let_go(self, queue, due_at, current_job, problem="", **alert):
+        """Release the queue; ``problem`` says why this code cannot serve its head, ``alert`` when to look again."""
         held = Queue.objects.using(self.alias).filter(pk=queue.pk, fence=queue.fence, held_by=queue.held_by)
         held.update(
             due_at=due_at,
@@ -454,6 +462,7 @@ class Backend:
             held_since=None,
             stop_requested=False,
             problem=problem,
+            **alert,
         )
 
     def look_again(self, queue_ids: Iterable[int]) -> bool:
@@ -582,6 +591,51 @@ class Backend:
             still.update(current_job=None, due_at=DatabaseNow())
         return len(vanished)
 
+    # Alerts
+
+    def due_alerts(self, scopes: list[str], limit: int = 100) -> list[Alert]:
+        """Return the queues that have been blocked for longer than one threshold more: each to one caller only.
+
+        Of a queue that goes on by now the row is put right, and nothing is returned.
+        """
+        now = self.now()
+        rows = Queue.objects.using(self.alias).filter(alert_at__lte=now, scope__in=scopes).order_by("alert_at")
+        if not rows.exists():
+            return []
+        alerts = []
+        with transaction.atomic(using=self.alias):
+            queues = list(rows.select_for_update(skip_locked=True)[:limit])
+            current = [queue.current_job for queue in queues if queue.current_job is not None]
+            heads = {job["id"]: job for job in self._jobs().filter(pk__in=current, done_at=None)}
+            for queue in queues:
+                head = heads.get(queue.current_job)
+                queue.alert_at = None
+                if head and head["failed_at"]:
+                    alerts += self._alerts_of(queue, head, now)
+            Queue.objects.using(self.alias).bulk_update(queues, ["alert_at"])
+        return alerts
+
+    def _alerts_of(self, queue, head, now):
+        """Return the alert that is due, if one is, and set when the next one will be."""
+        duration = (now - head["failed_at"]).total_seconds()
+        thresholds = conf.alert_after()
+        later = [after for after in thresholds if after > duration]
+        queue.alert_at = head["failed_at"] + timedelta(seconds=later[0]) if later else None
+        claim = claim_of(queue, head)._replace(attempt=head["attempts"])
+        return [Alert(claim, duration, max(passed))] if (passed := set(thresholds) - set(later)) else []
+
+    def was_done(self, chore: str, every: float) -> bool:
+        """True when somebody has done the chore within ``every`` seconds."""
+        since = self.now() - timedelta(seconds=every)
+        return Chore.objects.using(self.alias).filter(name=chore, done_at__gt=since).exists()
+
+    def is_turn(self, chore: str, every: float) -> bool:
+        """True for the first caller in the cluster since ``every`` seconds: it is to do the chore now."""
+        Chore.objects.using(self.alias).bulk_create([Chore(name=chore)], ignore_conflicts=True)
+        now = self.now()
+        due = Q(done_at=None) | Q(done_at__lte=now - timedelta(seconds=every))
+        return bool(Chore.objects.using(self.alias).filter(due, name=chore).update(done_at=now))
+
     # Statistics
 
     def save_statistics(self, node_id: UUID, rows: list[dict[str, Any]]) -> None:
@@ -622,6 +676,13 @@ def _problem(ending) -> str:
     """Say why a job was given back, if it was for a reason: an unknown action, or a setup() that failed."""
     error = ending.outcome.error if ending.outcome.verdict == Verdict.RETURN else None
     return error["message"][:500] if error else ""
+
+
+def _alert(ending, now) -> dict[str, datetime | None]:
+    """Return when to look whether the queue is still blocked, if this is what blocks it."""
+    if ending.outcome.verdict not in (Verdict.RETRY, Verdict.HALT) or ending.claim.failed_at:
+        return {}
+    return {"alert_at": next((now + timedelta(seconds=after) for after in conf.alert_after()), None)}
 
 
 def _is_due_by(queue, time):

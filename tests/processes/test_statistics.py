@@ -3,6 +3,7 @@
 import pytest
 
 from queuetopia.models import Statistic
+from tests.processes.waiting import settings
 from tests.testapp.queues import LedgerQueue
 
 pytestmark = [pytest.mark.processes, pytest.mark.django_db(transaction=True)]
@@ -25,12 +26,11 @@ def test_a_nodes_attempts_are_counted_and_saved_when_it_ends(nodes):
 
 
 def test_no_statistics_are_made_where_none_are_wanted(nodes, tmp_path):
-    settings = tmp_path / "no_statistics.py"
-    settings.write_text("from tests.settings import *\nQUEUETOPIA = {**QUEUETOPIA, 'STATISTICS_RETENTION': 0}\n")
     LedgerQueue.create_job("a", "noop")
-    env = {"DJANGO_SETTINGS_MODULE": "no_statistics", "PYTHONPATH": f"{tmp_path}:{nodes.environment['PYTHONPATH']}"}
 
-    assert nodes.start(LedgerQueue, until_empty=True, env=env).wait() == 0
+    node = nodes.start(LedgerQueue, until_empty=True, env=settings(tmp_path, nodes, STATISTICS_RETENTION=0))
+
+    assert node.wait() == 0
 
     assert not LedgerQueue.jobs().unfinished().exists()
     assert not Statistic.objects.exists()

@@ -36,6 +36,19 @@ def errors_of(job):
     return [(error["type"], error["message"], error["counted"]) for error in job.errors]
 
 
+def settings(folder, nodes, **queuetopia):
+    """Return the environment of a node with these keys in QUEUETOPIA; its mails become files in ``folder``/mails."""
+    (folder / "other_settings.py").write_text(
+        "from tests.settings import *\n"
+        f"QUEUETOPIA = {{**QUEUETOPIA, **{queuetopia!r}}}\n"
+        'ADMINS = [("Ann", "ann@example.com")]\n'
+        'EMAIL_BACKEND = "django.core.mail.backends.filebased.EmailBackend"\n'
+        f"EMAIL_FILE_PATH = {str(folder / 'mails')!r}\n"
+    )
+    path = os.pathsep.join([str(folder), nodes.environment["PYTHONPATH"]])
+    return {"DJANGO_SETTINGS_MODULE": "other_settings", "PYTHONPATH": path}
+
+
 def environment(folder, code):
     """Return the environment of a node whose project has this code too."""
     (folder / "more_code.py").write_text(code)

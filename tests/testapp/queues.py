@@ -260,7 +260,7 @@ class HookQueue(LedgerQueue):
     performer = HookPerformer
 
 
-def tell(what, job, exc=None):
+def tell(what, job, exc=None, **more):
     """Append a line of JSON about a hook or a signal; then do what the queue is called."""
     stored = HookQueue.jobs().get(pk=job.pk)
     told = {
@@ -271,6 +271,7 @@ def tell(what, job, exc=None):
         "text": exc and str(exc),
         "stored": [stored.state, stored.attempts],
         "pid": os.getpid(),
+        **more,
     }
     with open(f"{os.environ[LEDGER]}.told", "ab", buffering=0) as file:
         file.write(json.dumps(told).encode() + b"\n")
@@ -285,15 +286,15 @@ def tell(what, job, exc=None):
 
 
 def _tell_signal(name):
-    def receive(sender, job, exc=None, **kwargs):
-        tell(name, job, exc)
+    def receive(sender, signal, job, exc=None, **more):
+        tell(name, job, exc, **more)
 
     getattr(signals, name).connect(receive, sender=HookQueue, weak=False, dispatch_uid=f"tests.{name}")
 
 
 for _name in (
     "job_started", "job_done", "job_failed", "job_halted", "job_skipped", "job_cancelled",
-    "queue_blocked", "queue_unblocked",
+    "queue_blocked", "queue_still_blocked", "queue_unblocked",
 ):  # fmt: skip
     _tell_signal(_name)
 

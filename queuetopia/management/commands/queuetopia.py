@@ -2,16 +2,20 @@
 
 import argparse
 import getpass
+import io
 import json
 import os
+import time
+from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
 
 from django.core.exceptions import ImproperlyConfigured
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import BaseCommand, CommandError, OutputWrapper
+from django.core.management.color import no_style
 from django.db import DatabaseError, connections
 
-from ... import jobs, statistics, status
+from ... import health, jobs, statistics, status
 from ...attempts import MASK
 from ...conf import DAY
 from ...declaration import by_scope
@@ -19,7 +23,7 @@ from ...exceptions import Refused
 from ...models import Job
 from ...params import loads
 from ...status import QueueState, span, visible
-from ...terminal import duration, short_span, table
+from ...terminal import Screen, duration, interval, short_span, table
 from ...verbs import VERBS, known, local, on_job, on_queue, refused_by_database, serving, tried, unmasked
 
 PRUNE_BATCH = 1_000
@@ -40,6 +44,15 @@ class Command(BaseCommand):
         verb = _add_verb(verbs, "status", "show the nodes, what they run, and the queues, blocked ones first")
         verb.add_argument("scopes", nargs="*", metavar="SCOPE", help="all scopes if none is given")
         verb.add_argument("--queues", type=int, default=20, metavar="N", help="listed per scope (20)")
+        what = verb.add_mutually_exclusive_group()
+        what.add_argument("--check", action="store_true", help="one line for each problem, exit code 1 if there is one")
+        what.add_argument(
+            "--watch", type=interval, nargs="?", const=2.0, metavar="TIME", help="show it again and again, each 2 s"
+        )
+        verb.add_argument(
+            "--oldest", type=duration, default=health.OLDEST, metavar="TIME",
+            help="with --check: for how long a due job may wait for a worker (10m)",
+        )  # fmt: skip
         verb = _add_verb(verbs, "explain", "say why a queue runs, waits or is blocked")
         verb.add_argument("scope", metavar="SCOPE")
         verb.add_argument("queue", metavar="QUEUE")
@@ -67,6 +80,9 @@ class Command(BaseCommand):
     def handle(self, *, verb, **options):
         self.verbosity, self.as_json = options["verbosity"], options["json"]
         verb = verb.replace("-", "_")
+        self.is_followed = verb == "tail" or bool(options.get("watch"))  # then each answer in JSON is one line
+        if os.environ.get("NO_COLOR") and not options.get("force_color"):
+            self.style = no_style()
         answer = getattr(self, f"answer_{verb}")
         try:
             if verb in LOOKING:
@@ -127,7 +143,40 @@ class Command(BaseCommand):
 
     # Status
 
-    def answer_status(self, scopes, queues, **options):
+    def answer_status(self, scopes, queues, check, watch, oldest, **options):
+        if check:
+            self.check_health(scopes, oldest)
+        elif watch:
+            self.watch(scopes, queues, every=watch)
+        else:
+            self.show(scopes, queues)
+
+    def check_health(self, scopes, oldest):
+        found = health.problems(_chosen(scopes), oldest=oldest, is_all=not scopes)
+        if self.as_json:
+            self.write_json({"problems": found})
+        else:
+            for problem in found:
+                self.write(problem["message"], self.style.ERROR)
+        if found:
+            raise SystemExit(1)
+        if self.verbosity and not self.as_json:
+            self.write("ok", self.style.SUCCESS)
+
+    def watch(self, scopes, queues, every):
+        out = self.stdout
+        # Ctrl-C is how a watch ends, and so is a reader that goes away.
+        with suppress(KeyboardInterrupt, BrokenPipeError), Screen(out) as screen:
+            while True:
+                self.stdout = OutputWrapper(io.StringIO())
+                try:
+                    self.show(scopes, queues)
+                except CommandError as exc:
+                    self.write(exc, self.style.ERROR)
+                screen.draw(self.stdout.getvalue())
+                time.sleep(every)
+
+    def show(self, scopes, queues):
         chosen = _chosen(scopes)
         databases = {queuetopia.database() for queuetopia in chosen} if scopes else status.databases()
         answer: dict[str, list] = {"nodes": [], "scopes": [], "unknown_scopes": [], "unreachable": []}
@@ -283,7 +332,7 @@ class Command(BaseCommand):
 
     def write_json(self, answer):
         # Escaped to ASCII, so that no text in it can steer a terminal.
-        self.stdout.write(json.dumps(answer, indent=2, default=_json_default))
+        self.stdout.write(json.dumps(answer, indent=None if self.is_followed else 2, default=_json_default))
 
 
 def _add_verb(verbs, name, text, decides=False):
