@@ -199,13 +199,14 @@ class JobStateFilter(SimpleListFilter):
         held = Queue.objects.using(queryset.db).held().filter(current_job__isnull=False)
         idle = unfinished.pending().exclude(pk__in=held.values("current_job"))
         # What was attempted is the current job of its queue: found there, among as many rows as there are queues.
-        blocked = unfinished.filter(pk__in=Queue.objects.using(queryset.db).blocked().values("current_job"))
+        blocked = Queue.objects.using(queryset.db).blocked().values("current_job")
+        backing_off = unfinished.filter(pk__in=blocked.filter(due_at__isnull=False)).pending()
         chosen = {
             "unfinished": unfinished,
             status.JobState.RUNNING: unfinished.filter(pk__in=held.values("current_job")),
-            status.JobState.BACKING_OFF: blocked.pending().filter(attempted_at__isnull=False),
+            status.JobState.BACKING_OFF: backing_off.filter(attempted_at__isnull=False),
             status.JobState.WAITING: idle.filter(attempted_at=None),
-            status.JobState.HALTED: blocked.halted(),
+            status.JobState.HALTED: unfinished.filter(pk__in=blocked.filter(due_at=None)).halted(),
             **{state: queryset.ended().filter(state=state) for state in ("done", "skipped", "cancelled")},
         }
         return chosen.get(self.value() or "", queryset)

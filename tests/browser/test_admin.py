@@ -57,15 +57,16 @@ def halted(monkeypatch):
     monkeypatch.setattr(declaration, "_registry", [])
     payments = mail_queue("shop.payments", performer=ShopPerformer, sensitive_params=("card",), max_attempts=3)
     now = timezone.now()
-    text = "ConnectionError: the provider answers 503"
+    text, errors = "ConnectionError: the provider answers 503", [*map(error, (1, 2, 3))]
+    errors[-1]["at"] = (now - MINUTE).isoformat()
     put(payments, "done", queue="customer-7", action="receipt", scheduled_at=now - 9 * MINUTE)
     job = put(
         payments, "halted", queue="customer-42", action="charge", scheduled_at=now - 8 * MINUTE, attempts=3, error=text,
-        params={"order": 1234, "amount": "19.90", "card": "4111 1111 1111 1111"}, errors=[error(1), error(2), {**error(3), "at": (now - MINUTE).isoformat()}],
+        params={"order": 1234, "amount": "19.90", "card": "4111 1111 1111 1111"}, errors=errors,
         attempted_at=now - MINUTE, attempted_by="web1:4242", failed_at=now - 3 * MINUTE,
     )  # fmt: skip
-    for action, ago in (("receipt", 7), ("charge", 4), ("receipt", 3)):
-        waiting = put(payments, "waiting", queue="customer-42", action=action, scheduled_at=now - ago * MINUTE)
+    for name, ago in (("receipt", 7), ("charge", 4), ("receipt", 3)):
+        waiting = put(payments, "waiting", queue="customer-42", action=name, scheduled_at=now - ago * MINUTE)
         Queue.objects.filter(name="customer-42").update(current_job=job.pk, due_at=None)
     assert waiting.pk > job.pk
     put(payments, "backing off", queue="customer-8", action="charge", scheduled_at=now - 6 * MINUTE, error=text)
