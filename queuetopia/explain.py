@@ -50,8 +50,8 @@ def explain(queuetopia, queue: str) -> dict[str, Any]:
     - ``sentence``: for a person; ``cause``: the ``Cause`` that comes first; ``causes``: all of them
     - ``scope``, ``queue``, ``database``, ``at`` (the database's clock), ``state`` (a ``QueueState``)
     - ``job``, ``action``, ``attempt``, ``max_attempts`` (None: for ever), ``error``, ``failed_at``,
-      ``next_attempt_at``: the head of the queue, None if there is none. ``attempt`` is the last one, or the one
-      that runs; ``failed_at`` is None unless that one failed
+      ``next_attempt_at``, ``blocked_since``: the head of the queue, None if there is none. ``attempt`` is the last
+      one, or the one that runs; ``failed_at`` is None unless that one failed; ``blocked_since`` is when it failed first
     - ``waiting``: due jobs that were never attempted, ``oldest``: scheduled_at of the first of them,
       ``due_at``: when the head may run
     - ``held_by`` (node), ``since``, ``fence``, ``stop_requested``, ``lease_left`` (seconds until others may take over):
@@ -196,6 +196,7 @@ class _Sight:
             "error": (head and head.error) or None,
             "failed_at": self.failed_at,
             "next_attempt_at": head and head.next_attempt_at,
+            "blocked_since": head and head.failed_at,
             "waiting": self.waiting,
             "oldest": self.oldest,
             "due_at": self.due_at,

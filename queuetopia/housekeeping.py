@@ -222,8 +222,7 @@ def give_alerts(scheduler, store) -> None:
             store.mail_at = uptime() + LOOK_FOR_MAIL
             scheduler.pool.tell_any("mail", store.database, every)
     except DatabaseError as exc:
-        store.refuse_if_lost()
-        logger.warning("alerts put off cause=%r", str(exc))
+        _put_off(store, "alerts put off", exc)
 
 
 # Statistics
@@ -239,8 +238,7 @@ def save_statistics(store) -> None:
         store.tally.saved()
         store.tally.set_clock(store.backend.now())
     except DatabaseError as exc:
-        store.refuse_if_lost()
-        logger.warning("statistics not saved, next try in %g s cause=%r", FLUSH, str(exc))
+        _put_off(store, "statistics not saved now", exc)
 
 
 def prune_statistics(store) -> None:
@@ -249,8 +247,14 @@ def prune_statistics(store) -> None:
     try:
         store.backend.prune_statistics(store.scopes, keep)
     except DatabaseError as exc:
-        store.refuse_if_lost()
-        logger.warning("statistics not pruned, next try at the next poll cause=%r", str(exc))
+        _put_off(store, "statistics not pruned now", exc)
+
+
+def _put_off(store, what, exc):
+    """Log what will be tried again; that somebody has locked a table for a while is nothing to warn of."""
+    store.refuse_if_lost()
+    is_busy = isinstance(exc, OperationalError) and store.backend.is_busy(exc)
+    logger.log(logging.INFO if is_busy else logging.WARNING, "%s alias=%s cause=%r", what, store.alias, str(exc))
 
 
 # Recording what a database may refuse

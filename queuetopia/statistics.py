@@ -43,7 +43,8 @@ def statistics(
     (seconds of a row, None unless it is about time), ``rows`` and ``total``. A row has ``action`` or ``at``, and
 
     - ``started`` (first attempts), ``done``, ``failed`` (attempts), ``halted``, ``skipped``, ``cancelled``: by nodes;
-      what people skip and cancel is in ``JobEvent``
+      what people skip and cancel is in ``JobEvent``. How many were created nobody counts, for creating a job is one
+      INSERT and nothing else: it is what was started, and what waits now that did not wait before
     - ``run_seconds``: the sum of all run times; ``blocked_seconds``: for how long failed jobs that have ended
       since had held their queues
     - ``wait`` (from a job's time until it is first attempted), ``run`` (of an attempt), ``blocked``: in seconds,

@@ -88,8 +88,8 @@ def scope_status(queuetopia, queues: int = 20) -> dict[str, Any]:
     - ``jobs``: unfinished, waiting, running, backing_off, halted, oldest (scheduled_at of the oldest unfinished)
     - ``queue_counts``: not_empty, blocked (backing_off and halted), backing_off, halted, running, paused, problem
     - ``queues``: queue, state, problem, paused, depth (unfinished jobs), oldest, job, action, attempt,
-      max_attempts, error, next_attempt_at, due_at, held_by, since, fence. The keys from ``job`` to
-      ``next_attempt_at`` are about the job that runs or blocks the queue, None if there is none.
+      max_attempts, error, next_attempt_at, blocked_since, due_at, held_by, since, fence. The keys from ``job`` to
+      ``blocked_since`` are about the job that runs or blocks the queue, None if there is none.
     """
     alias, scope = queuetopia.database(), queuetopia.scope
     now = backend_for(alias).now()
@@ -207,7 +207,7 @@ def _place(queue):
 
 def _job_keys(queuetopia, row, job):
     if job is None:
-        return dict.fromkeys(("job", "action", "attempt", "max_attempts", "error", "next_attempt_at"))
+        return dict.fromkeys(("job", "action", "attempt", "max_attempts", "error", "next_attempt_at", "blocked_since"))
     return {
         "job": job.pk,
         "action": job.action,
@@ -215,6 +215,7 @@ def _job_keys(queuetopia, row, job):
         "max_attempts": most_attempts(queuetopia, job),
         "error": job.error or None,
         "next_attempt_at": job.next_attempt_at,
+        "blocked_since": job.failed_at,
     }
 
 

@@ -5,6 +5,7 @@ import getpass
 import io
 import json
 import os
+import sys
 import time
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -13,21 +14,24 @@ from functools import partial
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError, OutputWrapper
 from django.core.management.color import no_style
-from django.db import DatabaseError, connections
+from django.db import DatabaseError, close_old_connections, connections
 
 from ... import health, jobs, statistics, status
 from ...attempts import MASK
 from ...conf import DAY
 from ...declaration import by_scope
 from ...exceptions import Refused
+from ...follow import Follower
 from ...models import Job
 from ...params import loads
+from ...progress import Bar, counted
 from ...status import QueueState, span, visible
 from ...terminal import Screen, duration, interval, short_span, table
 from ...verbs import VERBS, known, local, on_job, on_queue, refused_by_database, serving, tried, unmasked
 
 PRUNE_BATCH = 1_000
-LOOKING = ("status", "explain", "statistics")  # the verbs that change nothing
+LONG = 20  # jobs from which on a decision about them has a progress bar
+LOOKING = ("status", "explain", "statistics", "tail")  # the verbs that change nothing
 COLUMNS = ("STATE", "QUEUE", "JOBS", "OLDEST", "JOB", "ATTEMPT", "SINCE", "NEXT", "WHY")
 FIGURES = ("started", "done", "failed", "halted", "skipped", "cancelled", "wait", "run", "blocked")
 QUEUE_FIGURES = ("done", "failed", "skipped", "cancelled", "took", "blocked")
@@ -62,6 +66,9 @@ class Command(BaseCommand):
             "--since", type=duration, default=duration("24h"), metavar="TIME", help="90m, 24h, 7d … ago (24h)"
         )
         verb.add_argument("--by", choices=statistics.BY, default="action", help="what a row is about (action)")
+        verb = _add_verb(verbs, "tail", "follow what happens to jobs, in any process, until Ctrl-C")
+        verb.add_argument("scopes", nargs="*", metavar="SCOPE", help="all scopes if none is given")
+        verb.add_argument("--every", type=interval, default=1.0, metavar="TIME", help="between two looks (1s)")
         for name in ("retry", "skip", "cancel", "mark-done", "edit", "move-to-end"):
             verb = _add_verb(verbs, name, VERBS[name.replace("-", "_")], decides=True)
             verb.add_argument("job_ids", nargs=1 if name == "edit" else "+", type=int, metavar="JOB_ID")
@@ -97,26 +104,36 @@ class Command(BaseCommand):
     # What a person can do: each yields one result per job, queue or scope.
 
     def answer_retry(self, **options):
-        return _each_job("retry", **options)
+        return self.each_job("retry", **options)
 
     def answer_skip(self, **options):
-        return _each_job("skip", **options)
+        return self.each_job("skip", **options)
 
     def answer_cancel(self, **options):
-        return _each_job("cancel", **options)
+        return self.each_job("cancel", **options)
 
     def answer_mark_done(self, **options):
-        return _each_job("mark_done", **options)
+        return self.each_job("mark_done", **options)
 
     def answer_edit(self, params, **options):
         try:
             params = loads(params)
         except ValueError as exc:
             raise Refused(f"PARAMS is no JSON object of the action's arguments: {exc}.") from exc
-        return _each_job("edit", **options, params=params)
+        return self.each_job("edit", **options, params=params)
 
     def answer_move_to_end(self, **options):
-        return _each_job("move_to_end", **options)
+        return self.each_job("move_to_end", **options)
+
+    def each_job(self, verb, job_ids, **options):
+        results = _each_job(verb, job_ids, **options)
+        # Where each is told on the same terminal, the lines are the progress.
+        tells_each = self.stdout.isatty() and self.verbosity and not self.as_json
+        is_long = len(job_ids) >= LONG and not tells_each
+        return counted(results, Bar(len(job_ids), stream=sys.stderr)) if is_long and self.has_bar() else results
+
+    def has_bar(self):
+        return bool(self.verbosity) and sys.stderr.isatty()
 
     def answer_pause(self, **options):
         return _one_queue("pause", **options)
@@ -127,7 +144,8 @@ class Command(BaseCommand):
     def answer_prune(self, scopes, older_than, **options):
         seconds = None if older_than is None else older_than * DAY
         for queuetopia in _chosen(scopes):
-            yield tried(partial(_prune, queuetopia, seconds), scope=queuetopia.scope)
+            bar = Bar(unit="jobs deleted", stream=sys.stderr) if self.has_bar() else None
+            yield tried(partial(_prune, queuetopia, seconds, bar), scope=queuetopia.scope)
 
     def tell(self, verb, results):
         """Print what was done; raise CommandError with what was refused."""
@@ -246,6 +264,48 @@ class Command(BaseCommand):
     def figures(self, row, by, columns):
         name = local(row["at"]) if "at" in row else self.cut(row.get(by, ""), LONGEST_NAME)
         return (name, *(_figure(row, column) for column in columns))
+
+    # Tail
+
+    def answer_tail(self, scopes, every, **options):
+        aliases: dict[str, list[str]] = {}
+        for queuetopia in _chosen(scopes):
+            aliases.setdefault(queuetopia.database(), []).append(queuetopia.scope)
+        followers = [Follower(alias, names) for alias, names in aliases.items()]
+        with suppress(KeyboardInterrupt, BrokenPipeError):  # how it ends
+            while True:
+                for event in self.events(followers):
+                    self.tell_event(event)
+                self.stdout.flush()
+                time.sleep(every)
+
+    def events(self, followers):
+        """Return what is new, as far as the databases answer; what they don't tell now they tell later."""
+        found = []
+        for follower in followers:
+            try:
+                found += follower.look()
+            except DatabaseError as exc:
+                self.stderr.write(visible(f"database {follower.alias}: {refused_by_database(exc)}"))
+                close_old_connections()
+        return sorted(found, key=lambda event: event["at"])
+
+    def tell_event(self, event):
+        if self.as_json:
+            self.write_json(event)
+            return
+        styles = {"halted": self.style.ERROR, "failed": self.style.WARNING, "done": self.style.SUCCESS}
+        where = f"{event['scope']}/{event['queue']}" if event["queue"] is not None else event["scope"]
+        job = "" if event["job"] is None else f" job {event['job']}"
+        details = (
+            event["action"] and f" ({event['action']})",
+            event["attempt"] and f", attempt {event['attempt']}",
+            event["node"] and f" on {event['node']}",
+            event["by"] and f" by {event['by']}",
+            (why := event["error"] or event["reason"]) and f": {self.cut(why, LONGEST_TEXT)}",
+        )
+        text = "".join(filter(None, details))
+        self.write(f"{local(event['at'])}  {event['event']:9}  {where}{job}{text}", styles.get(event["event"]))
 
     # Words of status
 
@@ -410,15 +470,19 @@ def _one_queue(verb, scope, queue, by, reason, **options):
     yield tried(partial(on_queue, verb, known(scope), queue, **why), scope=scope, queue=queue)
 
 
-def _prune(queuetopia, seconds):
+def _prune(queuetopia, seconds, bar):
     deleted = 0
     try:
         while batch := jobs.prune(queuetopia, older_than=seconds, batch=PRUNE_BATCH):
             deleted += batch
+            if bar is not None:
+                bar.advance(batch)
             if batch < PRUNE_BATCH:
                 break
     except ValueError as exc:
         raise Refused(f"--older-than: {exc}.") from exc
+    if bar is not None and deleted:
+        bar.end()
     keeps_all = seconds is None and queuetopia.option("retention") is None
     note = "; its retention is None, for ever" if keeps_all else ""
     return {"deleted": deleted, "message": f"{queuetopia.scope}: ended jobs deleted: {deleted}{note}."}

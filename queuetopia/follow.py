@@ -1,0 +1,197 @@
+"""What happens to jobs, as a stream that any process can follow. Reads only.
+
+Whoever follows asks the tables again and again; nobody else does anything for him, so that without a follower this
+costs nothing. (A notification for each end would cost each job.) What has ended is read by the index of ended jobs,
+what people did by the newest ``JobEvent`` rows, what fails by the rows of blocked queues, and what runs by the nodes'
+heartbeats.
+
+Rows become visible in another order than that of their times: who began to write first may commit last. So each look
+goes back ``WINDOW`` seconds, further than a node takes to record a result, and leaves out what was seen.
+"""
+
+from collections.abc import Iterable, Iterator
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.db.models import Q
+
+from .backends import backend_for
+from .backends.base import history
+from .models import Job, JobEvent, Node, Queue
+from .status import MOST_NODES
+
+WINDOW = 10.0  # seconds
+PAGE = 1_000  # rows of one query
+MOST_BLOCKED = 1_000  # blocked queues of one scope whose failures are followed
+MOST_LATE = 200  # numbers by which a JobEvent may become visible later than a newer one
+
+_LIGHT = ("id", "scope", "queue", "action", "state", "attempts", "attempted_at", "attempted_by", "done_at", "error")
+
+
+class Follower:
+    """Follows the scopes of one database from now on; each ``look()`` returns what happened since the last one."""
+
+    def __init__(self, alias: str, scopes: Iterable[str]):
+        self.alias, self.scopes = alias, list(scopes)
+        now = backend_for(alias).now()
+        self._from = dict.fromkeys(self.scopes, now)  # by scope: where the next look begins
+        self._began = now
+        self._ended: dict[str, dict[int, datetime]] = {scope: {} for scope in self.scopes}  # told, within the window
+        self._running: set[tuple[int, int]] = set()  # (job, attempt) told as started
+        self._failed: dict[int, int] = {}  # by job: the last failed attempt that was told
+        self._event = self._newest_event()
+        self._events: set[int] = set()
+        self._begin()
+
+    def _newest_event(self):
+        return JobEvent.objects.using(self.alias).order_by("-id").values_list("id", flat=True).first() or 0
+
+    def _begin(self):
+        """Leave out what was so before we came."""
+        for job in self._blocked_jobs():
+            self._failed[job.pk] = job.attempts
+        self._running = {(job, attempt) for job, attempt, *_ in self._running_jobs()}
+        late = JobEvent.objects.using(self.alias).filter(id__gt=self._event - MOST_LATE, id__lte=self._event)
+        self._events = set(late.values_list("id", flat=True))
+
+    def look(self) -> list[dict[str, Any]]:
+        """Return the events since the last look, oldest first, as dicts.
+
+        ``at``, ``event`` (started, failed, halted, done, skipped, cancelled; retry, skip, cancel, pause, resume by a
+        person), ``scope``, ``queue``, ``job``, ``action``, ``attempt``, ``error``, ``node``, ``by``, ``reason``.
+
+        An end is told once, whoever recorded it. A job is told as started only if a heartbeat of its node saw it run;
+        failures are those of a job's last 20, in up to 1,000 blocked queues of a scope.
+        """
+        started = list(self._started())
+        failed = list(self._failures())
+        ended = [event for scope in self.scopes for event in self._ends(scope)]
+        return sorted([*self._verbs(), *started, *failed, *ended], key=lambda event: event["at"])
+
+    # What has ended
+
+    def _ends(self, scope) -> Iterator[dict[str, Any]]:
+        after, first = self._from[scope] - timedelta(seconds=WINDOW), 0
+        jobs = Job.objects.using(self.alias).ended().filter(scope=scope).order_by("done_at", "id")
+        told = self._ended[scope]
+        while page := list(jobs.filter(_beyond(after, first)).only(*_LIGHT, "errors")[:PAGE]):
+            for job in page:
+                if job.pk not in told and job.done_at >= self._began:
+                    told[job.pk] = job.done_at
+                    yield from self._failures_of(job)
+                    self._failed.pop(job.pk, None)
+                    yield _event(job, job.done_at, job.state)
+            after, first = page[-1].done_at, page[-1].pk
+            if len(page) < PAGE:
+                break
+        self._from[scope] = max(self._from[scope], after)
+        oldest = self._from[scope] - timedelta(seconds=2 * WINDOW)
+        self._ended[scope] = {job: at for job, at in told.items() if at >= oldest}
+
+    # What fails
+
+    def _failures(self):
+        for job in self._blocked_jobs():
+            yield from self._failures_of(job)
+
+    def _blocked_jobs(self):
+        for scope in self.scopes:
+            blocked = Queue.objects.using(self.alias).blocked().filter(scope=scope).order_by("id")
+            current = list(blocked.values_list("current_job", flat=True)[:MOST_BLOCKED])
+            yield from Job.objects.using(self.alias).filter(pk__in=current).only(*_LIGHT, "errors")
+
+    def _failures_of(self, job):
+        """Yield the failed attempts of a job that were not told yet."""
+        known = self._failed.get(job.pk, 0)
+        for entry in history(job.errors):
+            at = _moment(entry.get("at"))
+            attempt = entry.get("attempt", 0)
+            if at is None or at < self._began or attempt <= known or not entry.get("counted", True):
+                continue
+            is_last = attempt == job.attempts
+            event = "halted" if is_last and job.state == Job.State.HALTED else "failed"
+            error = f"{entry.get('type', '')}: {entry.get('message', '')}"
+            yield {**_event(job, at, event), "attempt": attempt, "error": error, "node": entry.get("by")}
+        self._failed[job.pk] = max(known, job.attempts)
+
+    # What runs
+
+    def _started(self):
+        running = self._running_jobs()
+        new = [(job, attempt) for job, attempt, *_ in running if (job, attempt) not in self._running]
+        jobs = Job.objects.using(self.alias).only(*_LIGHT).in_bulk([job for job, _ in new])
+        for job_id, attempt, since, node in running:
+            if (job_id, attempt) in new and job_id in jobs:
+                yield {**_event(jobs[job_id], since, "started"), "attempt": attempt, "error": None, "node": node}
+        self._running = {(job, attempt) for job, attempt, *_ in running}
+
+    def _running_jobs(self):
+        """Return (job, attempt, since, node) of what ran at the nodes' last heartbeats and still does."""
+        nodes = Node.objects.using(self.alias).order_by("id")[:MOST_NODES]
+        ids = {job: str(node) for node in nodes for worker in node.workers for job in worker["jobs"]}
+        names = Job.objects.using(self.alias).filter(pk__in=list(ids), scope__in=self.scopes)
+        lines = [Q(scope=scope, name=queue) for scope, queue in names.values_list("scope", "queue")]
+        if not lines:
+            return []
+        wanted = Q.create([*lines], connector=Q.OR)
+        held = Queue.objects.using(self.alias).held().filter(wanted)
+        rows = held.values_list("current_job", "attempt", "held_since")
+        return [(job, attempt, since, ids[job]) for job, attempt, since in rows if job in ids]
+
+    # What people do
+
+    def _verbs(self):
+        events = JobEvent.objects.using(self.alias).filter(id__gt=self._event - MOST_LATE).order_by("id")
+        events = events.defer("before", "after")
+        for event in events:
+            if event.pk in self._events:
+                continue
+            self._events.add(event.pk)
+            self._event = max(self._event, event.pk)
+            if event.scope in self.scopes:
+                yield _told(event)
+        self._events = {number for number in self._events if number > self._event - MOST_LATE}
+
+
+def _beyond(moment, job_id):
+    """The rows after this place in the order of (done_at, id)."""
+    return Q(done_at__gte=moment) & (Q(done_at__gt=moment) | Q(pk__gt=job_id))
+
+
+def _event(job, at, name):
+    return {
+        "at": at,
+        "event": str(name),
+        "scope": job.scope,
+        "queue": job.queue,
+        "job": job.pk,
+        "action": job.action,
+        "attempt": job.attempts,
+        "error": (job.error or None) if name != Job.State.DONE else None,
+        "node": job.attempted_by or None,
+        "by": None,
+        "reason": None,
+    }
+
+
+def _told(event):
+    return {
+        "at": event.at,
+        "event": event.verb,
+        "scope": event.scope,
+        "queue": event.queue or None,
+        "job": event.job,
+        "action": None,
+        "attempt": None,
+        "error": None,
+        "node": None,
+        "by": event.by or None,
+        "reason": event.reason or None,
+    }
+
+
+def _moment(text):
+    try:
+        return datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        return None
