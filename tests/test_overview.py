@@ -207,6 +207,7 @@ class TestGroups:
         other = put(queues, "halted", queue="other", error="ValueError: boom")
         address, before = self.retry_address(ann), everything()
         text = plain(page(ann, address))
+        assert re.findall(r"/q\d: (\w+)", text) == ["halted"] * 3
         assert "Retry what blocks 3 queues" in text and "that failed with: E: #" in text
         assert everything() == before
         answer = ann.post(address, {"confirmed": "yes", "reason": "acme is back"})

@@ -196,7 +196,10 @@ class ScopeAdmin(ReadOnlyAdmin):
             "verb": "Retry",
             "does": f"make the next attempt now of the jobs that failed with: {visible(group.text)}",
             "note": f"{more} more are due already, or too many at once: look again afterwards." if more else "",
-            "rows": [(head.pk, address_or_none(self.admin_site, head), visible(head), head.state) for head in heads],
+            "rows": [
+                (head.pk, address_or_none(self.admin_site, head), visible(head), str(status.job_state(head, None)))
+                for head in heads
+            ],
             "asks_for_reason": True,
             "action": request.get_full_path(),
             "back": self._address(alias),
