@@ -570,8 +570,7 @@ class TestTimeline:
             ["Due", "", ""],
             ["Attempt 1 did not count", "web1:1", "ValueError: boom 1"],
             ["Attempt 2 failed", "web1:1", "ValueError: boom 2"],
-            ["Skip", "ann", "customer called; state: halted, attempts: 20, running: False → state: skipped, "
-             "attempts: 20, running: False"],
+            ["Skip", "ann", "customer called; state: halted → skipped"],
             ["Skipped", "", ""],
         ]  # fmt: skip
 

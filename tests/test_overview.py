@@ -326,6 +326,16 @@ class TestCost:
         boss.post(f"{OVERVIEW}tests.mail/pause/", {"confirmed": "yes", "reason": "deploy"})
         assert "by boss: deploy" in plain(page(boss, OVERVIEW))
 
+    def test_without_a_cache_is_paid_each_time(self, boss, queues, settings):
+        """Nothing listens there: the page is for bad days, and a bad day may be the cache's."""
+        folder = "/dev/null/no folder"
+        settings.CACHES = {
+            "default": {"BACKEND": "django.core.cache.backends.filebased.FileBasedCache", "LOCATION": folder}
+        }
+        assert len(self.queries(boss)) == len(self.queries(boss)) > 3
+        answer = boss.post(f"{OVERVIEW}tests.mail/pause/", {"confirmed": "yes"})
+        assert told(answer)[0].startswith("tests.mail is paused")
+
     def test_does_not_grow_with_the_rows(self, boss, queues):
         def put_some(names):
             for name in names:

@@ -3,7 +3,6 @@
 import json
 from datetime import datetime
 from functools import reduce
-from hashlib import sha256
 from operator import or_
 
 from django import forms
@@ -11,6 +10,7 @@ from django.contrib import admin
 from django.db.models import Q, TextField
 from django.db.models.functions import Cast
 from django.utils import timezone
+from django.utils.crypto import salted_hmac
 from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 
@@ -384,7 +384,9 @@ class ParamsForm(forms.Form):
         super().__init__(told, initial={"params": text, "was": self._mark()})
 
     def _mark(self):
-        return sha256(repr(self.old).encode("utf-8", "backslashreplace")).hexdigest()
+        # Keyed: from a plain hash a person could find out a short secret by trying.
+        text = repr(self.old).encode("utf-8", "backslashreplace")
+        return salted_hmac("queuetopia.params", text, algorithm="sha256").hexdigest()
 
     def clean_params(self):
         try:
@@ -426,10 +428,20 @@ def _attempt_shown(entry, job):
 
 
 def _deed_shown(job, event, sees_params):
-    shown = event_shown(_without_params(job, event, sees_params))
-    changes = f"{shown['before']} → {shown['after']}" if shown["before"] or shown["after"] else ""
-    details = "; ".join(text for text in (shown["reason"], changes) if text)
+    shown = event_shown(event)
+    details = "; ".join(text for text in (shown["reason"], _changes(job, event, sees_params)) if text)
     return {"what": shown["verb"], "by": shown["by"], "details": details}
+
+
+def _changes(job, event, sees_params):
+    """Say what is different after a person's verb, in an order that does not depend on the database."""
+    event = _without_params(job, event, sees_params)
+    before, after = (values if isinstance(values, dict) else {} for values in (event.before, event.after))
+    return ", ".join(
+        f"{visible(name)}: {visible(before.get(name, NOTHING))} → {visible(after.get(name, NOTHING))}"
+        for name in sorted({*before, *after})
+        if before.get(name) != after.get(name)
+    )
 
 
 def _without_params(job, event, sees_params):

@@ -4,6 +4,7 @@ What is shown is the same for everybody who may see it, so it is read once in so
 Django's cache. Whatever could be many is bounded, and the page says so.
 """
 
+import logging
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -32,6 +33,8 @@ from ..verbs import on_job, on_queue, serving, tried
 from .base import MOST_AT_ONCE, ReadOnlyAdmin, paused
 from .charts import Line, chart
 from .lists import address, default_database, link_to, list_address
+
+logger = logging.getLogger(__name__)
 
 KEPT = 5  # seconds that what was read is shown to others
 EVERY = 10  # seconds between two looks of an open page
@@ -85,7 +88,7 @@ class ScopeAdmin(ReadOnlyAdmin):
             row.state_seen = "paused" if row.paused_at else "served"
 
     def act(self, verb, row, *, by, reason, **more):
-        cache.delete(_key(row._state.db))
+        forget(row._state.db)
         return on_queue(verb, serving(row.name, row._state.db, "The queues"), None, by=by, reason=reason)
 
     def applies(self, verb, row):
@@ -145,7 +148,7 @@ class ScopeAdmin(ReadOnlyAdmin):
 
     def _sight(self, request, alias):
         """Return what was read for everybody, with the links that this person may follow."""
-        sight: dict[str, Any] = cache.get_or_set(_key(alias), partial(look, alias), KEPT)  # type: ignore[assignment]
+        sight = kept(alias)
         may = {verb: self.may(request, verb) for verb in ("pause", "resume", "retry_group")}
         queues = list_address_or_none(self.admin_site, Queue)
         database = {} if alias == default_database() else {"database": alias}
@@ -184,7 +187,7 @@ class ScopeAdmin(ReadOnlyAdmin):
         heads = self._heads(alias, group)
         if "confirmed" in request.POST:
             self._retry_heads(request, alias, heads, request.POST.get("reason", "").strip())
-            cache.delete(_key(alias))
+            forget(alias)
             return HttpResponseRedirect(self._address(alias))
         request.current_app = self.admin_site.name
         more = group.number - len(heads)
@@ -229,6 +232,24 @@ class ScopeAdmin(ReadOnlyAdmin):
             return on_job("retry", queuetopia, head.pk, by=by, reason=reason)
 
         return self.logged(request, "retry", head, reason, act)
+
+
+def kept(alias) -> dict[str, Any]:
+    """Return what ``look`` returned at most KEPT seconds ago."""
+    try:
+        sight: Any = cache.get_or_set(_key(alias), partial(look, alias), KEPT)
+    except Exception as exc:  # the page is for bad days: a cache that is down must not take it along
+        logger.warning("cache failed alias=%s error=%r", alias, str(exc))
+        return look(alias)
+    return sight
+
+
+def forget(alias) -> None:
+    """Let the next page look anew, because somebody has decided something."""
+    try:
+        cache.delete(_key(alias))
+    except Exception as exc:
+        logger.warning("cache failed alias=%s error=%r", alias, str(exc))
 
 
 def _key(alias):
