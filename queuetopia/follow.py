@@ -74,11 +74,12 @@ class Follower:
         after, first = self._from[scope] - timedelta(seconds=WINDOW), 0
         jobs = Job.objects.using(self.alias).ended().filter(scope=scope).order_by("done_at", "id")
         told = self._ended[scope]
-        while page := list(jobs.filter(_beyond(after, first)).only(*_LIGHT, "errors")[:PAGE]):
+        while page := list(jobs.filter(_beyond(after, first)).only(*_LIGHT)[:PAGE]):
+            errors = self._errors_of(page)
             for job in page:
                 if job.pk not in told and job.done_at >= self._began:
                     told[job.pk] = job.done_at
-                    yield from self._failures_of(job)
+                    yield from self._failures_of(job, errors.get(job.pk))
                     self._failed.pop(job.pk, None)
                     yield _event(job, job.done_at, job.state)
             after, first = page[-1].done_at, page[-1].pk
@@ -91,19 +92,26 @@ class Follower:
     # What fails
 
     def _failures(self):
-        for job in self._blocked_jobs():
-            yield from self._failures_of(job)
+        jobs = list(self._blocked_jobs())
+        errors = self._errors_of(jobs)
+        for job in jobs:
+            yield from self._failures_of(job, errors.get(job.pk))
 
     def _blocked_jobs(self):
         for scope in self.scopes:
             blocked = Queue.objects.using(self.alias).blocked().filter(scope=scope).order_by("id")
             current = list(blocked.values_list("current_job", flat=True)[:MOST_BLOCKED])
-            yield from Job.objects.using(self.alias).filter(pk__in=current).only(*_LIGHT, "errors")
+            yield from Job.objects.using(self.alias).filter(pk__in=current).only(*_LIGHT)
 
-    def _failures_of(self, job):
+    def _errors_of(self, jobs):
+        """Return the histories of those jobs that may have failed since we looked; they are long."""
+        changed = [job.pk for job in jobs if job.error and job.attempts > self._failed.get(job.pk, 0)]
+        return dict(Job.objects.using(self.alias).filter(pk__in=changed).values_list("pk", "errors")) if changed else {}
+
+    def _failures_of(self, job, errors):
         """Yield the failed attempts of a job that were not told yet."""
         known = self._failed.get(job.pk, 0)
-        for entry in history(job.errors):
+        for entry in history(errors):
             at = _moment(entry.get("at"))
             attempt = entry.get("attempt", 0)
             if at is None or at < self._began or attempt <= known or not entry.get("counted", True):

@@ -263,6 +263,10 @@ def tell(claim: Claim, outcome: Outcome, exc: BaseException | None) -> None:
         _whatever_happens(job, partial(send_unblocked, queuetopia, job, datetime.fromisoformat(claim.failed_at)))
 
 
+def _tell_alert(claim, duration, threshold):
+    alerts.tell_still_blocked(by_scope()[claim.scope], job_of(claim), duration, threshold)
+
+
 def _send(signal_, queuetopia, **arguments):
     _whatever_happens(arguments["job"], partial(send, signal_, queuetopia, **arguments))
 
@@ -353,9 +357,8 @@ class Worker:
         self._news.put(partial(self._tell_end, ticket, Claim._make(claim), Outcome._make(outcome)))
 
     def _on_alert(self, claim, duration, threshold):
-        claim = Claim._make(claim)
         self._start_news()
-        self._news.put(partial(alerts.tell_still_blocked, by_scope()[claim.scope], job_of(claim), duration, threshold))
+        self._news.put(partial(_tell_alert, Claim._make(claim), duration, threshold))
 
     def _on_mail(self, database, every):
         self._start_news()

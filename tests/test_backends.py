@@ -1880,6 +1880,46 @@ class TestBackendContract:
         person.run(LedgerQueue.cancel, job)
         assert wait_until(backend.has_news)
 
+    # Alerts and statistics
+
+    def test_each_alert_is_one_nodes(self, backend, node):
+        LedgerQueue.create_jobs([LedgerQueue.job(f"queue-{number}", "noop") for number in range(20)])
+        record(backend, *(end(claim, Verdict.HALT) for claim in claim(backend, 20)))
+        Job.objects.update(failed_at=backend.now() - 2 * HOUR)
+        Queue.objects.update(alert_at=backend.now() - HOUR)
+        start = barrier(2)
+
+        def take(session):
+            start.wait()
+            return [alert.claim.job_id for _ in range(20) for alert in session.due_alerts([SCOPE], limit=3)]
+
+        theirs = node.start(take, node.backend)
+        ours = take(backend)
+        told = ours + theirs.result(PATIENCE) + [alert.claim.job_id for alert in backend.due_alerts([SCOPE])]
+        assert sorted(told) == sorted(Job.objects.values_list("pk", flat=True))
+
+    @one_writer
+    def test_an_alert_whose_row_is_locked_is_passed_over_and_comes_later(self, backend):
+        put("locked")
+        put("free")
+        record(backend, *(end(claim, Verdict.HALT) for claim in claim(backend)))
+        Job.objects.update(failed_at=backend.now() - 2 * HOUR)
+        Queue.objects.update(alert_at=backend.now() - HOUR)
+        with transaction.atomic():
+            Queue.objects.select_for_update().get(name="locked")
+            assert [alert.claim.queue for alert in backend.due_alerts([SCOPE])] == ["free"]
+        assert [alert.claim.queue for alert in backend.due_alerts([SCOPE])] == ["locked"]
+
+    def test_a_chore_is_one_nodes(self, backend, node):
+        start = barrier(2)
+
+        def take(session):
+            start.wait()
+            return session.is_turn("mail", 3600)
+
+        theirs = node.start(take, node.backend)
+        assert [take(backend), theirs.result(PATIENCE)].count(True) == 1
+
 
 def do_verb(verb, job) -> int:
     """Say the verb; return how many jobs it created."""

@@ -19,7 +19,7 @@ from queuetopia.tally import LAST_BIN, SPAN, Tally, bin_of, bounds_of
 from tests.test_command import HOSTILE, run, run_json
 from tests.test_verbs import HOUR, mail_queue, put
 
-pytestmark = [pytest.mark.django_db]
+pytestmark = [pytest.mark.django_db, pytest.mark.capability("J7", "H30")]
 
 NODE = uuid.UUID(int=3)
 DAY = 24 * HOUR

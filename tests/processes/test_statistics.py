@@ -9,6 +9,7 @@ from tests.testapp.queues import LedgerQueue
 pytestmark = [pytest.mark.processes, pytest.mark.django_db(transaction=True)]
 
 
+@pytest.mark.capability("J7", "H30")
 def test_a_nodes_attempts_are_counted_and_saved_when_it_ends(nodes):
     LedgerQueue.create_jobs([LedgerQueue.job(f"queue-{number}", "noop") for number in range(20)])
     LedgerQueue.create_job("a", "fail", {"times": 2})
