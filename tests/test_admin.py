@@ -691,6 +691,28 @@ class TestHeads:
         assert ann.post(f"{QUEUES}{Queue.objects.get().pk}/{verb}/", {"confirmed": "yes"}).status_code == 403
 
 
+class TestNames:
+    def test_of_queues_are_completed(self, queues):
+        for name in ("customer-42", "customer-7", "100%_", "other"):
+            put(queues, "waiting", queue=name)
+        put(mail_queue("tests.more"), "waiting", queue="customer-42")
+        ann = client_of("view_queue")
+        found = {
+            text: ann.get(f"{QUEUES}names/", {"q": text}).json()["names"] for text in ("cust", "100%", "1_", "", "\x00")
+        }
+        assert found == {"cust": ["customer-42", "customer-7"], "100%": ["100%_"], "1_": [], "": [], "\x00": []}
+
+    def test_are_some_of_many(self, boss, queues):
+        Queue.objects.bulk_create(Queue(scope="tests.mail", name=f"q{number}") for number in range(50))
+        with CaptureQueriesContext(connection) as context:
+            assert len(boss.get(f"{QUEUES}names/", {"q": "q"}).json()["names"]) == queues_module.MOST_COMPLETED
+        assert " LIMIT " in context[-1]["sql"]
+
+    def test_are_nobodys_who_may_not_see_queues(self, client, queues):
+        assert client_of("view_job").get(f"{QUEUES}names/", {"q": "c"}).status_code == 403
+        assert client.get(f"{QUEUES}names/", {"q": "c"}).status_code == 302
+
+
 class TestLines:
     def test_show_depth_and_times(self, boss, queues):
         now = timezone.now()

@@ -52,6 +52,7 @@ class ReadOnlyAdmin(admin.ModelAdmin):
 
     class Media:
         css = {"all": ["queuetopia/admin.css"]}
+        js = ["queuetopia/search.js"]
 
     def act(self, verb: str, row, *, by: str, reason: str, **more) -> dict[str, Any]:
         """Do the verb to the row; return a ``message``. ``more`` comes from ``form_of``. Raises Refused."""

@@ -1,8 +1,11 @@
 """The pages of queues."""
 
 from django.contrib import admin
+from django.core.exceptions import PermissionDenied
 from django.db.models import Case, Count, OuterRef, Q, Subquery, When
 from django.db.models.functions import Coalesce
+from django.http import JsonResponse
+from django.urls import path
 from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
@@ -16,6 +19,7 @@ from .base import MOST_EVENTS, NOTHING, ReadOnlyAdmin, event_shown, first_line, 
 from .lists import MOST_LISTED, DatabaseFilter, QueueStateFilter, ScopeFilter, default_database, link_to, link_to_jobs
 
 NEXT_JOBS = 20
+MOST_COMPLETED = 20  # names offered for the beginning of one
 
 
 def blocked_first() -> Case:
@@ -105,6 +109,18 @@ class QueueAdmin(ReadOnlyAdmin):
 
     def get_search_results(self, request, queryset, search_term):
         return (queryset.filter(name__startswith=search_term) if search_term.strip() else queryset), False
+
+    def get_urls(self):
+        names = self.admin_site.admin_view(self.names_view)
+        return [path("names/", names, name="queuetopia_queue_names"), *super().get_urls()]
+
+    def names_view(self, request):
+        """Complete the name of a queue for the search fields."""
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        begins = request.GET.get("q", "").replace("\x00", "")
+        found = self.get_queryset(request).filter(name__startswith=begins).order_by().values_list("name", flat=True)
+        return JsonResponse({"names": sorted(set(found[:MOST_COMPLETED])) if begins else []})
 
     def look_at(self, rows):
         """Put beside each queue its current job (``head``), who holds it (``node``), its scope's pause and its line."""

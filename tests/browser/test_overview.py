@@ -165,6 +165,14 @@ def test_a_person_edits_the_params_and_retries(page, go, busy, screenshot):
     assert busy.params == {"order": 1234, "amount": "9.90", "card": "4111 1111 1111 1111"}
 
 
+@pytest.mark.parametrize("path", ["queue/", "job/"])
+def test_the_names_of_queues_are_completed(page, go, busy, path):
+    go(path)
+    page.locator("#searchbar").press_sequentially("customer-4")
+    expect(page.locator("#queuetopia-names option")).to_have_count(1)
+    assert page.locator("#queuetopia-names option").get_attribute("value") == "customer-42"
+
+
 def test_no_script_or_style_stands_in_the_pages(page, go, busy, site_url, problems):
     """As under the strictest Content-Security-Policy: what it would forbid is told on the console."""
 
