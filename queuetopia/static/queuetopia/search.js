@@ -8,6 +8,8 @@ document.addEventListener("DOMContentLoaded", () => {
     names.id = "queuetopia-names";
     field.after(names);
     field.setAttribute("list", names.id);
+    // The admin's own label is a picture.
+    field.setAttribute("aria-label", field.form?.querySelector("input[type=submit]")?.value ?? "");
     let soon;
 
     const complete = async () => {
