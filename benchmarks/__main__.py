@@ -11,16 +11,22 @@ from pathlib import Path
 from . import __doc__ as description
 from .figures import FULL, QUICK, Figure
 from .servers import PRIVATE, url_of
-from .tables import print_beside_blocked, print_figures
+from .tables import print_beside, print_figures
 
-WORKLOADS = ("drain", "latency", "drain-blocked", "latency-blocked", "memory", "idle", "admin")
-BLOCKED = 100_000
+WORKLOADS = (
+    "create", "bulk", "drain", "rounds", "line", "latency", "crowded", "waits", "cluster", "memory", "idle", "admin",
+)  # fmt: skip
+# What may stand beside a workload's jobs, in the same tables.
+BESIDE = {"blocked": {"blocked": 100_000, "behind": 9}, "done": {"done": 1_000_000}}
+BESIDE_QUICK = {"blocked": {"blocked": 100_000}, "done": {"done": 100_000}}
+VARIANTS = ("drain-blocked", "drain-done", "latency-blocked")
 
 
 def main():
     options = arguments()
     size, runs = (QUICK, 1) if options.quick else (FULL, 3)
-    chosen = [name for name in WORKLOADS if name in options.workloads or f"{name}-blocked" in options.workloads]
+    wanted = {*options.workloads, *(name.partition("-")[0] for name in options.workloads)}
+    chosen = [name for name in (*WORKLOADS, *VARIANTS) if name in wanted]
     for database in options.database or ["postgres", "sqlite"]:
         environment = {**os.environ, "DATABASE_URL": url_of(database), "DJANGO_SETTINGS_MODULE": "benchmarks.settings"}
         is_fast = environment["DATABASE_URL"].startswith(("postgres", "pgsql"))
@@ -29,31 +35,31 @@ def main():
         for number in range(runs):
             for name in chosen:
                 print(f"{name}: run {number + 1} of {runs} …", file=sys.stderr, flush=True)
-                results[name].append(run(name, size if is_fast else size.scaled(10), environment))
+                workload, _, beside = name.partition("-")
+                crowd = (BESIDE_QUICK if options.quick else BESIDE).get(beside, {})
+                results[name].append(run(workload, replace(size if is_fast else size.scaled(10), **crowd), environment))
         print_figures(results)
-        print_beside_blocked(results, BLOCKED)
+        print_beside(results)
 
 
 def arguments():
+    known = (*WORKLOADS, *VARIANTS)
     parser = argparse.ArgumentParser(
         "python -m benchmarks", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "workloads", nargs="*", metavar="workload", default=WORKLOADS, help=f"{', '.join(WORKLOADS)}; default: all"
+        "workloads", nargs="*", metavar="workload", default=known, help=f"{', '.join(known)}; default: all"
     )
     parser.add_argument("--database", action="append", help=f"{', '.join(PRIVATE)}, or a URL; default: the first two")
     parser.add_argument("--quick", action="store_true", help="one run with fewer jobs")
     options = parser.parse_args()
-    if unknown := set(options.workloads) - set(WORKLOADS):
-        parser.error(f"no such workload: {', '.join(sorted(unknown))}; there are {', '.join(WORKLOADS)}")
+    if unknown := set(options.workloads) - set(known):
+        parser.error(f"no such workload: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     return options
 
 
-def run(name, size, environment):
+def run(workload, size, environment):
     """Run a workload once, in a process and a database of its own."""
-    workload, _, blocked = name.partition("-")
-    if blocked:
-        size = replace(size, blocked=BLOCKED)
     output = python("benchmarks.run", workload, json.dumps(asdict(size)), environment=environment)
     return [Figure(**values) for values in json.loads(output.splitlines()[-1])]
 

@@ -26,24 +26,27 @@ def fresh_database():
         connection.creation.destroy_test_db(name, verbosity=0)
 
 
-def create_jobs(count, queues):
+def create_jobs(count, queues, kind="queue"):
     """Create ``count`` jobs that do nothing, one for each queue in turns."""
-    BenchmarkQueue.create_jobs(BenchmarkQueue.job(f"queue-{number % queues}", "do_nothing") for number in range(count))
+    BenchmarkQueue.create_jobs(BenchmarkQueue.job(f"{kind}-{number % queues}", "do_nothing") for number in range(count))
 
 
-def create_blocked_queues(count):
-    """Write queues whose head failed and backs off until tomorrow, with one job waiting behind it."""
+def crowd(size):
+    """Write what stands in the tables beside the jobs that are measured."""
+    create_blocked_queues(size.blocked, size.behind)
+    create_done_jobs(size.done)
+
+
+def create_blocked_queues(count, behind=1):
+    """Write queues whose head failed and backs off until tomorrow, with jobs waiting behind it."""
     if not count:
         return
     now = timezone.now()
-    failed = {"attempts": 1, "attempted_at": now, "next_attempt_at": now + timedelta(days=1), "error": "OSError: full"}
-    for values in (failed, {}):
-        template = BenchmarkQueue.job("template", "do_nothing")
-        for name, value in values.items():
-            setattr(template, name, value)
-        template.save()
-        multiply(template, count)
-        template.delete()
+    multiply(
+        count, attempts=1, attempted_at=now, next_attempt_at=now + timedelta(days=1), error="OSError: full"
+    )  # fmt: skip
+    for _ in range(behind):
+        multiply(count)
     with connection.cursor() as cursor:
         cursor.execute(
             f"INSERT INTO {Queue._meta.db_table} (scope, name, due_at, current_job, fence)"  # noqa: S608
@@ -51,8 +54,19 @@ def create_blocked_queues(count):
         )
 
 
-def multiply(template, count):
-    """Copy a job into queues 0, 1, 2 … with the one SQL that every database understands."""
+def create_done_jobs(count):
+    """Write jobs that were done an hour ago."""
+    if count:
+        then = timezone.now() - timedelta(hours=1)
+        multiply(count, state=Job.State.DONE, attempts=1, attempted_at=then, done_at=then)
+
+
+def multiply(count, **values):
+    """Write a job into each of the queues 0, 1, 2 … with the one SQL that every database understands."""
+    template = BenchmarkQueue.job("template", "do_nothing")
+    for name, value in values.items():
+        setattr(template, name, value)
+    template.save()
     table = Job._meta.db_table
     columns = [field.column for field in Job._meta.concrete_fields if field.column not in ("id", "queue")]
     digits = " UNION ALL ".join(f"SELECT {digit} AS d" for digit in range(10))
@@ -66,6 +80,7 @@ def multiply(template, count):
             f" FROM {table} t CROSS JOIN {numbers} WHERE t.id = %s AND {number} < {count}",
             [template.pk],
         )
+    template.delete()
 
 
 def tidy_up():

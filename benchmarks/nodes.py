@@ -1,7 +1,7 @@
 """A running node that has started all its workers and run their first jobs, and what its processes cost."""
 
 import os
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from queuetopia.models import Job, Node
@@ -15,22 +15,30 @@ CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
-def running_node():
+def running_node(processes=PROCESSES, **options):
     """Start a node with a worker per core; inside the ``with`` it is warm and idle."""
-    with start_node(processes=PROCESSES) as node:
-        _occupy_all_workers()
-        jobs = [BenchmarkQueue.job(f"queue-{number % 10}", "do_nothing") for number in range(50 * PROCESSES)]
-        run_jobs(jobs)
-        wait_until(lambda: Node.objects.get().workers, timeout=30)
+    with running_nodes(1, processes, **options) as (node,):
         yield node
 
 
-def _occupy_all_workers():
+@contextmanager
+def running_nodes(count, processes, **options):
+    """Start several nodes; inside the ``with`` all their workers have run jobs, and wait for more."""
+    with ExitStack() as started:
+        nodes = [started.enter_context(start_node(processes=processes, **options)) for _ in range(count)]
+        _occupy_all_workers(count * processes, options.get("concurrency", 1))
+        jobs = [BenchmarkQueue.job(f"queue-{number % 10}", "do_nothing") for number in range(50 * PROCESSES)]
+        run_jobs(jobs)
+        wait_until(lambda: all(node.workers for node in Node.objects.all()), timeout=30)
+        yield nodes
+
+
+def _occupy_all_workers(count, slots):
     """Run jobs that last until each worker has had one."""
     pids = set()
-    while len(pids) < PROCESSES:
+    while len(pids) < count:
         jobs = run_jobs(
-            [BenchmarkQueue.job(f"warm-up-{number}", "rest", {"seconds": 0.2}) for number in range(PROCESSES)]
+            [BenchmarkQueue.job(f"warm-up-{number}", "rest", {"seconds": 0.2}) for number in range(count * slots)]
         )
         pids |= set(jobs.values_list("result", flat=True))
 

@@ -1,3 +1,4 @@
+import asyncio
 import os
 import struct
 import time
@@ -21,6 +22,14 @@ class BenchmarkPerformer(Performer):
     @action
     def note_start(self, job):
         os.write(self.starts, START.pack(job.pk, time.monotonic_ns()))
+
+    @action
+    def take(self, job, customer, text):
+        pass
+
+    @action
+    async def wait(self, job, seconds):
+        await asyncio.sleep(seconds)
 
     @action
     def rest(self, job, seconds):

@@ -2,7 +2,7 @@
 
 from statistics import median
 
-MOST_CHANGED = 0.20  # of a figure, by blocked queues
+MOST_CHANGED = 0.15  # of a figure, by what stands beside the jobs
 
 
 def print_figures(results):
@@ -13,17 +13,15 @@ def print_figures(results):
     _print(rows)
 
 
-def print_beside_blocked(results, count):
-    """Print what blocked queues change, where a workload was measured with and without them."""
+def print_beside(results):
+    """Print what blocked queues or done jobs change, where a workload was measured with and without them."""
     rows = [("workload", "figure", "alone", "beside", "unit", "change", "goal", "")]
-    for workload in results:
-        if f"{workload}-blocked" in results:
-            pairs = zip(
-                zip(*results[workload], strict=True), zip(*results[f"{workload}-blocked"], strict=True), strict=True
-            )
-            rows += [(workload, *_change(alone, beside)) for alone, beside in pairs]
+    for name, runs in results.items():
+        workload, _, beside = name.partition("-")
+        if beside:
+            pairs = zip(zip(*results[workload], strict=True), zip(*runs, strict=True), strict=True)
+            rows += [(name, *_change(alone, crowded)) for alone, crowded in pairs]
     if len(rows) > 1:
-        print(f"Beside {count:,} blocked queues:\n")
         _print(rows)
 
 

@@ -27,8 +27,11 @@ class GarbledChannel(Exception):
     """Something else than our frames arrived."""
 
 
+_as_json = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would make such an encoder for each message
+
+
 def encode(message) -> bytes:
-    body = json.dumps(message, separators=(",", ":")).encode()
+    body = _as_json(message).encode()
     return _LENGTH.pack(len(body)) + body
 
 

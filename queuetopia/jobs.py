@@ -15,13 +15,13 @@ from typing import Any
 
 from django.db import transaction
 from django.db.models import F
-from django.db.models.expressions import DatabaseDefault
 from django.utils import timezone
 
 from . import conf, signals
 from . import params as params_module
 from .attempts import Claim, Outcome, Verdict, backoff, describe, masked, storable
 from .backends import backend_for
+from .backends.base import has_no_time
 from .exceptions import InvalidJob, Refused
 from .models import Job, JobEvent, Queue, Scope
 from .performer import known_actions, param_problems
@@ -30,7 +30,6 @@ logger = logging.getLogger(__name__)
 
 MAX_NAME = 255
 MOST_COUNTED = 1_000  # waiting jobs counted for a signal
-INSERT_BATCH = 1_000  # rows of one INSERT
 
 
 # Build and create
@@ -134,11 +133,7 @@ def create(queuetopia, jobs: list[Job]) -> list[Job]:
     with transaction.atomic(using=alias) if commit_ordered or len(jobs) > 1 else nullcontext():
         if commit_ordered:
             backend_for(alias).lock_order(queuetopia.scope, {job.queue for job in jobs})
-        if len(jobs) == 1:
-            jobs[0].save(using=alias, force_insert=True)
-        else:
-            Job.objects.using(alias).bulk_create(jobs, batch_size=INSERT_BATCH)
-        _read_scheduled_at(jobs, alias)
+        backend_for(alias).insert(jobs)
         transaction.on_commit(partial(_announce, queuetopia, jobs, alias), using=alias, robust=True)
     return jobs
 
@@ -168,19 +163,9 @@ def _check_bulk(queuetopia, jobs: list):
 
 def _given(job):
     given = {name: getattr(job, name) for name in conf.JOB_OPTIONS if getattr(job, name) is not None}
-    if not isinstance(job.scheduled_at, DatabaseDefault):
+    if not has_no_time(job):
         given["scheduled_at"] = job.scheduled_at
     return given
-
-
-def _read_scheduled_at(jobs, alias):
-    # MySQL does not return columns from an INSERT.
-    unread = [job for job in jobs if isinstance(job.scheduled_at, DatabaseDefault)]
-    if unread:
-        stored = Job.objects.using(alias).filter(pk__in=[job.pk for job in unread])
-        times = dict(stored.values_list("pk", "scheduled_at"))
-        for job in unread:
-            job.scheduled_at = times[job.pk]
 
 
 def _announce(queuetopia, jobs, alias):

@@ -49,7 +49,7 @@ def dumps(params: dict) -> str:
     if not isinstance(params, dict):
         raise InvalidParams(f"must be a dict of the action's keyword arguments, not {type(params).__name__}")
     check(params, "params")
-    return json.dumps(params, cls=ParamsEncoder)
+    return as_text(params)
 
 
 def loads(text: str) -> dict:
@@ -137,6 +137,9 @@ class ParamsEncoder(json.JSONEncoder):
     def encode(self, o):
         text = super().encode(o)
         return super().encode(_tag_wide_floats(o)) if "e+1" in text else text
+
+
+as_text = ParamsEncoder().encode  # made once: it is asked for each job
 
 
 def _tag_wide_floats(value):

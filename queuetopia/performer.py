@@ -5,7 +5,7 @@ This module knows no models, so that a performer can be imported anywhere.
 
 import inspect
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 _MARK = "_queuetopia_action"
@@ -91,9 +91,14 @@ def has_own_perform(performer) -> bool:
     return performer.perform is not Performer.perform
 
 
-def known_actions(performer) -> set[str] | None:
+def known_actions(performer) -> frozenset[str] | None:
     """Return the names a job may carry, or None when the performer does not say (nothing can be validated)."""
-    names = {*performer.actions, *action_methods(performer)}
+    return _known_actions(performer)
+
+
+@cache
+def _known_actions(performer):
+    names = frozenset([*performer.actions, *action_methods(performer)])
     return None if has_own_perform(performer) and not names else names
 
 
@@ -129,6 +134,11 @@ def _arguments_problem(arguments):
 
 def param_problems(performer, action_name: str, params: dict) -> list[str]:
     """Say what in ``params`` the action's method would not accept: missing and unknown names."""
+    return _param_problems(performer, action_name, tuple(params))
+
+
+@lru_cache(maxsize=1_000)
+def _param_problems(performer, action_name, params):
     kinds = inspect.Parameter
     method = action_methods(performer).get(action_name)
     arguments = _arguments(performer, method) if method else []

@@ -135,6 +135,7 @@ class Scheduler:
         """Open the sessions, announce the node, start the workers: they inherit the locks' descriptors."""
         for store in self.stores:
             store.open(self.lease, self._selector)
+            store.backend.meanwhile = self.work_meanwhile
         if self.options.standby and not housekeeping.wait_for_turn(self):
             return
         for store in self.stores:
@@ -165,7 +166,8 @@ class Scheduler:
                 self.collect()
                 self.record()
                 self.claim()
-                self.hand_out()
+                if not self._records_next():  # which hands out meanwhile
+                    self.hand_out()
                 self.beat()
                 self._errors = 0
                 self._keep_house()
@@ -253,13 +255,13 @@ class Scheduler:
             timers.append(self.stop_at + (LAST_WAIT if uptime() >= self.stop_at else 0.0))
         for store in self.stores:
             with self.session(store):
-                timers += store.timers(may_claim=not self.is_stopping and self.pool.room() > 0)
+                timers += store.timers(may_claim=self._may_claim())
         return max(0.0, min(timers) - uptime())
 
     def _has_something_to_do(self):
         if self.pool.ended or self.pool.unstarted or (self.waiting and (self.is_stopping or self.pool.room() > 0)):
             return True
-        may_claim = not self.is_stopping and self.room() > 0
+        may_claim = self._may_claim()
         return any(store.endings or (store.may_have_due and may_claim) for store in self.stores)
 
     def stop(self) -> None:
@@ -332,6 +334,9 @@ class Scheduler:
         may_gather = 0 < ended < len(self.pool.in_flight) and uptime() < self._gather_until
         return may_gather and self.pool.is_busy() and not self.is_stopping
 
+    def _records_next(self):
+        return any(store.endings for store in self.stores) and not self._is_gathering()
+
     def _record(self, store) -> None:
         """Store how attempts ended and take what may follow them; what is refused as stale is logged and dropped."""
         with self.unless_busy(store):
@@ -357,6 +362,14 @@ class Scheduler:
             self._follow(ending)
         if self._progress:
             self._progress.advance(sum(ending.outcome.verdict in ENDINGS for ending in recorded.written))
+
+    def work_meanwhile(self) -> None:
+        """Hand out and hear while a database writes: that is half of the loop's own work."""
+        try:
+            self.hand_out()
+            self.pool.hear()
+        except Exception:  # must not cost the results that are being written
+            logger.exception("scheduler error while results were written node=%s", self.node)
 
     def _may_keep(self, store, claim):
         """A queue goes straight on with its next job, but while others wait only for a bounded slice."""
@@ -404,12 +417,19 @@ class Scheduler:
         held = waiting + len(self.pool.in_flight) + sum(len(store.put_off) for store in self.stores)
         return min(self.pool.room() - waiting, MOST_HELD - held)
 
+    def _may_claim(self):
+        """True while there is room; while the workers have enough to do, enough of it to be worth two commits."""
+        room = self.room()
+        return not self.is_stopping and room > 0 and (8 * room >= len(self.pool.in_flight) or not self.pool.is_busy())
+
     def claim(self) -> None:
         """Take due queues while there is room to run their heads."""
+        if not self._may_claim():
+            return
         self.stores.append(self.stores.pop(0))  # each database is the first to be asked in its turn
         for store in self.stores:
             limit = self.room()
-            if self.is_stopping or limit <= 0 or not store.may_have_due:
+            if limit <= 0 or not store.may_have_due:
                 continue
             with self.unless_busy(store):
                 claims, more = store.backend.claim(store.scopes, limit, store.node_id)

@@ -24,13 +24,13 @@ queue_unblocked      job, queue, duration, waiting: the job that blocked the que
 
 from django.dispatch import Signal
 
-job_created = Signal()
-job_started = Signal()
-job_done = Signal()
-job_failed = Signal()
-job_halted = Signal()
-job_skipped = Signal()
-job_cancelled = Signal()
-queue_blocked = Signal()
-queue_still_blocked = Signal()
-queue_unblocked = Signal()
+job_created = Signal(use_caching=True)
+job_started = Signal(use_caching=True)
+job_done = Signal(use_caching=True)
+job_failed = Signal(use_caching=True)
+job_halted = Signal(use_caching=True)
+job_skipped = Signal(use_caching=True)
+job_cancelled = Signal(use_caching=True)
+queue_blocked = Signal(use_caching=True)
+queue_still_blocked = Signal(use_caching=True)
+queue_unblocked = Signal(use_caching=True)

@@ -177,15 +177,17 @@ def start_node(
     grace: float = 30.0,
     until_empty: bool = False,
     standby: bool = False,
+    slice: int | None = None,
     verbosity: int = 1,
 ) -> NodeHandle:
     """Start a node, as ``run_queuetopia`` does, as a child of this process, and return at once.
 
-    queuetopias: the classes to serve; none means all. The node ends when this process does, and at once with code 0
+    queuetopias: the classes to serve; none means all. slice: jobs a queue may go straight on with while others wait.
+    The node ends when this process does, and at once with code 0
     while ``QUEUETOPIA["ENABLED"]`` is False.
     Needs a settings module (DJANGO_SETTINGS_MODULE), because its processes are new programs.
     """
-    from .scheduler import Options
+    from .scheduler import SLICE, Options
 
     if "DJANGO_SETTINGS_MODULE" not in os.environ:
         from django.core.exceptions import ImproperlyConfigured
@@ -202,6 +204,7 @@ def start_node(
         grace=grace,
         until_empty=until_empty,
         standby=standby,
+        slice=slice or SLICE,
         verbosity=verbosity,
     )
     theirs, lifeline = os.pipe()

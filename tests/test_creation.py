@@ -189,7 +189,7 @@ def test_the_limits_of_the_options_can_be_stored(fields):
 
 def test_creating_a_job_is_one_insert():
     statements = inserts(lambda: Mail.create_job("never seen before", "ping"))
-    assert statements[0].startswith("INSERT INTO")
+    assert statements[0].split()[:2] == ["INSERT", "INTO"]
     # MySQL, unlike the others, returns no column from an INSERT: the time has to be read.
     assert len(statements) == (1 if connection.features.can_return_columns_from_insert else 2)
 
@@ -197,7 +197,7 @@ def test_creating_a_job_is_one_insert():
 def test_creating_many_jobs_is_one_insert_a_thousand():
     jobs = [Mail.job(f"queue {number % 7}", "ping", scheduled_at=MOMENT) for number in range(2_500)]
     statements = inserts(lambda: Mail.create_jobs(jobs))
-    assert {statement.partition(" (")[0].partition(" ")[0] for statement in statements} == {"INSERT"}
+    assert {statement.split()[0] for statement in statements} == {"INSERT"}
     # SQLite bounds the variables of a statement, so it may take some more.
     assert 3 <= len(statements) <= 100
 

@@ -268,11 +268,11 @@ def _rows_read(backend):
     efforts, now = {}, backend.now()
     ids = list(Queue.objects.due(now).values_list("id", flat=True))
 
-    def measure(name, **arguments):
+    def measure(statement, **arguments):
         with transaction.atomic(using=backend.alias):
             before = _read_in_transaction(backend)
-            backend._run(getattr(postgresql, name), arguments)
-            efforts[name] = _read_in_transaction(backend) - before
+            backend._run(getattr(postgresql, statement), arguments)
+            efforts[statement] = _read_in_transaction(backend) - before
             backend._run("SELECT pg_advisory_unlock_all()", {})
             transaction.set_rollback(True, using=backend.alias)
 
@@ -290,7 +290,9 @@ def _rows_read(backend):
     record(backend, claims, [Verdict.DONE] * WORK, keep=False)
     measure("_LOOK_AGAIN", ids=ids)
     measure("_NEXT_DUE", scopes=[SCOPE], overdue=0.0)
-    measure("_WAKE", scopes=[SCOPE], names=["due 1"], times=[now - 2 * HOUR], channel="queuetopia")
+    wake = {"commit": None, "timeout": None, "channel": "queuetopia"}
+    measure("_WAKE", **wake, scopes=[SCOPE], names=["due 1"], times=[now - 2 * HOUR])
+    measure("_WAKE_ONE", **wake, scope=SCOPE, name="due 1", time=now - 3 * HOUR)
     return efforts
 
 

@@ -21,6 +21,7 @@ from uuid import UUID
 
 from django.db import OperationalError, connections, models, transaction
 from django.db.models import Q
+from django.db.models.expressions import DatabaseDefault
 from django.db.models.functions import Cast
 
 from .. import conf
@@ -32,6 +33,7 @@ from .columns import DatabaseNow, database_now
 logger = logging.getLogger(__name__)
 
 PRIVATE = "+queuetopia"  # suffix of the alias under which a scheduler's own connection is known to the ORM
+INSERT_BATCH = 1_000  # rows of one INSERT
 ROUNDS = 10  # looks of one claim for queues whose lock is free
 OVERDUE = 0.05  # seconds until a queue is looked at again that is due and was not claimed
 
@@ -81,6 +83,8 @@ class Backend:
         self.held: set[int] = set()
         self.unseen: set[int] = set()  # cleared queues whose second look is due: somebody had the row locked
         self.was_notified = False  # a wake-up came while another statement ran
+        # What a scheduler has to do while results are written, or before, where the database is no other process.
+        self.meanwhile: Callable[[], None] = lambda: None
         self._driver: Any = None  # the driver's connection that took the locks
 
     @property
@@ -164,6 +168,22 @@ class Backend:
     def unlock(self, queue_ids: Iterable[int]) -> None:
         """Give locks back, after the commit that released the queues."""
         self.held.difference_update(queue_ids)
+
+    # Create
+
+    def insert(self, jobs: list[Job]) -> None:
+        """INSERT new jobs in their order, in the transaction at hand; set their ids and ``scheduled_at``."""
+        if len(jobs) == 1:
+            jobs[0].save(using=self.alias, force_insert=True)
+        else:
+            Job.objects.using(self.alias).bulk_create(jobs, batch_size=INSERT_BATCH)
+        # MySQL does not return columns from an INSERT.
+        unread = [job for job in jobs if has_no_time(job)]
+        if unread:
+            stored = Job.objects.using(self.alias).filter(pk__in=[job.pk for job in unread])
+            times = dict(stored.values_list("pk", "scheduled_at"))
+            for job in unread:
+                job.scheduled_at = times[job.pk]
 
     # Wake-ups
 
@@ -337,6 +357,7 @@ class Backend:
         keep: whether this claim's queue may go straight on with its next job.
         node: what ``attempted_by`` says. Locks are given back after the commit.
         """
+        self.meanwhile()
         try:
             with transaction.atomic(using=self.alias):
                 written = self._record(endings, holder, node, keep, now or self.now())
@@ -749,6 +770,11 @@ def job_values(claim: Claim, outcome: Outcome, node: str, now: datetime, errors:
         values |= {"state": states[Verdict(outcome.verdict)], "done_at": now}
         values["result"] = None if outcome.result is None else json.loads(outcome.result, cls=ParamsDecoder)
     return values
+
+
+def has_no_time(job) -> bool:
+    """True for a new job whose scheduled_at is the database's clock at its INSERT."""
+    return isinstance(job.scheduled_at, DatabaseDefault)
 
 
 def lock_alias(alias: str) -> str:

@@ -6,7 +6,8 @@ Why the claim has this shape (each line was a bug somewhere):
   the select list above it. In a WHERE the planner may call it for rows it then throws away (10,000 locks taken for
   LIMIT 1), and evaluate it twice (the lock is re-entrant: it is never given back).
 - FOR NO KEY UPDATE SKIP LOCKED: two schedulers pick different queues instead of waiting for each other. The row
-  locks end with that first transaction; what lasts is the session's advisory lock.
+  locks end with that first transaction, which has nothing to keep and so waits for no disk; what lasts is the
+  session's advisory lock.
 - The heads are read in a *second* transaction. The lock says who may start; it says nothing about what the snapshot
   of the statement that took it has missed. In one statement a job that was just finished elsewhere runs twice.
 - The UPDATE that marks a head repeats the conditions on the row (``held_by``, ``rev``): if a person's verb committed
@@ -22,11 +23,12 @@ Locks are 64-bit numbers of a namespace (which tables) and the queue row's id, s
 import binascii
 import logging
 
-from django.db import DatabaseError, OperationalError, connections, transaction
+from django.db import DatabaseError, OperationalError, connections
 
 from ..attempts import Claim, Verdict
 from ..exceptions import SessionLost, SessionRefused
 from ..models import Job, Queue, Scope
+from ..params import as_text
 from . import base
 
 logger = logging.getLogger(__name__)
@@ -39,6 +41,25 @@ _JOB_COLUMNS = (
     "id, action, params, scheduled_at, timeout, max_backoff, max_attempts, on_exhausted, attempted_at, failed_at, "
     "attempts, state, next_attempt_at"
 )
+
+# Django's own INSERT takes twice as long, most of it in Python.
+_INSERT_ONE = f"""
+    INSERT INTO {JOB} (scope, queue, action, params, timeout, max_backoff, max_attempts, on_exhausted, scheduled_at,
+                       state, attempts, attempted_by, error, errors)
+    VALUES (%s, %s, %s, %s, %s, %s, %s, %s, coalesce(%s, statement_timestamp()), 'pending', 0, '', '', '[]')
+    RETURNING id, scheduled_at
+"""  # noqa: S608
+_INSERT_MANY = f"""
+    INSERT INTO {JOB} (scope, queue, action, params, timeout, max_backoff, max_attempts, on_exhausted, scheduled_at,
+                       state, attempts, attempted_by, error, errors)
+    SELECT scope, queue, action, params::jsonb, timeout, max_backoff, max_attempts, on_exhausted,
+           coalesce(scheduled_at, statement_timestamp()), 'pending', 0, '', '', '[]'
+    FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::float[], %s::float[], %s::int[], %s::text[],
+                %s::timestamptz[]) WITH ORDINALITY
+         AS j (scope, queue, action, params, timeout, max_backoff, max_attempts, on_exhausted, scheduled_at, place)
+    ORDER BY place
+    RETURNING id, scheduled_at
+"""  # noqa: S608
 
 # The database's clock, unless a test or ``testing.drain`` has one of its own.
 NOW = "coalesce(%(now)s, statement_timestamp())"
@@ -54,7 +75,7 @@ _CANDIDATES = f"""
         WHERE NOT EXISTS (SELECT 1 FROM {SCOPE} p WHERE p.name = s.scope AND p.paused_at IS NOT NULL)
         ORDER BY c.due_at LIMIT %(limit)s
     )
-    SELECT id, pg_try_advisory_lock(%(base)s + id) FROM due
+    SELECT id, pg_try_advisory_lock(%(base)s + id), set_config('synchronous_commit', 'off', true) FROM due
 """  # noqa: S608 - the names of our own tables
 
 # The next head of a queue row ``q``: the job it is set to, else the first in line.
@@ -156,11 +177,36 @@ _LOOK_AGAIN = f"""
     SELECT id, false FROM u UNION ALL SELECT id, true FROM h WHERE id NOT IN (SELECT id FROM l)
 """  # noqa: S608
 
-# A plain upsert would burn an id for each wake of a known queue. A wake of several queues never waits for a row while
-# it has others locked, or it would deadlock with claims and other wakes: it passes those over and tells their places.
+# What a wake-up needs is set in the statement itself, which is a transaction of its own: one round trip. A hint may
+# commit asynchronously: the sweep finds what a crash of the server loses of it.
+_QUICKLY = """
+    SELECT set_config('synchronous_commit', coalesce(%(commit)s::text, current_setting('synchronous_commit')), true),
+           set_config('lock_timeout', coalesce(%(timeout)s::text, current_setting('lock_timeout')), true)
+"""
+
+# A plain upsert would burn an id for each wake of a known queue.
+_WAKE_ONE = f"""
+    WITH s AS MATERIALIZED ({_QUICKLY}), u AS (
+        UPDATE {QUEUE} q SET due_at = %(time)s FROM s
+        WHERE q.scope = %(scope)s AND q.name = %(name)s
+          AND q.held_by IS NULL AND q.current_job IS NULL AND (q.due_at IS NULL OR q.due_at > %(time)s)
+        RETURNING 1
+    ), n AS (
+        INSERT INTO {QUEUE} AS q (scope, name, due_at)
+        SELECT %(scope)s::text, %(name)s::text, %(time)s::timestamptz FROM s
+        WHERE NOT EXISTS (SELECT 1 FROM {QUEUE} q WHERE q.scope = %(scope)s AND q.name = %(name)s)
+        ON CONFLICT (scope, name) DO UPDATE SET due_at = excluded.due_at
+        WHERE q.held_by IS NULL AND q.current_job IS NULL AND (q.due_at IS NULL OR q.due_at > excluded.due_at)
+        RETURNING 1
+    )
+    SELECT pg_notify(%(channel)s, '') FROM (SELECT 1 FROM u UNION ALL SELECT 1 FROM n) x LIMIT 1
+"""  # noqa: S608
+
+# A wake of several queues never waits for a row while it has others locked, or it would deadlock with claims and
+# other wakes: it passes those over and tells their places.
 _WAKE = f"""
-    WITH w AS MATERIALIZED (
-        SELECT * FROM unnest(%(scopes)s::text[], %(names)s::text[], %(times)s::timestamptz[]) WITH ORDINALITY
+    WITH s AS MATERIALIZED ({_QUICKLY}), w AS MATERIALIZED (
+        SELECT w.* FROM s, unnest(%(scopes)s::text[], %(names)s::text[], %(times)s::timestamptz[]) WITH ORDINALITY
                       AS w (scope, name, due_at, place)
     ), m AS MATERIALIZED (
         SELECT q.id, w.due_at, w.place FROM w JOIN {QUEUE} q ON q.scope = w.scope AND q.name = w.name
@@ -183,7 +229,6 @@ _WAKE = f"""
     SELECT (SELECT pg_notify(%(channel)s, '') FROM (SELECT 1 FROM u UNION ALL SELECT 1 FROM n) x LIMIT 1),
            ARRAY(SELECT place FROM m EXCEPT SELECT place FROM l)
 """  # noqa: S608
-_WAKE_ONE = _WAKE.replace(" SKIP LOCKED", "")
 
 _NEXT_DUE = f"""
     SELECT greatest(extract(epoch FROM min(c.due_at) - clock_timestamp()), %(overdue)s)::float, min(c.due_at)
@@ -321,17 +366,33 @@ class Backend(base.Backend):
             if not cursor.fetchone()[0]:
                 raise SessionLost("a queue's lock was not ours any more")
 
+    # Create
+
+    def insert(self, jobs):
+        for start in range(0, len(jobs), base.INSERT_BATCH):
+            batch = jobs[start : start + base.INSERT_BATCH]
+            rows = [_inserted(job) for job in batch]
+            if len(rows) == 1:
+                stored = self._run(_INSERT_ONE, rows[0])
+            else:
+                stored = self._run(_INSERT_MANY, [*map(list, zip(*rows, strict=True))])
+            for job, (pk, scheduled_at) in zip(batch, stored, strict=True):
+                job.pk, job.scheduled_at = pk, scheduled_at
+                job._state.adding, job._state.db = False, self.alias
+
     # Wake-ups
 
     def wake(self, wakes):
-        if self.in_session:  # the sweep, which comes again
-            self._wake(_WAKE, wakes)
-            return
-        places = self._wake(_WAKE, wakes) if len(wakes) > 1 else [1]
+        if self.in_session or len(wakes) > 1:
+            locked = [wakes[place - 1] for place in self._wake_many(wakes)]
+            if self.in_session:  # the sweep, which comes again
+                return
+        else:
+            locked = wakes
         busy = None
-        for place in places:
+        for scope, name, due_at in locked:
             try:
-                self._wake(_WAKE_ONE, [wakes[place - 1]])
+                self._run(_WAKE_ONE, {**self._quickly(), "scope": scope, "name": name, "time": due_at})
             except OperationalError as exc:
                 if not self.is_busy(exc):
                     raise
@@ -339,23 +400,17 @@ class Backend(base.Backend):
         if busy:
             raise busy
 
-    def _wake(self, sql, wakes) -> list[int]:
+    def _wake_many(self, wakes) -> list[int]:
         """Return the places (from 1) of the queues whose rows somebody has locked."""
-        arguments = {
-            "scopes": [scope for scope, _, _ in wakes],
-            "names": [name for _, name, _ in wakes],
-            "times": [due_at for _, _, due_at in wakes],
-            "channel": CHANNEL,
-        }
-        if self.connection.in_atomic_block:
-            return self._run(sql, arguments)[0][1]
-        # A hint may commit asynchronously: the sweep finds what a crash of the server loses of it.
-        with transaction.atomic(using=self.alias):
-            self._run(
-                "SELECT set_config('synchronous_commit', 'off', true), set_config('lock_timeout', %(timeout)s, true)",
-                {"timeout": str(_LOCK_TIMEOUT if self.in_session else _WAKE_TIMEOUT)},
-            )
-            return self._run(sql, arguments)[0][1]
+        scopes, names, times = map(list, zip(*wakes, strict=True))
+        ((_, places),) = self._run(_WAKE, {**self._quickly(), "scopes": scopes, "names": names, "times": times})
+        return places
+
+    def _quickly(self):
+        """Return how a wake-up is to commit and to wait; inside a transaction, that is not ours to say."""
+        alone = not self.connection.in_atomic_block
+        timeout = _LOCK_TIMEOUT if self.in_session else _WAKE_TIMEOUT
+        return {"channel": CHANNEL, "commit": "off" if alone else None, "timeout": str(timeout) if alone else None}
 
     def notify(self):
         self._run("SELECT pg_notify(%(channel)s, '')", {"channel": CHANNEL})
@@ -374,10 +429,10 @@ class Backend(base.Backend):
             "scopes": scopes, "limit": limit, "only": only, "now": now, "base": lock_key(0),
             "passed": list(passed),
         })  # fmt: skip
-        locked = [queue_id for queue_id, is_locked in found if is_locked]
+        locked = [queue_id for queue_id, is_locked, _ in found if is_locked]
         self._unlock_once(self.held.intersection(locked))  # what a failed claim had locked is now locked twice
         self.held.update(locked)
-        return [queue_id for queue_id, _ in found], locked
+        return [queue_id for queue_id, *_ in found], locked
 
     def start_heads(self, queue_ids, holder, now=None):
         if not queue_ids:
@@ -443,7 +498,7 @@ class Backend(base.Backend):
 
     def _finish(self, done, node, keep, now):
         """Record successes that nobody has touched; return what came of it, queues let go, to look at, and the rest."""
-        rows = self._run(_FINISH, {
+        rows = self._run_meanwhile(_FINISH, {
             "jobs": [ending.claim.job_id for ending in done],
             "queues": [ending.claim.queue_id for ending in done],
             "fences": [ending.claim.fence for ending in done],
@@ -474,6 +529,17 @@ class Backend(base.Backend):
         self.unseen = {queue_id for queue_id, is_locked in rows if is_locked}
         return len(rows) > len(self.unseen)
 
+    def _run_meanwhile(self, sql, arguments):
+        """Run a statement, and do what a session has to do while the server works on it."""
+        if not self.in_session:
+            return self._run(sql, arguments)
+        connection = self.connection
+        with connection.wrap_database_errors, connection.connection.pipeline() as sent, connection.cursor() as cursor:
+            cursor.execute(sql, arguments)
+            sent.sync()
+            self.meanwhile()
+            return cursor.fetchall()
+
     def _run(self, sql, arguments):
         with self.connection.cursor() as cursor:
             cursor.execute(sql, arguments)
@@ -481,6 +547,14 @@ class Backend(base.Backend):
 
 
 _NAMESPACE = binascii.crc32(f"queuetopia:{Queue._meta.db_table}".encode()) & 0x7FFFFF
+
+
+def _inserted(job):
+    scheduled_at = None if base.has_no_time(job) else job.scheduled_at
+    return (
+        job.scope, job.queue, job.action, as_text(job.params), job.timeout, job.max_backoff, job.max_attempts,
+        job.on_exhausted, scheduled_at,
+    )  # fmt: skip
 
 
 def _is_plain(ending) -> bool:

@@ -378,3 +378,13 @@ def test_a_node_stops_gracefully_when_the_process_that_started_it_is_killed(node
     wait_until(lambda: not Node.objects.exists(), PATIENCE)
     job.refresh_from_db()
     assert (job.state, job.attempts) == (Job.State.DONE, 1)
+
+
+def test_with_a_slice_of_one_job_queues_take_turns(nodes, ledger):
+    LedgerQueue.create_jobs([LedgerQueue.job(queue, "write", {"seq": seq}) for queue in "ab" for seq in range(10)])
+    node = nodes.start(LedgerQueue, processes=1, slice=1, until_empty=True)
+    assert node.wait() == 0
+    starts = "".join(record.queue for record in ledger.records("start"))
+    assert sorted(starts) == ["a"] * 10 + ["b"] * 10
+    # Two that end together are due together: either may be the first.
+    assert "aaa" not in starts and "bbb" not in starts

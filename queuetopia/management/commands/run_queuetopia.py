@@ -14,7 +14,7 @@ from django.utils import autoreload
 from ... import conf
 from ...declaration import by_scope
 from ...processes import log_to_stderr
-from ...scheduler import Options
+from ...scheduler import SLICE, Options
 from ...supervisor import Supervisor
 
 
@@ -44,6 +44,12 @@ class Command(BaseCommand):
             "a job is left that is halted or that this code cannot run",
         )
         parser.add_argument("--standby", action="store_true", help="wait until no other node serves these scopes")
+        parser.add_argument(
+            "--slice",
+            type=_positive(int),
+            default=SLICE,
+            help=f"jobs a queue may go straight on with while others wait; 1: strictly in turn; default: {SLICE}",
+        )
         parser.add_argument("--reload", action="store_true", help="restart when code changes (development)")
 
     def handle(self, *, scopes, **given):
@@ -61,6 +67,7 @@ class Command(BaseCommand):
             grace=given["grace"],
             until_empty=given["until_empty"],
             standby=given["standby"],
+            slice=given["slice"],
             progress=sys.stderr.isatty(),
             verbosity=given["verbosity"],
         )
