@@ -689,6 +689,21 @@ class Backend:
         return queues.filter(busy | backing_off).exists()
 
 
+def is_plain(ending: Ending) -> bool:
+    """True for a success that nothing speaks against writing together with others."""
+    return ending.outcome.verdict == Verdict.DONE and not ending.passed_over
+
+
+def joined(one: Recorded, other: Recorded) -> Recorded:
+    return Recorded(
+        one.written + other.written,
+        one.stale + other.stale,
+        one.claims + other.claims,
+        one.released_due or other.released_due,
+        one.locked + other.locked,
+    )
+
+
 def _queue_of(ending):
     return ending.claim.queue_id
 

@@ -25,7 +25,7 @@ import logging
 
 from django.db import DatabaseError, OperationalError, connections
 
-from ..attempts import Claim, Verdict
+from ..attempts import Claim
 from ..exceptions import SessionLost, SessionRefused
 from ..models import Job, Queue, Scope
 from ..params import as_text
@@ -462,7 +462,7 @@ class Backend(base.Backend):
     # Record
 
     def record(self, endings, holder, node, keep, now=None):
-        fast = [ending for ending in endings if _is_plain(ending)]
+        fast = [ending for ending in endings if base.is_plain(ending)]
         if len(fast) < len(endings):
             recorded = super().record(endings, holder, node, keep, now)
             # Nothing was written because of one locked row: with each on its own, only that one is passed over.
@@ -476,7 +476,7 @@ class Backend(base.Backend):
                 raise
             return super().record([ending._replace(passed_over=True) for ending in endings], holder, node, keep, now)
         result = self._after_commit(result, released, cleared, holder)
-        return _joined(result, self._record_rest(rest, holder, node, keep, now)) if rest else result
+        return base.joined(result, self._record_rest(rest, holder, node, keep, now)) if rest else result
 
     def _record_rest(self, rest, holder, node, keep, now):
         """Record what the fast way left over. What has been recorded is to be told whatever happens here."""
@@ -488,13 +488,13 @@ class Backend(base.Backend):
             return base.Recorded([], [], [], False, rest)
 
     def _record(self, endings, holder, node, keep, now):
-        done = [ending for ending in endings if _is_plain(ending)]
+        done = [ending for ending in endings if base.is_plain(ending)]
         if not done:
             return super()._record(endings, holder, node, keep, now)
         result, released, cleared, rest = self._finish(done, node, keep, now)
-        rest += [ending for ending in endings if not _is_plain(ending)]
+        rest += [ending for ending in endings if not base.is_plain(ending)]
         others, also_released, also_cleared = super()._record(rest, holder, node, keep, now)
-        return _joined(result, others), released + also_released, cleared + also_cleared
+        return base.joined(result, others), released + also_released, cleared + also_cleared
 
     def _finish(self, done, node, keep, now):
         """Record successes that nobody has touched; return what came of it, queues let go, to look at, and the rest."""
@@ -555,21 +555,6 @@ def _inserted(job):
         job.scope, job.queue, job.action, as_text(job.params), job.timeout, job.max_backoff, job.max_attempts,
         job.on_exhausted, scheduled_at,
     )  # fmt: skip
-
-
-def _is_plain(ending) -> bool:
-    """True for a success that nothing speaks against writing together with others."""
-    return ending.outcome.verdict == Verdict.DONE and not ending.passed_over
-
-
-def _joined(one, other):
-    return base.Recorded(
-        one.written + other.written,
-        one.stale + other.stale,
-        one.claims + other.claims,
-        one.released_due or other.released_due,
-        one.locked + other.locked,
-    )
 
 
 def lock_key(queue_id: int) -> int:

@@ -10,10 +10,13 @@ import fcntl
 import os
 import sqlite3
 import struct
+from collections import defaultdict
 
 from django.db import OperationalError, connections, transaction
+from django.db.models import OuterRef, Subquery
 
 from ..exceptions import SessionRefused
+from ..models import Job, Queue
 from . import base
 
 _LOCK_COMMAND = getattr(fcntl, "F_OFD_SETLK", None)  # Linux; elsewhere locks die with the scheduler alone
@@ -108,5 +111,75 @@ class Backend(base.Backend):
         with transaction.atomic(using=self.alias) if len(wakes) > 1 else contextlib.nullcontext():
             super().wake(wakes)
 
+    # Record
+
+    def _record(self, endings, holder, node, keep, now):
+        """Successes in queues that nobody has touched are written together: there is one writer, nothing moves."""
+        queues, done, rest = self._untouched(endings)
+        self._write_done(done, node, now)
+        heads = self._next_heads(queues)
+        paused = self._paused_scopes({queue.scope for queue in queues.values()})
+        claims, let_go, cleared, due = [], [], [], False
+        for ending in done:
+            queue, head = queues[ending.claim.queue_id], heads.get(ending.claim.queue_id)
+            may_go_on = keep(ending.claim) and queue.scope not in paused
+            is_due = head is not None and head["state"] == Job.State.PENDING and head["scheduled_at"] <= now
+            if is_due and may_go_on:
+                queue.fence += 1
+                claims.append(base.claim_of(queue, head))
+                continue
+            is_halted = head is not None and head["state"] == Job.State.HALTED
+            due_at = None if head is None or is_halted else max(now, head["scheduled_at"])
+            self._let_go(queue, due_at, head["id"] if is_halted else None)
+            let_go.append(queue.pk)
+            due |= is_due
+            if not is_due and not is_halted:
+                cleared.append(queue.pk)
+        self._start_next(claims, now)
+        result = base.Recorded(done, [], claims, due, [])
+        others, also_released, also_cleared = super()._record(rest, holder, node, keep, now)
+        return base.joined(result, others), let_go + also_released, cleared + also_cleared
+
+    def _untouched(self, endings):
+        """Return {id: row} of queues still as they were claimed, the successes in them, and all other endings."""
+        plain = {ending.claim.queue_id: ending for ending in endings if base.is_plain(ending)}
+        rows = Queue.objects.using(self.alias).filter(pk__in=plain, held_by__isnull=False, stop_requested=False)
+        claims = {queue_id: ending.claim for queue_id, ending in plain.items()}
+        queues = {queue.pk: queue for queue in rows if _is_as_claimed(queue, claims[queue.pk])}
+        done = [plain[queue_id] for queue_id in queues]
+        ours = set(map(id, done))
+        return queues, done, [ending for ending in endings if id(ending) not in ours]
+
+    def _write_done(self, endings, node, now):
+        alike = defaultdict(list)
+        for ending in endings:
+            alike[ending.claim.attempt, ending.outcome.result].append(ending)
+        for group in alike.values():
+            values = base.job_values(group[0].claim, group[0].outcome, node, now, [])
+            jobs = Job.objects.using(self.alias).filter(pk__in=[ending.claim.job_id for ending in group], done_at=None)
+            jobs.update(**values)
+
+    def _next_heads(self, queue_ids):
+        """Return {queue's id: the first of its unfinished jobs}."""
+        line = Job.objects.unfinished().in_queue(OuterRef("scope"), OuterRef("name")).in_order()
+        queues = Queue.objects.using(self.alias).filter(pk__in=queue_ids).annotate(head=Subquery(line.values("id")[:1]))
+        ids = dict(queues.values_list("pk", "head"))
+        heads = {head["id"]: head for head in self._jobs().filter(pk__in=ids.values())}
+        return {queue_id: heads[head] for queue_id, head in ids.items() if head is not None}
+
+    def _start_next(self, claims, now):
+        """Mark the jobs as running in queues that are held already."""
+        held_since = self.connection.ops.adapt_datetimefield_value(now)
+        with self.connection.cursor() as cursor:
+            cursor.executemany(
+                f"UPDATE {Queue._meta.db_table} SET fence = %s, current_job = %s, attempt = %s, held_since = %s,"  # noqa: S608
+                " problem = '' WHERE id = %s",
+                [(claim.fence, claim.job_id, claim.attempt, held_since, claim.queue_id) for claim in claims],
+            )
+
     def lock_order(self, scope, queues):
         """Nothing to do: writers wait for each other anyway."""
+
+
+def _is_as_claimed(queue, claim):
+    return (queue.fence, queue.rev, queue.current_job) == (claim.fence, claim.rev, claim.job_id)
