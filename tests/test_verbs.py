@@ -454,7 +454,7 @@ class TestEdit:
     @pytest.mark.parametrize(
         ("params", "problem"),
         [
-            ({"address": 1, "adress": "x"}, "unknown param 'adress' of action 'charge'"),
+            ({"address": 1, "adrs": "x"}, "unknown param 'adrs' of action 'charge'"),
             ({}, "missing param 'address' of action 'charge'"),
             ({"address": float("nan")}, "nan is not JSON"),
             ({"address": "x" * 300_000}, "over QUEUETOPIA"),
