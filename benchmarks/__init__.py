@@ -14,7 +14,9 @@ Workloads, each in a new database of its own, run three times (once with ``--qui
 - ``latency``: from the commit of ``create_job`` to the start of ``perform``, one job at a time on an idle node;
 - ``drain-blocked``, ``latency-blocked``: the same beside 100,000 queues whose head failed and backs off;
 - ``memory``: what the scheduler occupies while 100,000 jobs pass through it;
-- ``idle``: what a node costs that has nothing to do.
+- ``idle``: what a node costs that has nothing to do;
+- ``admin``: server time and queries of the admin's pages beside 1,000,000 jobs in 100,000 blocked queues (a tenth with
+  ``--quick``).
 
 How to read the table. A figure is the median of the runs, its range follows. Figures of two machines cannot be
 compared, ratios can: ``ratio`` is the figure over its ``reference``, measured in the same run on the same server:

@@ -42,11 +42,11 @@ def create_blocked_queues(count, behind=1):
     if not count:
         return
     now = timezone.now()
-    _multiply(
+    multiply(
         count, attempts=1, attempted_at=now, next_attempt_at=now + timedelta(days=1), error="OSError: full"
     )  # fmt: skip
     for _ in range(behind):
-        _multiply(count)
+        multiply(count)
     with connection.cursor() as cursor:
         cursor.execute(
             f"INSERT INTO {Queue._meta.db_table} (scope, name, due_at, current_job, fence)"  # noqa: S608
@@ -58,17 +58,17 @@ def create_done_jobs(count):
     """Write jobs that were done an hour ago."""
     if count:
         then = timezone.now() - timedelta(hours=1)
-        _multiply(count, state=Job.State.DONE, attempts=1, attempted_at=then, done_at=then)
+        multiply(count, state=Job.State.DONE, attempts=1, attempted_at=then, done_at=then)
 
 
 def create_waiting_jobs(count, queues):
     """Write jobs into the same queues as ``create_jobs``, behind what waits there."""
     rounds = range(0, count, queues)
     for name in {f"queue-{number}" for number in range(queues)} if count else ():
-        _multiply(len(rounds), name)
+        multiply(len(rounds), name)
 
 
-def _multiply(count, queue=None, **values):
+def multiply(count, queue=None, **values):
     """Write a job into each of the queues 0, 1, 2 … with the one SQL that every database understands.
 
     queue: the one they all go to instead.

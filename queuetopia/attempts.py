@@ -13,6 +13,7 @@ from .params import ParamsDecoder, ParamsEncoder, Unreadable, check, loads
 ERRORS_KEPT = 20  # entries of job.errors; the oldest go first
 MESSAGE_LIMIT = 2_000  # characters of an error's message
 TRACEBACK_LIMIT = 8_000  # characters of its traceback; the end is kept
+MASK = "********"  # shown, and stored in errors, instead of a sensitive value
 RESULT_LIMIT = 262_144  # characters of a result's JSON; a longer one is not kept
 
 
@@ -115,7 +116,7 @@ def storable(text: str, limit: int) -> str:
 
 def _mask(text, secrets):
     for secret in secrets:
-        text = text.replace(secret, "********")
+        text = text.replace(secret, MASK)
     return text
 
 
@@ -143,8 +144,8 @@ def _collect(value, found):
 def masked(params, sensitive) -> dict:
     """Return the params with sensitive values masked, for people's eyes."""
     if not isinstance(params, dict):
-        return {"unreadable": str(params)} if not sensitive else {"unreadable": "********"}
-    return {name: "********" if name in sensitive else value for name, value in params.items()}
+        return {"unreadable": str(params)} if not sensitive else {"unreadable": MASK}
+    return {name: MASK if name in sensitive else value for name, value in params.items()}
 
 
 def readable(text: str):

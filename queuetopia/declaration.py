@@ -215,6 +215,27 @@ class Queuetopia:
         return jobs.cancel(cls, job, by=by, reason=reason)
 
     @classmethod
+    def mark_done(cls, job, *, by="", reason=""):
+        """Take a waiting, backing-off or halted job for done; its queue goes on. See ``jobs.mark_done``."""
+        from . import jobs
+
+        return jobs.mark_done(cls, job, by=by, reason=reason)
+
+    @classmethod
+    def edit(cls, job, params, *, was=None, by="", reason=""):
+        """Give a job other params; a backing-off or halted one is retried with them. See ``jobs.edit``."""
+        from . import jobs
+
+        return jobs.edit(cls, job, params, was=was, by=by, reason=reason)
+
+    @classmethod
+    def move_to_end(cls, job, *, by="", reason=""):
+        """Let the other due jobs of its queue go first; return the job at the end. See ``jobs.move_to_end``."""
+        from . import jobs
+
+        return jobs.move_to_end(cls, job, by=by, reason=reason)
+
+    @classmethod
     def pause(cls, queue=None, *, by="", reason=""):
         """Start nothing new in ``queue`` (None: in the whole scope); the running job finishes."""
         from . import jobs

@@ -6,7 +6,7 @@ Params are never shown; errors are as stored, with sensitive params masked. Text
 makes them fit for a terminal.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from typing import Any
 
@@ -65,9 +65,12 @@ def explain(queuetopia, queue: str) -> dict[str, Any]:
     return explain_queue(queuetopia.scope, queue, queuetopia.database())
 
 
-def explain_queue(scope: str, queue: str, alias: str) -> dict[str, Any]:
-    """Do what ``explain`` does for a queue in database ``alias``, whose scope this code need not know."""
-    sight = _Sight(scope, queue, alias)
+def explain_queue(scope: str, queue: str, alias: str, known: Iterable[Any] = ()) -> dict[str, Any]:
+    """Do what ``explain`` does for a queue in database ``alias``, whose scope this code need not know.
+
+    known: the queue's row and jobs, as far as they were read a moment ago: they are not read again.
+    """
+    sight = _Sight(scope, queue, alias, known)
     told: dict[Cause, str] = {}
     for cause, clause in _told(sight):
         told.setdefault(cause, clause)
@@ -87,13 +90,15 @@ def explain_queue(scope: str, queue: str, alias: str) -> dict[str, Any]:
 class _Sight:
     """What the rows say of one queue at one moment."""
 
-    def __init__(self, scope, queue, alias):
+    def __init__(self, scope, queue, alias, known):
         self.scope, self.name, self.alias = scope, queue, alias
         self.now = backend_for(alias).now()
-        known = by_scope().get(scope)
-        self.queuetopia = known if known and known.database() == alias else None
-        self.unknown = None if self.queuetopia else why_unknown(known)
-        self.row = Queue.objects.using(alias).filter(scope=scope, name=queue).first()
+        declared = by_scope().get(scope)
+        self.queuetopia = declared if declared and declared.database() == alias else None
+        self.unknown = None if self.queuetopia else why_unknown(declared)
+        self.known_jobs = {row.pk: row for row in known if isinstance(row, Job)}
+        rows = [row for row in known if isinstance(row, Queue)]
+        self.row = rows[0] if rows else Queue.objects.using(alias).filter(scope=scope, name=queue).first()
         self.line = self.row or Queue(scope=scope, name=queue, attempt=0, fence=0, stop_requested=False, problem="")
         self.paused = pause_of(self.row)
         self.scope_paused = pause_of(Scope.objects.using(alias).filter(name=scope).first())
@@ -113,7 +118,7 @@ class _Sight:
         first = list(line.in_order().values_list("pk", "scheduled_at")[:2])
         head = self.line.current_job or (first[0][0] if first else None)
         jobs = Job.objects.using(self.alias).defer("result")
-        self.head: Any = jobs.filter(pk=head).first() if head else None  # a Job, or None
+        self.head: Any = self.known_jobs.get(head or 0) or (jobs.filter(pk=head).first() if head else None)  # a Job
         self.current = self.head if self.line.current_job else None
         self.is_corrupt = bool(self.line.current_job) and (self.current is None or self.current.is_ended())
         new = [(pk, at) for pk, at in first if pk != self.line.current_job]

@@ -1,9 +1,10 @@
-"""The life of a job, in order: build, create, decide what an attempt's end means, retry, skip, cancel, delete.
+"""The life of a job, in order: build, create, decide what an attempt's end means, what a person can do, delete.
 
 Every function that a person's verb calls takes the queue's row first (raising its ``rev``), then the job's, in
 one transaction, and leaves a JobEvent: so a verb and the running claim never decide on the same thing twice.
 """
 
+import json
 import logging
 import random
 import time
@@ -20,7 +21,7 @@ from django.utils import timezone
 
 from . import conf, signals
 from . import params as params_module
-from .attempts import Claim, Outcome, Verdict, backoff, describe, raised, secrets_of, storable
+from .attempts import Claim, Outcome, Verdict, backoff, describe, masked, raised, secrets_of, storable
 from .backends import backend_for
 from .backends.base import has_no_time
 from .exceptions import InvalidJob, Refused
@@ -279,14 +280,65 @@ def retry(queuetopia, job, *, by="", reason="") -> Job:
     """
     with _verb(queuetopia, job, "retry", by, reason) as verb:
         verb.refuse_unless_blocked("retried")
-        job = verb.job
-        if job.state == Job.State.HALTED and job.attempts >= (job.max_attempts or queuetopia.option("max_attempts")):
-            job.max_attempts = job.attempts + 1
-        job.state = Job.State.PENDING
-        job.next_attempt_at = verb.now
-        job.save(using=verb.alias, update_fields=["state", "next_attempt_at", "max_attempts"])
-        verb.update_queue(current_job=job.pk, due_at=verb.now)
-    return job
+        verb.retry()
+    return verb.job
+
+
+@_persons_verb
+def edit(queuetopia, job, params, *, was=None, by="", reason="") -> Job:
+    """Give a job other params; a backing-off or halted one is retried with them at once.
+
+    ``job`` is a Job or its id. Returns the job as stored. The params are checked as ``create_job`` checks them; old
+    and new ones are kept with who did it and why, sensitive ones masked.
+
+    was: the params this edit began with; it is refused if they are others by now.
+
+    Raises InvalidJob for params that the action would not take, Refused when the job is running or has ended.
+    """
+    with _verb(queuetopia, job, "edit", by, reason) as verb:
+        verb.refuse_unless_at_rest("edited")
+        if was is not None and verb.job.params != was:
+            raise Refused(f"Job {verb.job.pk} cannot be edited: its params have changed meanwhile. Look at them again.")
+        problems: dict[str, list[str]] = {}
+        _check_params(queuetopia, verb.job.action, params, problems)
+        if problems:
+            raise InvalidJob(problems)
+        verb.note_params(verb.job.params, params)
+        verb.job.params = params
+        verb.job.save(using=verb.alias, update_fields=["params"])
+        if verb.job.attempted_at is not None:
+            verb.retry()
+    return verb.job
+
+
+@_persons_verb
+def move_to_end(queuetopia, job, *, by="", reason="") -> Job:
+    """Let the other jobs of its queue that are due go before this one; return the job that stands at the end now.
+
+    ``job`` is a Job or its id. One that was never attempted gets the present as its ``scheduled_at``. One that is
+    backing off or halted holds its queue until it ends, whatever its time: it is ``skipped``, and a copy of it, which
+    is returned, is created at the end. Raises Refused when the job is running, has ended or is scheduled for later.
+    """
+    with _verb(queuetopia, job, "move_to_end", by, reason) as verb:
+        verb.refuse_unless_at_rest("moved")
+        if verb.job.attempted_at is None:
+            return verb.join_line_again()
+        return verb.end_and_copy(by, reason)
+
+
+@_persons_verb
+def mark_done(queuetopia, job, *, by="", reason="") -> Job:
+    """Take a job for done, because its work was done in another way; its queue goes on.
+
+    ``job`` is a Job or its id, waiting anywhere in line, backing off or halted. Returns the job as stored, without a
+    result. Raises Refused when the job is running or has ended.
+    """
+    with _verb(queuetopia, job, "mark_done", by, reason) as verb:
+        verb.refuse_unless_at_rest("marked as done")
+        verb.end(Job.State.DONE)
+        verb.send_after_commit(signals.job_done, job=verb.job)
+        verb.tell_unblocked()
+    return verb.job
 
 
 @_persons_verb
@@ -298,11 +350,7 @@ def skip(queuetopia, job, *, by="", reason="") -> Job:
     """
     with _verb(queuetopia, job, "skip", by, reason) as verb:
         verb.refuse_unless_blocked("skipped")
-        verb.end(Job.State.SKIPPED)
-        verb.send_after_commit(signals.job_skipped, job=verb.job, exc=None)
-        if verb.job.error:
-            unblocked = partial(send_unblocked, verb.queuetopia, verb.job, verb.job.failed_at or verb.job.attempted_at)
-            transaction.on_commit(unblocked, using=verb.alias, robust=True)
+        verb.skip()
     return verb.job
 
 
@@ -335,6 +383,8 @@ class _Verb:
         self.queuetopia, self.alias, self.job, self.queue = queuetopia, alias, job, queue
         self.now = backend_for(alias).now()
         self.before = self._state()
+        self.noted_before: dict[str, Any] = {}  # what else the event keeps
+        self.noted_after: dict[str, Any] = {}
         self.leaves_event = True
 
     def _state(self):
@@ -344,6 +394,14 @@ class _Verb:
         return self.queue.current_job == self.job.pk and self.queue.held_by is not None
 
     def refuse_unless_blocked(self, participle):
+        self.refuse_unless_at_rest(participle)
+        if self.job.attempted_at is None:
+            raise Refused(
+                f"Job {self.job.pk} cannot be {participle}: it waits in line and was never attempted. Cancel it."
+            )
+
+    def refuse_unless_at_rest(self, participle):
+        """Refuse a job that is running or has ended."""
         job = self.job
         if job.is_ended():
             raise Refused(
@@ -354,8 +412,57 @@ class _Verb:
                 f"Job {job.pk} cannot be {participle}: it is running, attempt {self.queue.attempt} since "
                 f"{self.queue.held_since:%Y-%m-%d %H:%M:%S %Z}. Wait for its end, or cancel it first."
             )
-        if job.attempted_at is None:
-            raise Refused(f"Job {job.pk} cannot be {participle}: it waits in line and was never attempted. Cancel it.")
+
+    def retry(self):
+        job = self.job
+        most = job.max_attempts or self.queuetopia.option("max_attempts")
+        if job.state == Job.State.HALTED and job.attempts >= most:
+            job.max_attempts = job.attempts + 1
+        job.state = Job.State.PENDING
+        job.next_attempt_at = self.now
+        job.save(using=self.alias, update_fields=["state", "next_attempt_at", "max_attempts"])
+        self.update_queue(current_job=job.pk, due_at=self.now)
+
+    def skip(self):
+        self.end(Job.State.SKIPPED)
+        self.send_after_commit(signals.job_skipped, job=self.job, exc=None)
+        self.tell_unblocked()
+
+    def join_line_again(self) -> Job:
+        """Set a waiting job's time behind those of all jobs that are due; return it."""
+        job = self.job
+        if job.scheduled_at > self.now:
+            raise Refused(
+                f"Job {job.pk} cannot be moved: it is scheduled for {job.scheduled_at:%Y-%m-%d %H:%M:%S %Z}, and "
+                "joins the line only then."
+            )
+        due = Job.objects.using(self.alias).unfinished().in_queue(job.scope, job.queue)
+        last = due.filter(scheduled_at__lte=self.now).in_order().values_list("scheduled_at", flat=True).last()
+        self.noted_before["scheduled_at"] = job.scheduled_at.isoformat()
+        # SQLite's clock has milliseconds: a job created in this one would come later by its id only.
+        job.scheduled_at = max(self.now, last + timedelta(microseconds=1))
+        self.noted_after["scheduled_at"] = job.scheduled_at.isoformat()
+        job.save(using=self.alias, update_fields=["scheduled_at"])
+        return job
+
+    def end_and_copy(self, by, reason) -> Job:
+        """Skip the blocking job and create the same one anew at the end of its queue; return that."""
+        job = self.job
+        self.skip()
+        same = {name: getattr(job, name) for name in ("scope", "queue", "action", "params", *conf.JOB_OPTIONS)}
+        (copy,) = create(self.queuetopia, [Job(**same)])
+        self.noted_after["copy"] = copy.pk
+        _leave_event(self.alias, "move_to_end", by, reason, copy.scope, copy.queue, copy.pk, {"copy_of": job.pk}, {})
+        return copy
+
+    def note_params(self, old, new):
+        sensitive = self.queuetopia.option("sensitive_params")
+        self.noted_before["params"] = _as_json(masked(old, sensitive))
+        self.noted_after["params"] = _as_json(masked(new, sensitive))
+        if isinstance(old, dict):  # masked, they look the same
+            self.noted_after["changed"] = sorted(
+                name for name in {*old, *new} if name not in old or name not in new or old[name] != new[name]
+            )
 
     def end(self, state):
         self.job.state, self.job.done_at, self.job.next_attempt_at = state, self.now, None
@@ -367,6 +474,11 @@ class _Verb:
     def update_queue(self, **values):
         Queue.objects.using(self.alias).filter(pk=self.queue.pk).update(**values)
 
+    def tell_unblocked(self):
+        if self.job.error:
+            unblocked = partial(send_unblocked, self.queuetopia, self.job, self.job.failed_at or self.job.attempted_at)
+            transaction.on_commit(unblocked, using=self.alias, robust=True)
+
     def send_after_commit(self, signal, **arguments):
         transaction.on_commit(partial(send, signal, self.queuetopia, **arguments), using=self.alias, robust=True)
 
@@ -375,9 +487,13 @@ class _Verb:
 
     def leave_event(self, verb, by, reason):
         if self.leaves_event:
-            _leave_event(
-                self.alias, verb, by, reason, self.job.scope, self.job.queue, self.job.pk, self.before, self._state()
-            )
+            before, after = {**self.before, **self.noted_before}, {**self._state(), **self.noted_after}
+            _leave_event(self.alias, verb, by, reason, self.job.scope, self.job.queue, self.job.pk, before, after)
+
+
+def _as_json(params):
+    """Return params as they are stored, for a column that is read without their types."""
+    return json.loads(json.dumps(params, cls=params_module.ParamsEncoder))
 
 
 @contextmanager

@@ -95,6 +95,9 @@ class Job(models.Model):
             ("retry_job", _("Can retry jobs")),
             ("skip_job", _("Can skip jobs")),
             ("cancel_job", _("Can cancel jobs")),
+            ("mark_done_job", _("Can mark jobs as done")),
+            ("edit_job", _("Can edit the params of jobs")),
+            ("move_to_end_job", _("Can move jobs to the end of their queues")),
             ("view_params", _("Can view the params and results of jobs")),
         )
         indexes = (
@@ -273,7 +276,9 @@ class Scope(models.Model):
 
     class Meta:
         verbose_name = _("scope")
-        verbose_name_plural = _("scopes")
+        verbose_name_plural = _("overview")  # the page about all of them, as the admin's lists of pages name it
+        default_permissions = ("view",)
+        permissions = (("pause_scope", _("Can pause scopes")), ("resume_scope", _("Can resume scopes")))
 
     def __str__(self):
         return self.name

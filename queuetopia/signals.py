@@ -1,7 +1,8 @@
 """What happens to jobs, as Django signals. Receivers run after the commit; one that raises is logged.
 
-The sender is the Queuetopia class. ``job_created`` and what a person's verb does (``job_skipped``,
-``job_cancelled``, ``queue_unblocked``) are sent where the caller is; everything else in a worker process.
+The sender is the Queuetopia class. ``job_created`` and what a person's verb does (``job_done``,
+``job_skipped``, ``job_cancelled``, ``queue_unblocked``) are sent where the caller is; everything
+else in a worker process.
 ``waiting`` is how many due jobs wait in the queue; it is counted up to 1,000, 1,001 means more.
 
 ===================  =================================================================================

@@ -76,7 +76,15 @@ def statistics(
     }
     if by == "queue":
         return {**answer, **_by_queue(queuetopia, since, until)}
-    return {**answer, **_by_row(queuetopia, since, until, by, action)}
+    found = Statistic.objects.using(queuetopia.database()).filter(scope=queuetopia.scope)
+    found = found if action is None else found.filter(action=action)
+    return {**answer, **_by_row(found, since, until, by)}
+
+
+def of_scopes(alias: str, scopes: list[str], since: timedelta, now: datetime) -> list[dict[str, Any]]:
+    """Return the figures of several scopes of a database together, a row for each span up to ``now``."""
+    start, until = _period(since, now, now, SPAN)
+    return _by_row(Statistic.objects.using(alias).filter(scope__in=scopes), start, until, "span")["rows"]
 
 
 def _period(since, until, now, step):
@@ -119,10 +127,8 @@ class _Sum:
         return {**self.counts, **{name: round(seconds, 3) for name, seconds in self.seconds.items()}, **times}
 
 
-def _by_row(queuetopia, since, until, by, action):
-    found = Statistic.objects.using(queuetopia.database()).filter(scope=queuetopia.scope, at__gte=since, at__lt=until)
-    if action is not None:
-        found = found.filter(action=action)
+def _by_row(found, since, until, by):
+    found = found.filter(at__gte=since, at__lt=until)
     sums: dict[Any, _Sum] = {} if by == "action" else {at: _Sum() for at in _steps(since, until, STEPS[by])}
     total = _Sum()
     for row in found.values("action", "at", *COUNTS, *SECONDS, *HISTOGRAMS):

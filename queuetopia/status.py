@@ -5,6 +5,7 @@ work, and what is listed has a LIMIT. The parts are read one after the other, so
 may differ by the jobs that ended in between. Texts are as stored: ``visible`` makes them fit for a terminal.
 """
 
+from collections import Counter
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -261,8 +262,11 @@ def nodes(alias: str) -> list[dict[str, Any]]:
     now = backend_for(alias).now()
     rows = list(Node.objects.using(alias).order_by("started_at", "id")[:MOST_NODES])
     held = Queue.objects.using(alias).filter(held_by__in=[row.pk for row in rows])
-    counts = dict(held.values_list("held_by").annotate(Count("id")))
-    running = _running_jobs(alias, held)
+    queues = list(held.order_by("held_since", "id")[:MOST_RUNNING])
+    counts = Counter(queue.held_by for queue in queues)
+    if len(queues) == MOST_RUNNING:
+        counts = Counter(dict(held.values_list("held_by").annotate(Count("id"))))
+    running = _running_jobs(alias, queues)
     return [
         {
             "node": str(row),
@@ -276,16 +280,15 @@ def nodes(alias: str) -> list[dict[str, Any]]:
             "age": max(0.0, (now - row.last_seen).total_seconds()),
             "alive": is_alive(row, now),
             "fenced_at": row.fenced_at,
-            "held": counts.get(row.pk, 0),
+            "held": counts[row.pk],
             "workers": _workers(row, running.get(row.pk, {})),
         }
         for row in rows
     ]
 
 
-def _running_jobs(alias, held):
-    """Return {node id: {job id: what it is}} of the longest running jobs."""
-    queues = list(held.order_by("held_since", "id")[:MOST_RUNNING])
+def _running_jobs(alias, queues):
+    """Return {node id: {job id: what it is}} of these queues."""
     ids = [queue.current_job for queue in queues]
     actions = dict(Job.objects.using(alias).filter(pk__in=ids).values_list("id", "action"))
     running: dict[Any, dict[int, dict[str, Any]]] = {}
@@ -356,7 +359,8 @@ def span(seconds: float) -> str:
 
 def visible(text: object) -> str:
     r"""Return the text with all that is no printable character escaped: ``\x1b``, ``\n``, ``\u202e``."""
-    return "".join(char if char.isprintable() else _escaped(char) for char in str(text))
+    text = str(text)
+    return text if text.isprintable() else "".join(char if char.isprintable() else _escaped(char) for char in text)
 
 
 def _escaped(char):

@@ -11,6 +11,7 @@ from django.db import DatabaseError
 from django.utils import timezone
 
 from . import status
+from .attempts import MASK
 from .declaration import by_scope
 from .exceptions import InvalidJob, Refused
 from .models import Job, Queue
@@ -19,6 +20,9 @@ VERBS = {
     "retry": "make the next attempt of backing-off or halted jobs now",
     "skip": "give backing-off or halted jobs up; their queues go on",
     "cancel": "cancel jobs that were never attempted, ask running ones to stop",
+    "mark_done": "take waiting, backing-off or halted jobs for done; their queues go on",
+    "edit": "give a job other params; a backing-off or halted one is retried with them",
+    "move_to_end": "let the other due jobs of a queue go first; a blocking job is skipped and copied to the end",
     "pause": "start nothing new in a queue or a whole scope; running jobs finish",
     "resume": "serve a paused queue or scope again, at once",
 }
@@ -65,11 +69,18 @@ def serving(scope: str, alias: str, what: str):
 # On a job
 
 
-def on_job(verb: str, queuetopia, job_id: int, *, by: str, reason: str) -> dict[str, Any]:
-    """Do retry, skip or cancel; return what the job is now, the ``answer`` and a ``message``. Raises Refused."""
-    answer, job, message = {"retry": _retry, "skip": _skip, "cancel": _cancel}[verb](
-        queuetopia, job_id, {"by": by, "reason": reason}
-    )
+def on_job(verb: str, queuetopia, job_id: int, *, by: str, reason: str, **more) -> dict[str, Any]:
+    """Do a verb to a job; return what the job is now, the ``answer`` and a ``message``.
+
+    more: for ``edit`` the new ``params``, and what they ``was``.
+
+    Raises Refused, and InvalidJob for params that the job's action would not take.
+    """
+    do = {
+        "retry": _retry, "skip": _skip, "cancel": _cancel, "mark_done": _mark_done, "edit": _edit,
+        "move_to_end": _move_to_end,
+    }[verb]  # fmt: skip
+    answer, job, message = do(queuetopia, job_id, {"by": by, "reason": reason, **more})
     return {
         "scope": job.scope,
         "queue": job.queue,
@@ -83,15 +94,51 @@ def on_job(verb: str, queuetopia, job_id: int, *, by: str, reason: str) -> dict[
 
 def _retry(queuetopia, job_id, why):
     job = queuetopia.retry(job_id, **why)
+    return "retried", job, f"is retried: {_next_attempt(queuetopia, job)}"
+
+
+def _next_attempt(queuetopia, job):
     most = job.max_attempts or queuetopia.option("max_attempts")
     when = "starts when its queue is resumed" if status.is_paused(queuetopia, job.queue) else "is due now"
-    return "retried", job, f"is retried: attempt {job.attempts + 1} of {most} {when}"
+    return f"attempt {job.attempts + 1} of {most} {when}"
 
 
 def _skip(queuetopia, job_id, why):
     job = queuetopia.skip(job_id, **why)
-    then = "is paused" if status.is_paused(queuetopia, job.queue) else "goes on"
-    return "skipped", job, f"is skipped; its queue {then}"
+    return "skipped", job, f"is skipped; its queue {_then(queuetopia, job)}"
+
+
+def _then(queuetopia, job):
+    return "is paused" if status.is_paused(queuetopia, job.queue) else "goes on"
+
+
+def _mark_done(queuetopia, job_id, why):
+    job = queuetopia.mark_done(job_id, **why)
+    return "marked done", job, f"is marked as done; its queue {_then(queuetopia, job)}"
+
+
+def _edit(queuetopia, job_id, why):
+    job = queuetopia.edit(job_id, why.pop("params"), **why)
+    if job.attempted_at is None:
+        return "edited", job, "has new params, and keeps its place in line"
+    return "edited", job, f"has new params and is retried: {_next_attempt(queuetopia, job)}"
+
+
+def _move_to_end(queuetopia, job_id, why):
+    last = queuetopia.move_to_end(job_id, **why)
+    if last.pk == job_id:
+        return "moved", last, "is moved to the end of its queue"
+    job = queuetopia.jobs().get(pk=job_id)
+    then = _then(queuetopia, job)
+    return "moved", job, f"is skipped, and job {last.pk}, its copy, waits at the end of its queue, which {then}"
+
+
+def unmasked(params, old, sensitive) -> Any:
+    """Return ``params`` with the old values of those sensitive ones that still say what people are shown of them."""
+    if not isinstance(params, dict) or not isinstance(old, dict):
+        return params
+    kept = {name: old[name] for name in sensitive if params.get(name) == MASK and name in old}
+    return {**params, **kept}
 
 
 def _cancel(queuetopia, job_id, why):

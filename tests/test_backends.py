@@ -267,7 +267,9 @@ class Hammer:
         if verb == "job":
             job = Job.objects.unfinished().filter(queue=queue).in_order()[: dice.choice((1, 4))].first()
             if job:
-                do_verb(dice.choice(("cancel", "skip", "retry")), job)
+                copies = do_verb(dice.choice(JOB_VERBS), job)
+                with self._lock:
+                    self.created += copies
             return
         LedgerQueue.pause(queue if verb == "pause" else None)
         self._drained.wait(0.01)
@@ -324,6 +326,9 @@ class Hammer:
                 self.done[one.job_id] += 1
         return end(one, verdict, delay=dice.uniform(0, 0.05) if verdict in (Verdict.RETRY, Verdict.SNOOZE) else 0.0)
 
+
+JOB_VERBS = ("cancel", "skip", "retry", "mark_done", "edit", "move_to_end")
+EDITED = {"edited": True}
 
 # What a queue row and a job row hold after each verdict on attempt 3: (job, queue). "now" is the clock that record()
 # was given, "later" 40 s after it; "job" the job's id.
@@ -652,21 +657,24 @@ class TestBackendContract:
         assert line().current_job == theirs.job_id
 
     @pytest.mark.capability("E5", "E27")
-    @pytest.mark.parametrize("verb", ["cancel", "skip", "retry", "pause", "pause scope"])
+    @pytest.mark.parametrize("verb", [*JOB_VERBS, "pause", "pause scope"])
     def test_a_verb_between_lock_and_mark_is_obeyed(self, backend, verb):
         job, _ = put(), put()
         if verb in ("skip", "retry"):
             finish(backend, claim_one(backend), Verdict.RETRY)
         before(backend, "start_heads", lambda: do_verb(verb, job))
         claims = claim(backend)
-        following = {"cancel": [2], "skip": [2], "retry": [1], "pause": [], "pause scope": []}[verb]
+        passed = ("cancel", "skip", "mark_done", "move_to_end")
+        following = [2] if verb in passed else [] if verb.startswith("pause") else [1]
         first = Job.objects.earliest("id").pk
         assert [one.job_id - first + 1 for one in claims] == following
+        if verb == "edit":
+            assert json.loads(claims[0].params) == EDITED
         if not claims:
             LedgerQueue.resume(None if verb == "pause scope" else "q")
             assert claim_one(backend).job_id == job.pk
 
-    @pytest.mark.parametrize("verb", ["cancel", "skip", "pause"])
+    @pytest.mark.parametrize("verb", ["cancel", "skip", "mark_done", "move_to_end", "pause"])
     def test_a_verb_that_is_not_yet_committed_when_its_queue_is_claimed_is_obeyed(self, backend, node, verb):
         job, following = put(), put()
         if verb == "skip":
@@ -908,10 +916,10 @@ class TestBackendContract:
     # What people do meanwhile
 
     @pytest.mark.capability("E5", "E27", "H18")
-    def test_a_running_job_is_neither_skipped_nor_retried(self, backend):
+    def test_a_running_job_is_left_alone_by_every_verb_but_cancel(self, backend):
         job = put()
         one = claim_one(backend)
-        for verb in ("skip", "retry"):
+        for verb in set(JOB_VERBS) - {"cancel"}:
             with pytest.raises(Refused, match="running"):
                 do_verb(verb, job)
         assert stored(finish(backend, one).written[0].claim).state == "done"
@@ -979,13 +987,37 @@ class TestBackendContract:
         assert [after.job_id for after in recorded.claims] == [following.pk]
         assert stored(cancelled).state == "cancelled"
 
-    @pytest.mark.parametrize("verb", ["skip", "retry"])
+    @pytest.mark.parametrize("verdict", ENDING)
+    @pytest.mark.parametrize(("verb", "order"), [("edit", [1, 2]), ("mark_done", [2]), ("move_to_end", [2, 1])])
+    def test_a_verb_on_a_job_in_line_counts_when_its_turn_comes(self, backend, verb, order, verdict):
+        put()
+        jobs = put(), put()
+        one = claim_one(backend)
+        do_verb(verb, jobs[0])
+        for number in order:
+            (one,) = finish(backend, one, verdict, keep=True).claims
+            assert one.job_id == jobs[number - 1].pk
+        if verb == "edit":
+            assert stored(jobs[0]).params == EDITED
+        assert finish(backend, one, verdict, keep=True).claims == []
+
+    @pytest.mark.parametrize("verb", sorted(set(JOB_VERBS) - {"cancel"}))
     def test_a_verb_on_a_halted_job_is_followed_at_once(self, backend, verb):
         job, following = put(), put()
         finish(backend, claim_one(backend), Verdict.HALT)
         do_verb(verb, job)
         one = claim_one(backend)
-        assert one.job_id == (job if verb == "retry" else following).pk
+        assert one.job_id == (job if verb in ("retry", "edit") else following).pk
+
+    def test_what_is_moved_to_the_end_runs_when_nobody_else_is_left(self, backend):
+        job, following = put(), put()
+        finish(backend, claim_one(backend), Verdict.HALT)
+        copy = LedgerQueue.move_to_end(job)
+        finish(backend, claim_one(backend))
+        assert stored(following).state == "done"
+        again = claim_one(backend)
+        assert (again.job_id, again.attempt) == (copy.pk, 1)
+        assert claim(backend) == []
 
     # Wake-ups
 
@@ -1961,13 +1993,19 @@ def look_for_deadlocks_after(seconds):
             cursor.execute("SELECT set_config('deadlock_timeout', %s, false)", [f"{seconds}s"])
 
 
-def do_verb(verb, job):
+def do_verb(verb, job) -> int:
+    """Say the verb; return how many jobs it created."""
     if verb == "pause scope":
         LedgerQueue.pause()
     elif verb == "pause":
         LedgerQueue.pause(job.queue)
+    elif verb == "edit":
+        LedgerQueue.edit(job, EDITED)
+    elif verb == "move_to_end":
+        return int(LedgerQueue.move_to_end(job).pk != job.pk)
     else:
         getattr(LedgerQueue, verb)(job)
+    return 0
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ import io
 import json
 import subprocess
 import sys
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 
 import pytest
 from django.core.management import CommandError, call_command
@@ -54,6 +54,8 @@ class TestVerbOnJobs:
             ("retry", "backing off", "pending", "is retried: attempt 3 of 20 is due now."),
             ("retry", "halted", "pending", "is retried: attempt 21 of 21 is due now."),
             ("skip", "halted", "skipped", "is skipped; its queue goes on."),
+            ("mark-done", "halted", "done", "is marked as done; its queue goes on."),
+            ("move-to-end", "waiting", "pending", "is moved to the end of its queue."),
             ("cancel", "waiting", "cancelled", "is cancelled."),
             (
                 "cancel",
@@ -70,6 +72,36 @@ class TestVerbOnJobs:
         assert refused is None
         job.refresh_from_db()
         assert job.state == after
+
+    def test_says_what_became_of_a_blocking_job_that_is_moved(self, queues):
+        job = put(queues, "halted")
+        text, _ = run("move-to-end", job.pk)
+        copy = Job.objects.latest("pk")
+        assert f"is skipped, and job {copy.pk}, its copy, waits at the end of its queue, which goes on." in text
+
+    def test_edits_params(self, queues):
+        job = put(queues, "halted")
+        assert "has new params and is retried: attempt 21 of 21 is due now." in run("edit", job.pk, '{"a": [1]}')[0]
+        waiting = put(queues, "waiting", queue="other")
+        day = '{"day": {"__queuetopia__": "date", "value": "2026-01-31"}}'
+        assert "has new params, and keeps its place in line." in run("edit", waiting.pk, day)[0]
+        for edited, params in ((job, {"a": [1]}), (waiting, {"day": date(2026, 1, 31)})):
+            edited.refresh_from_db()
+            assert edited.params == params
+
+    def test_keeps_a_masked_param_that_is_not_edited(self, monkeypatch):
+        monkeypatch.setattr(declaration, "_registry", [])
+        job = put(mail_queue(sensitive_params=("card",)), "halted", params={"card": "4111", "amount": 1})
+        run("edit", job.pk, '{"card": "********", "amount": 2}')
+        job.refresh_from_db()
+        assert job.params == {"card": "4111", "amount": 2}
+
+    @pytest.mark.parametrize("wrong", ["", "{", "[]", "{'a': 1}", '{"a": NaN}', '{"self": 1}'])
+    def test_refuses_params_that_are_none(self, queues, wrong):
+        job = put(queues, "halted")
+        text, refused = run("edit", job.pk, wrong)
+        assert text == "" and "params" in refused.lower()
+        assert not JobEvent.objects.exists()
 
     def test_says_when_a_pause_keeps_the_queue_from_going_on(self, queues):
         queues.pause("customer-42")

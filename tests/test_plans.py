@@ -313,3 +313,21 @@ def test_serving_costs_the_same_beside_a_crowd_of_blocked_queues(no_statistics, 
         for what, effort in among_the_crowd.items():
             # An index over the crowd has a level or two more.
             assert effort <= 1.5 * alone[what] + 10 * WORK, (alone, among_the_crowd)
+
+
+# The admin
+
+
+@pytest.mark.usefixtures("crowd")
+def test_the_admins_pages_of_a_job_and_a_queue_read_no_table_whole(admin_client):
+    analyse()
+    line = Queue.objects.get(name="blocked 77")
+    for path in (f"queue/{line.pk}/", f"job/{line.current_job}/", f"job/{line.current_job + 10_000_000}/"):
+        with CaptureQueriesContext(connection) as captured:
+            assert admin_client.get(f"/admin/queuetopia/{path}change/").status_code == 200
+        seen = [query["sql"] for query in captured if re.search(r"\Wqueuetopia_(job|queue)\W", query["sql"])]
+        assert len(seen) > 3
+        for sql in seen:
+            plan = plan_of(sql)
+            assert not re.search(r"Seq Scan on queuetopia_(job|queue)\b|SCAN queuetopia_(job|queue)\b|"
+                                 r"queuetopia_(job|queue) \| (ALL|index) ", plan), f"{sql}\n{plan}"  # fmt: skip

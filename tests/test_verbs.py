@@ -4,7 +4,8 @@ The states are written as rows, as a scheduler leaves them, so that each is ther
 """
 
 import uuid
-from datetime import timedelta
+from datetime import date, timedelta
+from decimal import Decimal
 from unittest import mock
 
 import pytest
@@ -16,6 +17,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.django import TestCase
 
 from queuetopia import InvalidJob, Performer, Queuetopia, Refused, action, declaration, jobs, signals
+from queuetopia.backends import backend_for
+from queuetopia.backends.base import Backend
 from queuetopia.models import Job, JobEvent, Queue, Scope
 
 NODE = uuid.UUID(int=7)
@@ -32,6 +35,12 @@ class MailPerformer(Performer):
     @action
     def send_mail(self, job, **params):
         return params
+
+
+class StrictPerformer(Performer):
+    @action
+    def charge(self, job, address):
+        return address
 
 
 def mail_queue(scope="tests.mail", **options):
@@ -97,7 +106,7 @@ def sent(queues):
     """The signals that were sent, as (name, keywords, whether it was inside a transaction)."""
     sent = []
     receivers = []
-    for name in ("job_skipped", "job_cancelled", "queue_unblocked"):
+    for name in ("job_created", "job_done", "job_skipped", "job_cancelled", "queue_unblocked"):
 
         def receive(sender, signal, name=name, **arguments):
             sent.append((name, sender, arguments, connection.in_atomic_block))
@@ -141,7 +150,10 @@ CANCEL = {
     "skipped": "skipped",
     "cancelled": "cancelled",
 }
-TABLE = {"retry": RETRY, "skip": SKIP, "cancel": CANCEL}
+MARK_DONE = RETRY | {state: "done" for state in UNFINISHED if not state.startswith("running")}
+MOVE_TO_END = SKIP | {"waiting": "pending", "scheduled": Refused("is scheduled for .*, and joins the line only then")}
+TABLE = {"retry": RETRY, "skip": SKIP, "cancel": CANCEL, "mark_done": MARK_DONE, "move_to_end": MOVE_TO_END}
+EDIT = RETRY | dict.fromkeys(("waiting", "scheduled"), "pending")
 ALL = [(verb, state, after) for verb, cases in TABLE.items() for state, after in cases.items()]
 ALLOWED = [case for case in ALL if isinstance(case[2], str) and (case[0] != "cancel" or case[1] not in ENDED)]
 REFUSED = [case for case in ALL if isinstance(case[2], Refused)]
@@ -178,15 +190,12 @@ class TestVerbOnAJob:
         job = put(queues, state)
         began = timezone.now()
         getattr(queues, verb)(job, by="ann", reason="customer called")
-        event = JobEvent.objects.get()
+        event = JobEvent.objects.get(job=job.pk)
         assert (event.verb, event.scope, event.queue, event.job) == (verb, job.scope, job.queue, job.pk)
         assert (event.by, event.reason) == ("ann", "customer called")
         assert began - timedelta(seconds=1) < event.at <= timezone.now()
-        assert event.before == {
-            "state": job.state,
-            "attempts": job.attempts,
-            "running": state.startswith("running"),
-        }
+        seen = {"state": job.state, "attempts": job.attempts, "running": state.startswith("running")}
+        assert event.before.items() >= seen.items()
         assert event.after["state"] == after
 
     @pytest.mark.parametrize("verb", TABLE)
@@ -205,7 +214,7 @@ class TestVerbOnAJob:
         put(queues, "halted", "other")
         put(mail_queue("tests.other"), "backing off")
         before = rows()
-        state = "waiting" if verb == "cancel" else "backing off"
+        state = "waiting" if verb in ("cancel", "move_to_end") else "backing off"
         job = put(queues, state)
         getattr(queues, verb)(job)
         job_rows, queue_rows, scope_rows, _ = rows()
@@ -335,6 +344,156 @@ class TestCancel:
         assert queues.cancel(job) == "cancelled"
 
 
+@pytest.mark.django_db
+@pytest.mark.capability("E5")
+class TestMarkDone:
+    @pytest.mark.parametrize("state", ["backing off", "snoozed", "halted"])
+    def test_lets_the_queue_go_on_at_once(self, queues, state):
+        job = queues.mark_done(put(queues, state), reason="paid in cash")
+        assert (job.state, job.result) == ("done", None)
+        line = line_of(job)
+        assert (line.current_job, line.held_by) == (None, None)
+        assert line.due_at <= timezone.now()
+
+    def test_works_in_the_middle_of_a_line(self, queues):
+        second = put(queues, "waiting")
+        head = put(queues, "running again")
+        queues.mark_done(second)
+        assert (line_of(head).current_job, line_of(head).held_by) == (head.pk, NODE)
+
+
+@pytest.mark.django_db
+@pytest.mark.capability("E5")
+class TestMoveToEnd:
+    def in_line(self, job):
+        return list(Job.objects.unfinished().in_queue(job.scope, job.queue).in_order().values_list("pk", flat=True))
+
+    def test_puts_a_waiting_job_behind_all_that_are_due(self, queues):
+        now = timezone.now()
+        first, second = put(queues, "waiting"), put(queues, "waiting", scheduled_at=now)
+        later = put(queues, "scheduled")
+        moved = queues.move_to_end(first)
+        assert self.in_line(first) == [second.pk, first.pk, later.pk]
+        assert moved == first and moved.attempts == 0
+        event = JobEvent.objects.get()
+        assert event.before["scheduled_at"] < event.after["scheduled_at"] == moved.scheduled_at.isoformat()
+
+    def test_passes_a_job_of_the_same_moment(self, queues):
+        """On a clock of milliseconds the one that was created last has the higher id, and would come later."""
+        first, second = put(queues, "waiting"), put(queues, "waiting")
+        at = backend_for("default").now() + timedelta(seconds=1)
+        Job.objects.update(scheduled_at=at)
+        with mock.patch.object(Backend, "now", lambda backend: at):
+            queues.move_to_end(first)
+        assert self.in_line(first) == [second.pk, first.pk]
+
+    def test_keeps_the_order_of_several_that_are_moved_one_after_the_other(self, queues):
+        first, second, third = (put(queues, "waiting") for _ in range(3))
+        for job in (first, second):
+            queues.move_to_end(job)
+        assert self.in_line(first) == [third.pk, first.pk, second.pk]
+
+    @pytest.mark.parametrize("state", ["backing off", "snoozed", "halted"])
+    def test_skips_a_blocking_job_and_copies_it_to_the_end(self, queues, state):
+        """What was attempted holds its queue until it ends: so it ends, and is done anew."""
+        options = {"timeout": 7.0, "max_backoff": 8.0, "max_attempts": 3, "on_exhausted": "skip"}
+        following = put(queues, "waiting")
+        job = put(queues, state, params={"name": "toto", "day": date(2026, 1, 31)}, **options)
+        copy = queues.move_to_end(job, by="ann", reason="later")
+        copy.refresh_from_db()
+        job.refresh_from_db()
+        assert job.state == "skipped"
+        assert self.in_line(job) == [following.pk, copy.pk]
+        assert (copy.attempts, copy.attempted_at, copy.error, copy.state) == (0, None, "", "pending")
+        assert {name: getattr(copy, name) for name in ("action", "params", *options)} == {
+            "action": "send_mail", "params": job.params, **options
+        }  # fmt: skip
+        line = line_of(job)
+        assert (line.current_job, line.due_at <= timezone.now()) == (None, True)
+
+    def test_says_of_both_jobs_where_they_come_from(self, queues):
+        job = put(queues, "halted")
+        copy = queues.move_to_end(job, by="ann", reason="later")
+        events = {event.job: event for event in JobEvent.objects.all()}
+        assert events[job.pk].after["copy"] == copy.pk and events[copy.pk].before == {"copy_of": job.pk}
+        assert {(event.verb, event.by, event.reason) for event in events.values()} == {("move_to_end", "ann", "later")}
+
+
+@pytest.mark.django_db
+@pytest.mark.capability("E5")
+class TestEdit:
+    @pytest.mark.parametrize("state", [state for state, after in EDIT.items() if isinstance(after, Refused)])
+    def test_is_refused_with_the_reason_and_changes_nothing(self, queues, state):
+        job = put(queues, state)
+        before = rows()
+        with pytest.raises(Refused, match=str(EDIT[state])):
+            queues.edit(job, {"name": "toto"})
+        assert rows() == before
+
+    @pytest.mark.parametrize("state", ["waiting", "scheduled"])
+    def test_leaves_a_job_that_was_never_attempted_in_its_place(self, queues, state):
+        job = put(queues, state, params={"name": "toto"})
+        line = line_of(job)
+        edited = queues.edit(job.pk, {"name": "titi"})
+        edited.refresh_from_db()
+        assert edited.params == {"name": "titi"}
+        assert (edited.scheduled_at, edited.next_attempt_at) == (job.scheduled_at, None)
+        after = line_of(job)
+        assert (after.due_at, after.current_job, after.rev) == (line.due_at, None, line.rev + 1)
+
+    @pytest.mark.parametrize("state", ["backing off", "snoozed", "halted", "halted early"])
+    def test_retries_a_job_that_holds_its_queue(self, queues, state):
+        job = put(queues, state)
+        edited = queues.edit(job, {"day": date(2026, 1, 31), "price": Decimal("1.50")})
+        edited.refresh_from_db()
+        assert edited.params == {"day": date(2026, 1, 31), "price": Decimal("1.50")}
+        assert (edited.state, edited.attempts) == ("pending", job.attempts)
+        assert edited.next_attempt_at == line_of(job).due_at <= timezone.now()
+        assert edited.max_attempts == (21 if state == "halted" else None)
+
+    @pytest.mark.parametrize(
+        ("params", "problem"),
+        [
+            ({"address": 1, "adrs": "x"}, "unknown param 'adrs' of action 'charge'"),
+            ({}, "missing param 'address' of action 'charge'"),
+            ({"address": float("nan")}, "nan is not JSON"),
+            ({"address": "x" * 300_000}, "over QUEUETOPIA"),
+            ("text", "must be a dict"),
+            (None, "must be a dict"),
+        ],
+        ids=lambda value: str(value)[:30],
+    )
+    def test_refuses_params_that_the_action_would_not_take(self, queues, params, problem):
+        job = put(mail_queue("tests.strict", performer=StrictPerformer), "halted", action="charge")
+        before = rows()
+        with pytest.raises(InvalidJob) as caught:
+            declaration.by_scope()["tests.strict"].edit(job, params)
+        assert problem in caught.value.message_dict["params"][0]
+        assert rows() == before
+
+    def test_keeps_old_and_new_params_with_the_sensitive_ones_masked(self, queues):
+        secret = mail_queue("tests.secret", sensitive_params=("card",))
+        job = put(secret, "halted", params={"card": "4111", "day": date(2026, 1, 31), "gone": 1})
+        secret.edit(job, {"card": "4222", "day": date(2026, 1, 31)}, by="ann", reason="new card")
+        event = JobEvent.objects.get()
+        day = {"__queuetopia__": "date", "value": "2026-01-31"}
+        assert event.before["params"] == {"card": "********", "day": day, "gone": 1}
+        assert event.after["params"] == {"card": "********", "day": day}
+        assert event.after["changed"] == ["card", "gone"]
+        assert (event.verb, event.by, event.reason) == ("edit", "ann", "new card")
+
+    def test_is_refused_when_somebody_else_was_faster(self, queues):
+        job = put(queues, "halted", params={"name": "toto"})
+        queues.edit(job, {"name": "titi"}, was={"name": "toto"})
+        with pytest.raises(Refused, match="its params have changed meanwhile"):
+            queues.edit(job, {"name": "tata"}, was={"name": "toto"})
+
+    def test_mends_params_that_cannot_be_read(self, queues):
+        job = put(queues, "halted", params=[1, 2])
+        assert queues.edit(job, {"name": "toto"}).params == {"name": "toto"}
+        assert JobEvent.objects.get().before["params"] == {"unreadable": "[1, 2]"}
+
+
 @pytest.mark.django_db(transaction=True)
 class TestSignals:
     @pytest.mark.parametrize(
@@ -347,6 +506,10 @@ class TestSignals:
             ("cancel", "running first", []),  # the worker sends it when it has stopped
             ("cancel", "done", []),
             ("retry", "halted", []),
+            ("mark_done", "halted", ["job_done", "queue_unblocked"]),
+            ("mark_done", "waiting", ["job_done"]),
+            ("move_to_end", "waiting", []),
+            ("move_to_end", "halted", ["job_skipped", "queue_unblocked", "job_created"]),
         ],
     )
     def test_follow_the_commit(self, queues, sent, verb, state, names):
@@ -355,9 +518,9 @@ class TestSignals:
             getattr(queues, verb)(job)
             assert sent == []
         assert [name for name, *_ in sent] == names
-        for _, sender, arguments, in_transaction in sent:
+        for name, sender, arguments, in_transaction in sent:
             assert sender is queues
-            assert arguments["job"] == job
+            assert (arguments["job"] == job) is (name != "job_created")
             assert not in_transaction
 
     def test_say_which_queue_goes_on_and_that_no_exception_led_to_it(self, queues, sent):

@@ -1,10 +1,12 @@
-"""Jobs and queues in Django's admin: to look at, and to decide about; nothing is added or edited here.
+"""Jobs and queues in Django's admin: to look at, and to decide about; whatever is changed is changed by a verb.
 
-``lists`` keeps the lists cheap beside a million jobs, ``base`` holds what both pages share: who may do what, the
-confirmation, and the record of what was done. What is done is done by the functions of ``jobs.py``.
+``lists`` keeps the lists cheap beside a million jobs, ``base`` holds what the pages share: who may do what, the
+confirmation, and the record of what was done; ``overview`` is the page about everything. What is done is done by the
+functions of ``jobs.py``.
 """
 
 from .jobs import JobAdmin
+from .overview import ScopeAdmin
 from .queues import QueueAdmin
 
-__all__ = ["JobAdmin", "QueueAdmin"]
+__all__ = ["JobAdmin", "QueueAdmin", "ScopeAdmin"]

@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Any
 
+from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.models import CHANGE, DELETION, LogEntry
@@ -40,6 +41,7 @@ class ReadOnlyAdmin(admin.ModelAdmin):
     """
 
     verbs: dict[str, str] = {}
+    verbs_of_one: tuple[str, ...] = ()  # those that are never said to several rows at once
     order_of_verbs: tuple[str, ...] = ()  # the rows' order in which a verb comes to them
     heavy: tuple[str, ...] = ()  # columns that only a row's own page needs
 
@@ -51,10 +53,19 @@ class ReadOnlyAdmin(admin.ModelAdmin):
 
     class Media:
         css = {"all": ["queuetopia/admin.css"]}
+        js = ["queuetopia/search.js"]
 
-    def act(self, verb: str, row, *, by: str, reason: str) -> dict[str, Any]:
-        """Do the verb to the row; return a ``message``. Raises Refused."""
+    def act(self, verb: str, row, *, by: str, reason: str, **more) -> dict[str, Any]:
+        """Do the verb to the row; return a ``message``. ``more`` comes from ``form_of``. Raises Refused."""
         raise NotImplementedError
+
+    def form_of(self, verb: str, row, told=None) -> forms.Form | None:
+        """Return the form for what the verb has to be told besides a reason, filled with ``told``; None: nothing."""
+        return None
+
+    def seen_of(self, row) -> str:
+        """Return what a confirmation remembers of a row; ``act`` finds it in ``row.seen``, None if it was not asked."""
+        return ""
 
     def applies(self, verb: str, row) -> bool:
         """True unless the verb would be refused for the row as it was seen: its page does not offer it then."""
@@ -114,7 +125,7 @@ class ReadOnlyAdmin(admin.ModelAdmin):
         context |= {
             "show_delete": False,  # it is one of our verbs
             "verbs": [
-                (verb, address(self.admin_site, obj, verb))
+                (words(verb), address(self.admin_site, obj, verb))
                 for verb in self.verbs
                 if self.may(request, verb, obj) and self.applies(verb, obj)
             ],
@@ -142,7 +153,8 @@ class ReadOnlyAdmin(admin.ModelAdmin):
         pages = []
         for verb in self.verbs:
             view = self.admin_site.admin_view(partial(self.verb_view, verb=verb))
-            pages.append(path(f"{verb}/", view, name=f"{about}_{verb}_selected"))
+            if verb not in self.verbs_of_one:
+                pages.append(path(f"{verb}/", view, name=f"{about}_{verb}_selected"))
             pages.append(path(f"<path:object_id>/{verb}/", view, name=f"{about}_{verb}"))
         return pages + super().get_urls()
 
@@ -152,12 +164,18 @@ class ReadOnlyAdmin(admin.ModelAdmin):
             raise PermissionDenied
         selected = request.POST.getlist(ACTION_CHECKBOX_NAME)
         chosen = selected[:MOST_AT_ONCE] if object_id is None else [unquote(object_id)]
-        rows = self._chosen(self.get_queryset(request).defer(*self.heavy), chosen)
+        heavy = () if verb in self.verbs_of_one else self.heavy
+        rows = self._chosen(self.get_queryset(request).defer(*heavy), chosen)
         if not rows:
             self.message_user(request, "What was chosen is not there any more.", messages.WARNING)
             return self._back(request)
+        seen = dict(text.rpartition("=")[::2] for text in request.POST.getlist("seen"))
+        for row in rows:
+            row.seen = seen.get(row_id(row))
         if "confirmed" not in request.POST:
             return self._confirmation(request, verb, rows, one=object_id is not None)
+        if object_id is not None and (form := self.form_of(verb, rows[0], request.POST)) is not None:
+            return self._do_one(request, verb, rows[0], form)
         if missing := len(chosen) - len(rows):
             self.message_user(request, f"Not there any more: {missing} of {len(chosen)}.", messages.WARNING)
         self._do(request, verb, rows, request.POST.get("reason", "").strip())
@@ -172,7 +190,18 @@ class ReadOnlyAdmin(admin.ModelAdmin):
             return None
         return self._confirmation(request, verb, rows) if rows else None
 
-    def _confirmation(self, request, verb, rows, one=False):
+    def _do_one(self, request, verb, row, form):
+        """Do a verb with a form; what is wrong with it is told beside what was typed."""
+        if form.is_valid():
+            reason = request.POST.get("reason", "").strip()
+            result = tried(partial(self._act_and_log, request, verb, row, reason, **form.cleaned_data))
+            if result["ok"]:
+                self.message_user(request, visible(result["message"]), messages.SUCCESS)
+                return self._back(request, row)
+            form.add_error(None, visible(result["message"]))
+        return self._confirmation(request, verb, [row], one=True, form=form)
+
+    def _confirmation(self, request, verb, rows, one=False, form=None):
         self.look_at(rows)
         site, row = self.admin_site, rows[0]
         if one:
@@ -185,13 +214,16 @@ class ReadOnlyAdmin(admin.ModelAdmin):
             "admin/queuetopia/confirm_verb.html",
             {
                 **self.admin_site.each_context(request),
-                "title": f"{verb.capitalize()} {len(rows)} {self._named(len(rows))}",
+                "title": f"{words(verb)} {len(rows)} {self._named(len(rows))}",
                 "opts": self.opts,
                 "media": self.media,
                 "preserved_filters": self.get_preserved_filters(request),
-                "verb": verb,
+                "verb": words(verb),
+                "form": form or (self.form_of(verb, row) if one else None),
+                "reason": request.POST.get("reason", ""),
                 "does": self.verbs[verb],
                 "rows": [(row_id(row), address(site, row), visible(row), str(row.state_seen)) for row in rows],
+                "seen": [f"{row_id(row)}={self.seen_of(row)}" for row in rows if self.seen_of(row)],
                 "asks_for_reason": verb != "delete",
                 "action": action,
                 "back": back,
@@ -208,19 +240,22 @@ class ReadOnlyAdmin(admin.ModelAdmin):
                 self.message_user(request, visible(text), level)
         if len(rows) > MOST_TOLD:
             level = messages.WARNING if refused else messages.SUCCESS
-            self.message_user(request, f"{verb.capitalize()}: {len(done)} done, {len(refused)} refused.", level)
+            self.message_user(request, f"{words(verb)}: {len(done)} done, {len(refused)} refused.", level)
 
-    def _act_and_log(self, request, verb, row, reason):
+    def _act_and_log(self, request, verb, row, reason, **more):
+        return self.logged(request, verb, row, reason, partial(self.act, verb, row, reason=reason, **more))
+
+    def logged(self, request, verb, row, reason, act):
+        """Do ``act(by=…)`` to the row, and write it into the admin's own log, both or none."""
         # The verb in it is not tried again by itself: after a deadlock both are gone.
-        act = partial(self._act_and_log_once, request, verb, row, reason)
-        return again_after_deadlock(row._state.db, act)
+        return again_after_deadlock(row._state.db, partial(self._logged_once, request, verb, row, reason, act))
 
-    def _act_and_log_once(self, request, verb, row, reason):
+    def _logged_once(self, request, verb, row, reason, act):
         with transaction.atomic(using=row._state.db):
-            result = self.act(verb, row, by=request.user.get_username(), reason=reason)
+            result = act(by=request.user.get_username())
             LogEntry(
                 user_id=request.user.pk,
-                content_type=ContentType.objects.get_for_model(self.model),
+                content_type=ContentType.objects.get_for_model(type(row)),
                 object_id=row_id(row),
                 object_repr=storable(visible(row), 200),
                 action_flag=DELETION if verb == "delete" else CHANGE,
@@ -282,11 +317,16 @@ def running(queue, node) -> str:
     return f"attempt {queue.attempt} on {where} since {when(queue.held_since)}{stop}"
 
 
+def words(verb) -> str:
+    """Return a verb as people read it."""
+    return verb.replace("_", " ").capitalize()
+
+
 def event_shown(event) -> dict[str, Any]:
     """Return a JobEvent as texts."""
     return {
         "at": when(event.at),
-        "verb": visible(event.verb),
+        "verb": visible(words(event.verb)),
         "by": visible(event.by),
         "reason": visible(event.reason),
         "before": _change(event.before),

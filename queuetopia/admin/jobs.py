@@ -2,21 +2,28 @@
 
 import json
 from datetime import datetime
+from functools import reduce
+from operator import or_
 
+from django import forms
 from django.contrib import admin
 from django.db.models import Q, TextField
 from django.db.models.functions import Cast
+from django.utils import timezone
+from django.utils.crypto import salted_hmac
 from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 
-from ..attempts import masked, secrets_of
+from ..attempts import MASK, masked, secrets_of
 from ..backends.base import history
 from ..declaration import by_scope
 from ..exceptions import Refused
+from ..explain import explain_queue
 from ..jobs import delete_ended
-from ..models import Job, JobEvent, Node, Queue, Scope
-from ..status import JobState, job_state, most_attempts, visible
-from ..verbs import VERBS, name_of, on_job, serving
+from ..models import Job, JobEvent, Node, Queue
+from ..params import ParamsEncoder, loads
+from ..status import JobState, job_state, most_attempts, span, visible
+from ..verbs import VERBS, name_of, on_job, serving, unmasked
 from .base import (
     MOST_EVENTS,
     NOTHING,
@@ -24,7 +31,6 @@ from .base import (
     event_shown,
     first_line,
     full_name,
-    paused,
     readable,
     running,
     when,
@@ -41,8 +47,9 @@ from .lists import (
     link_to_jobs,
 )
 
+MOST_SEARCHED = 20_000  # of the newest jobs, for what no index knows
+MOST_QUEUES = 100  # whose names begin like what is searched
 LONGEST_JSON = 50_000  # characters of params or a result shown
-MASK = "********"
 ERROR_TEXTS = ("attempt", "by", "duration", "type", "message", "traceback")
 
 
@@ -51,22 +58,24 @@ class JobAdmin(ReadOnlyAdmin):
     """Jobs, newest first: what each does, what went wrong, and what a person may do about it."""
 
     verbs = {
-        **{verb: VERBS[verb] for verb in ("retry", "skip", "cancel")},
+        **{verb: VERBS[verb] for verb in ("retry", "skip", "cancel", "mark_done", "edit", "move_to_end")},
         "delete": "delete jobs that have ended, and what people did to them; no unfinished one",
     }
+    verbs_of_one = ("edit",)
     order_of_verbs = ("scheduled_at", "id")
     heavy = ("params", "errors", "result")
-    actions = ["retry", "skip", "cancel", "delete_selected"]
+    actions = ["retry", "skip", "cancel", "mark_done", "move_to_end", "delete_selected"]
 
     list_display = [
-        "number", "state_now", "queue_name", "action_name", "details", "attempts_made", "scheduled", "next_attempt",
+        "number", "state_now", "queue_name", "action_name", "details", "attempts_made", "scheduled", "age",
+        "next_attempt",
     ]  # fmt: skip
     list_display_links = ["number"]
     list_filter = [DatabaseFilter, JobStateFilter, ScopeFilter, QueueFilter]
     ordering = ["-id"]
     search_fields = ["queue"]  # makes the form appear; get_search_results says what is searched
     fieldsets = [
-        (None, {"fields": ["state_now", "details", "place", "scope_name", "queue_link", "action_name"]}),
+        (None, {"fields": ["state_now", "explained", "details", "place", "scope_name", "queue_link", "action_name"]}),
         (
             _("Attempts"),
             {"fields": ["attempts_made", "scheduled", "last_attempt", "attempted_by", "next_attempt", "ended"]},
@@ -84,6 +93,16 @@ class JobAdmin(ReadOnlyAdmin):
 
     def has_cancel_permission(self, request, obj=None):
         return request.user.has_perm("queuetopia.cancel_job")
+
+    def has_mark_done_permission(self, request, obj=None):
+        return request.user.has_perm("queuetopia.mark_done_job")
+
+    def has_edit_permission(self, request, obj=None):
+        # Who edits params sees them.
+        return request.user.has_perm("queuetopia.edit_job") and self.has_params_permission(request, obj)
+
+    def has_move_to_end_permission(self, request, obj=None):
+        return request.user.has_perm("queuetopia.move_to_end_job")
 
     def has_delete_permission(self, request, obj=None):
         return super().has_delete_permission(request, obj) and (obj is None or obj.is_ended())
@@ -105,24 +124,39 @@ class JobAdmin(ReadOnlyAdmin):
     def cancel(self, request, queryset):
         return self.confirm_selected(request, queryset, "cancel")
 
+    @admin.action(permissions=["mark_done"], description=_("Mark selected jobs as done"))
+    def mark_done(self, request, queryset):
+        return self.confirm_selected(request, queryset, "mark_done")
+
+    @admin.action(permissions=["move_to_end"], description=_("Move selected jobs to the end of their queues"))
+    def move_to_end(self, request, queryset):
+        return self.confirm_selected(request, queryset, "move_to_end")
+
     @admin.action(permissions=["delete"], description=_("Delete selected ended jobs"))
     def delete_selected(self, request, queryset):
         return self.confirm_selected(request, queryset, "delete")
 
-    def act(self, verb, row, *, by, reason):
+    def act(self, verb, row, *, by, reason, **more):
         if verb != "delete":
             queuetopia = serving(row.scope, row._state.db, f"Job {row.pk}")
-            return on_job(verb, queuetopia, row.pk, by=by, reason=reason)
+            return on_job(verb, queuetopia, row.pk, by=by, reason=reason, **more)
         if not delete_ended(row.pk, alias=row._state.db):
             raise Refused(f"{name_of(row)} has not ended, and no unfinished job is deleted. Skip or cancel it first.")
         return {"message": f"{name_of(row)} is deleted."}
 
+    def form_of(self, verb, row, told=None):
+        return ParamsForm(row, told) if verb == "edit" else None
+
     def applies(self, verb, row):
+        blocked = (JobState.BACKING_OFF, JobState.HALTED)
         states = {
-            "retry": (JobState.BACKING_OFF, JobState.HALTED),
-            "skip": (JobState.BACKING_OFF, JobState.HALTED),
+            "retry": blocked,
+            "skip": blocked,
             "cancel": (JobState.WAITING, JobState.RUNNING),
+            **dict.fromkeys(("mark_done", "edit", "move_to_end"), (JobState.WAITING, *blocked)),
         }
+        if verb == "edit" and row.scope not in by_scope():
+            return False  # nobody knows which of its params are to be masked
         return verb not in states or row.state_seen in states[verb]
 
     # Lists
@@ -130,9 +164,10 @@ class JobAdmin(ReadOnlyAdmin):
     def get_search_results(self, request, queryset, search_term):
         if not search_term.strip():
             return queryset, False
+        # Two looks that cost the same beside any number of jobs: at queues by their names, and at the newest jobs.
+        recent = queryset.model._default_manager.using(queryset.db).order_by("-pk").values_list("pk", flat=True)
+        last = recent.first() or 0
         found = Q(queue__startswith=search_term) | Q(action__startswith=search_term)
-        if (number := id_in(search_term)) is not None:
-            found |= Q(pk=number)
         if self.has_params_permission(request):
             # Searching is reading: what is masked, or may have to be, is not searched.
             clear = [scope for scope, known in by_scope().items() if not known.option("sensitive_params")]
@@ -140,9 +175,19 @@ class JobAdmin(ReadOnlyAdmin):
             queryset = queryset.alias(params_text=Cast("params", TextField()))
             for text in as_stored:
                 found |= Q(scope__in=clear, params_text__icontains=text)
-        return queryset.filter(found), False
+        ids = set(queryset.filter(found, pk__gt=last - MOST_SEARCHED).values_list("pk", flat=True)[: MOST_LISTED + 1])
+        lines = Queue.objects.using(queryset.db).filter(name__startswith=search_term).values_list("scope", "name")
+        if named := reduce(or_, (Q(scope=scope, queue=name) for scope, name in lines[:MOST_QUEUES]), Q()):
+            waiting = queryset.unfinished().filter(named)
+            ids.update(waiting.values_list("pk", flat=True)[: MOST_LISTED + 1])
+        if (number := id_in(search_term)) is not None:
+            ids.add(number)
+        return queryset.filter(pk__in=ids), False
 
-    search_help_text = _("Number, the beginning of a queue or an action, or something in the params.")
+    search_help_text = _(
+        "A number, the beginning of a queue's name, or, among the newest 20,000 jobs, the beginning of an action or "
+        "something in the params."
+    )
 
     def look_at(self, rows):
         """Put beside each unfinished job its queue's row (``line``) and who holds that (``node``)."""
@@ -184,6 +229,19 @@ class JobAdmin(ReadOnlyAdmin):
     def scheduled(self, job):
         return when(job.scheduled_at)
 
+    @admin.display(description=_("age"))
+    def age(self, job):
+        """Say for how long an unfinished job has been due."""
+        seconds = (timezone.now() - job.scheduled_at).total_seconds()
+        if job.is_ended():
+            return NOTHING
+        return span(seconds) if seconds >= 0 else f"due in {span(-seconds)}"
+
+    @admin.display(description=_("explained"))
+    def explained(self, job):
+        """Say why its queue does what it does now."""
+        return NOTHING if job.is_ended() else visible(_explained(job)["sentence"])
+
     @admin.display(description=_("last attempt at"))
     def last_attempt(self, job):
         return when(job.attempted_at)
@@ -205,10 +263,7 @@ class JobAdmin(ReadOnlyAdmin):
 
     @admin.display(description=_("place in line"))
     def place(self, job):
-        if job.is_ended():
-            return NOTHING
-        place = _place(self.admin_site, job)
-        return format_html("{} {}", place, held_up) if (held_up := _held_up(job)) else place
+        return NOTHING if job.is_ended() else _place(self.admin_site, job)
 
     @admin.display(description=_("timeout"))
     def option_timeout(self, job):
@@ -232,7 +287,7 @@ class JobAdmin(ReadOnlyAdmin):
             "params": _params_text(row) if sees_params else None,
             "result": _result_text(row) if sees_params else None,
             "errors": _errors(row),
-            "events": [event_shown(event) for event in events],
+            "timeline": _timeline(row, events, sees_params),
         }
 
 
@@ -247,40 +302,26 @@ def _queues_of(jobs, alias):
     return {(line.scope, line.name): line for line in Queue.objects.using(alias).filter(wanted)}
 
 
+def _explained(job):
+    """Return what is known of the job's queue; read once for its page."""
+    if not hasattr(job, "explanation"):
+        known = [job, job.line] if job.line else [job]
+        job.explanation = explain_queue(job.scope, job.queue, job._state.db, known)
+    return job.explanation
+
+
 def _place(site, job):
-    line = Job.objects.using(job._state.db).defer(*JobAdmin.heavy).unfinished().in_queue(job.scope, job.queue)
-    head = line.filter(pk=job.line.current_job).first() if job.line and job.line.current_job else None
-    head = head or line.in_order().first()
-    if head is None or head == job:
+    line = Job.objects.using(job._state.db).unfinished().in_queue(job.scope, job.queue).order_by()
+    head = Job(pk=_explained(job)["job"])
+    head._state.db = job._state.db
+    if head.pk in (None, job.pk):
         return _("It is the head of its queue.")
     before = Q(scheduled_at__lt=job.scheduled_at) | Q(scheduled_at=job.scheduled_at, pk__lt=job.pk)
     # A head that was attempted comes first, whatever the times say.
     ahead = 1 + line.filter(before).exclude(pk=head.pk)[: MOST_LISTED + 1].count()
     number = f"More than {MOST_LISTED} jobs" if ahead > MOST_LISTED else f"{ahead} job{'s' if ahead > 1 else ''}"
     link = link_to(site, head, f"job {head.pk}")
-    return format_html("{} ahead; the head is {}, {}.", number, link, _doing(head, job.line))
-
-
-def _doing(head, line):
-    state = job_state(head, line)
-    since = {
-        JobState.RUNNING: line and line.held_since,
-        JobState.WAITING: head.scheduled_at,
-    }.get(state, head.attempted_at)
-    return f"{state} since {when(since)}" if since else str(state)
-
-
-def _held_up(job):
-    """Say what keeps the queue from going on, beside its jobs."""
-    scope = Scope.objects.using(job._state.db).filter(name=job.scope).first()
-    reasons = []
-    if paused(scope):
-        reasons.append(f"The whole scope is paused {paused(scope)}.")
-    if paused(job.line):
-        reasons.append(f"The queue is paused {paused(job.line)}.")
-    if job.line and job.line.problem:
-        reasons.append(visible(job.line.problem))
-    return " ".join(reasons)
+    return format_html("{} ahead; the head is {}.", number, link)
 
 
 def _option(job, name, unit):
@@ -320,6 +361,102 @@ def _as_json(value, secrets=()):
         text = text.replace(json.dumps(secret, ensure_ascii=False)[1:-1], MASK)
     more = len(text) - LONGEST_JSON
     return readable(text) if more <= 0 else f"{readable(text[:LONGEST_JSON])}\n… {more} characters more"
+
+
+class ParamsForm(forms.Form):
+    """All params of a job as JSON text, as they are stored, sensitive ones masked."""
+
+    params = forms.CharField(
+        label=_("Params"),
+        widget=forms.Textarea(attrs={"rows": 12, "cols": 80, "class": "vLargeTextField", "spellcheck": "false"}),
+        help_text=_("All of them, as JSON. A value that says ******** stays as it is."),
+    )
+    was = forms.CharField(widget=forms.HiddenInput, required=False)  # tells whether somebody else was faster
+
+    def __init__(self, job, told=None):
+        self.old = job.params
+        readable = job.params if isinstance(job.params, dict) else {}
+        # Which params of an unknown scope are sensitive its class would say.
+        is_known = job.scope in by_scope()
+        self.sensitive = by_scope()[job.scope].option("sensitive_params") if is_known else tuple(readable)
+        shown = masked(readable, self.sensitive)
+        text = json.dumps(json.loads(json.dumps(shown, cls=ParamsEncoder)), indent=2, ensure_ascii=False)
+        super().__init__(told, initial={"params": text, "was": self._mark()})
+
+    def _mark(self):
+        # Keyed: from a plain hash a person could find out a short secret by trying.
+        text = repr(self.old).encode("utf-8", "backslashreplace")
+        return salted_hmac("queuetopia.params", text, algorithm="sha256").hexdigest()
+
+    def clean_params(self):
+        try:
+            return unmasked(loads(self.cleaned_data["params"]), self.old, self.sensitive)
+        except (ValueError, RecursionError) as exc:
+            raise forms.ValidationError(_("This is no JSON object of params: %s.") % visible(exc)) from exc
+
+    def clean(self):
+        if self.cleaned_data.pop("was", "") != self._mark():
+            raise forms.ValidationError(_("The job's params have changed meanwhile: begin anew."))
+        return {**self.cleaned_data, "was": self.old}
+
+
+def _timeline(job, events, sees_params):
+    """Return what happened to the job, oldest first, as texts."""
+    happened = [(job.scheduled_at, {"what": "Due", "by": "", "details": ""})]
+    happened += [_attempt_shown(entry, job) for entry in history(job.errors)]
+    happened += [(event.at, _deed_shown(job, event, sees_params)) for event in events]
+    happened.sort(key=lambda entry: entry[0])
+    if job.is_ended():  # last, though the word of a person is written a moment after the end that it led to
+        by = job.attempted_by if job.attempted_at == job.done_at else ""
+        happened.append((job.done_at, {"what": job.state.capitalize(), "by": visible(by), "details": ""}))
+    return [{"at": when(at), **entry} for at, entry in happened]
+
+
+def _attempt_shown(entry, job):
+    try:
+        at = datetime.fromisoformat(entry["at"])
+        at = at if timezone.is_aware(at) else timezone.make_aware(at)
+        when(at)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        at = job.scheduled_at  # what was not written by us stands at the beginning
+    failed = "failed" if entry.get("counted", True) else "did not count"
+    return at, {
+        "what": f"Attempt {visible(entry.get('attempt', '?'))} {failed}",
+        "by": visible(entry.get("by", "")),
+        "details": first_line(f"{entry.get('type', '')}: {entry.get('message', '')}"),
+    }
+
+
+def _deed_shown(job, event, sees_params):
+    shown = event_shown(event)
+    details = "; ".join(text for text in (shown["reason"], _changes(job, event, sees_params)) if text)
+    return {"what": shown["verb"], "by": shown["by"], "details": details}
+
+
+def _changes(job, event, sees_params):
+    """Say what is different after a person's verb, in an order that does not depend on the database."""
+    event = _without_params(job, event, sees_params)
+    before, after = (values if isinstance(values, dict) else {} for values in (event.before, event.after))
+    return ", ".join(
+        f"{visible(name)}: {visible(before.get(name, NOTHING))} → {visible(after.get(name, NOTHING))}"
+        for name in sorted({*before, *after})
+        if before.get(name) != after.get(name)
+    )
+
+
+def _without_params(job, event, sees_params):
+    """Leave out of an edit what the person may not see; what is sensitive today may not have been then."""
+    for values in (event.before, event.after):
+        if not isinstance(values, dict):
+            continue
+        if not sees_params or job.scope not in by_scope():
+            values.pop("params", None)
+            values.pop("changed", None)
+        elif "params" in values:
+            values["params"] = json.dumps(
+                masked(values["params"], by_scope()[job.scope].option("sensitive_params")), ensure_ascii=False
+            )
+    return event
 
 
 def _time(text):

@@ -17,13 +17,13 @@ from django.utils.translation import gettext_lazy as _
 
 from .. import status
 from ..declaration import by_scope
-from ..models import Job, Queue
+from ..models import Job, Queue, Scope
 
 if TYPE_CHECKING:
     from .base import ReadOnlyAdmin
 
 MOST_LISTED = 1_000  # rows a list leads to, page by page; what is further away is found by filters and search
-PER_PAGE = 100
+PER_PAGE = 50
 LARGEST_ID = 2**63 - 1
 
 
@@ -33,6 +33,8 @@ def default_database() -> str:
 
 def row_id(row) -> str:
     """Return what names a row in addresses and in the admin's log: its id, after its database if not the default."""
+    if isinstance(row, Scope):
+        return row.name  # it has a row only once somebody paused it
     alias = row._state.db
     return str(row.pk) if alias in (None, default_database()) else f"{alias}:{row.pk}"
 
@@ -85,9 +87,13 @@ class BoundedPaginator(Paginator):
     def has_more(self):
         return self._counted > MOST_LISTED
 
-    @cached_property
+    @property
     def _counted(self):
-        return self.object_list.order_by()[: MOST_LISTED + 1].count()
+        return len(self.ids)
+
+    @cached_property
+    def ids(self) -> list[int]:
+        return list(self.object_list.order_by().values_list("pk", flat=True)[: MOST_LISTED + 1])
 
 
 class BoundedChangeList(ChangeList):
@@ -102,10 +108,19 @@ class BoundedChangeList(ChangeList):
         super().get_results(request)
         # The search form would show the bound as if it were the count.
         self.full_result_count = self.result_count
-        # A list of one page is read whole, and may have grown since it was counted. Where nothing was found by looking
-        # at everything, it is not looked for again.
-        self.result_list = list(self.result_list[: self.list_max_show_all]) if self.result_count else []
+        self.result_list = list(self._rows())
         self.model_admin.look_at(self.result_list)
+
+    def _rows(self):
+        if self.paginator.has_more:
+            return self.result_list
+        # What was found by looking at everything is not looked for again.
+        if not self.paginator.ids:
+            return []
+        rows = self.model._default_manager.using(self.queryset.db).filter(pk__in=self.paginator.ids)
+        first = (self.page_num - 1) * self.list_per_page
+        ordered = rows.order_by(*self.queryset.query.order_by).defer(*self.model_admin.heavy)
+        return ordered[first : first + self.list_per_page]
 
     def url_for_result(self, result):
         return address(self.model_admin.admin_site, result)
@@ -183,12 +198,15 @@ class JobStateFilter(SimpleListFilter):
         unfinished = queryset.unfinished()
         held = Queue.objects.using(queryset.db).held().filter(current_job__isnull=False)
         idle = unfinished.pending().exclude(pk__in=held.values("current_job"))
+        # What was attempted is the current job of its queue: found there, among as many rows as there are queues.
+        blocked = Queue.objects.using(queryset.db).blocked().values("current_job")
+        backing_off = unfinished.filter(pk__in=blocked.filter(due_at__isnull=False)).pending()
         chosen = {
             "unfinished": unfinished,
             status.JobState.RUNNING: unfinished.filter(pk__in=held.values("current_job")),
-            status.JobState.BACKING_OFF: idle.filter(attempted_at__isnull=False),
+            status.JobState.BACKING_OFF: backing_off.filter(attempted_at__isnull=False),
             status.JobState.WAITING: idle.filter(attempted_at=None),
-            status.JobState.HALTED: unfinished.halted(),
+            status.JobState.HALTED: unfinished.filter(pk__in=blocked.filter(due_at=None)).halted(),
             **{state: queryset.ended().filter(state=state) for state in ("done", "skipped", "cancelled")},
         }
         return chosen.get(self.value() or "", queryset)

@@ -1,38 +1,60 @@
 """The pages of queues."""
 
 from django.contrib import admin
+from django.core.exceptions import PermissionDenied
+from django.db.models import Case, Count, OuterRef, Q, Subquery, When
+from django.db.models.functions import Coalesce
+from django.http import JsonResponse
+from django.urls import path
 from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 
+from ..exceptions import Refused
+from ..explain import explain_queue
 from ..models import Job, JobEvent, Node, Queue, Scope
-from ..status import job_state, queue_state, visible
-from ..verbs import on_queue, serving
+from ..status import QueueState, job_state, queue_state, span, visible
+from ..verbs import on_job, on_queue, serving
 from .base import MOST_EVENTS, NOTHING, ReadOnlyAdmin, event_shown, first_line, full_name, paused, running, when
 from .lists import MOST_LISTED, DatabaseFilter, QueueStateFilter, ScopeFilter, default_database, link_to, link_to_jobs
 
 NEXT_JOBS = 20
+MOST_COMPLETED = 20  # names offered for the beginning of one
+
+
+def blocked_first() -> Case:
+    """Return what queues are ordered by: halted ones, those that back off or have a problem, all others."""
+    return Case(
+        When(current_job__isnull=False, held_by=None, due_at=None, then=0),
+        When(current_job__isnull=False, held_by=None, then=1),
+        When(~Q(problem=""), then=1),
+        default=2,
+    )
 
 
 @admin.register(Queue)
 class QueueAdmin(ReadOnlyAdmin):
-    """Queues by scope and name: what each does, who holds it, what keeps it."""
+    """Queues, blocked ones first, the others as they appeared: what each does, who holds it, what keeps it."""
 
     verbs = {
         "pause": "start nothing new in these queues; what runs finishes",
         "resume": "serve these queues again, at once",
+        "retry_head": "make the next attempt of the jobs that block these queues now",
+        "skip_head": "give the jobs up that block these queues; the queues go on",
     }
     order_of_verbs = ("scope", "name")
-    actions = ["pause", "resume"]
+    actions = ["pause", "resume", "retry_head", "skip_head"]
 
-    list_display = ["queue_name", "state_now", "job", "details", "due", "pause_now"]
+    list_display = [
+        "queue_name", "state_now", "depth", "oldest", "blocked_since", "job", "details", "due", "pause_now",
+    ]  # fmt: skip
     list_display_links = ["queue_name"]
     list_filter = [DatabaseFilter, QueueStateFilter, ScopeFilter]
-    ordering = ["scope", "name"]  # the unique index; blocked ones first would sort them all
+    ordering = [blocked_first(), "id"]  # numbers: a database sorts 100,000 names for longer than a person waits
     search_fields = ["name"]  # makes the form appear; get_search_results says what is searched
     search_help_text = _("The beginning of a queue's name.")
     fieldsets = [
-        (None, {"fields": ["state_now", "details", "queue_name", "job", "jobs_in_line", "pause_now"]}),
+        (None, {"fields": ["state_now", "explained", "details", "queue_name", "job", "jobs_in_line", "pause_now"]}),
         (_("Scheduler"), {"fields": ["due", "holder", "fence_now"]}),
     ]
 
@@ -45,6 +67,12 @@ class QueueAdmin(ReadOnlyAdmin):
     def has_resume_permission(self, request, obj=None):
         return request.user.has_perm("queuetopia.resume_queue")
 
+    def has_retry_head_permission(self, request, obj=None):
+        return request.user.has_perm("queuetopia.retry_job")
+
+    def has_skip_head_permission(self, request, obj=None):
+        return request.user.has_perm("queuetopia.skip_job")
+
     @admin.action(permissions=["pause"], description=_("Pause selected queues"))
     def pause(self, request, queryset):
         return self.confirm_selected(request, queryset, "pause")
@@ -53,35 +81,89 @@ class QueueAdmin(ReadOnlyAdmin):
     def resume(self, request, queryset):
         return self.confirm_selected(request, queryset, "resume")
 
-    def act(self, verb, row, *, by, reason):
+    @admin.action(permissions=["retry_head"], description=_("Retry what blocks selected queues"))
+    def retry_head(self, request, queryset):
+        return self.confirm_selected(request, queryset, "retry_head")
+
+    @admin.action(permissions=["skip_head"], description=_("Skip what blocks selected queues"))
+    def skip_head(self, request, queryset):
+        return self.confirm_selected(request, queryset, "skip_head")
+
+    def act(self, verb, row, *, by, reason, **more):
         queuetopia = serving(row.scope, row._state.db, f"Queue {row.name}")
-        return on_queue(verb, queuetopia, row.name, by=by, reason=reason)
+        if not verb.endswith("_head"):
+            return on_queue(verb, queuetopia, row.name, by=by, reason=reason)
+        if row.current_job is None:
+            raise Refused(f"Queue {row.name} of {row.scope} is not blocked.")
+        if row.seen not in (None, self.seen_of(row)):
+            raise Refused(f"Queue {row.name} of {row.scope} is held by another job now, {row.current_job}: look at it.")
+        return on_job(verb.removesuffix("_head"), queuetopia, row.current_job, by=by, reason=reason)
+
+    def seen_of(self, row):
+        return str(row.current_job)
 
     def applies(self, verb, row):
+        if verb.endswith("_head"):
+            return row.state_seen in (QueueState.HALTED, QueueState.BACKING_OFF)
         return verb != "resume" or row.paused_at is not None
 
     def get_search_results(self, request, queryset, search_term):
         return (queryset.filter(name__startswith=search_term) if search_term.strip() else queryset), False
 
+    def get_urls(self):
+        names = self.admin_site.admin_view(self.names_view)
+        return [path("names/", names, name="queuetopia_queue_names"), *super().get_urls()]
+
+    def names_view(self, request):
+        """Complete the name of a queue for the search fields."""
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        begins = request.GET.get("q", "").replace("\x00", "")
+        found = self.get_queryset(request).filter(name__startswith=begins).order_by().values_list("name", flat=True)
+        return JsonResponse({"names": sorted(set(found[:MOST_COMPLETED])) if begins else []})
+
     def look_at(self, rows):
-        """Put beside each queue its current job (``head``), who holds it (``node``) and its scope's pause."""
+        """Put beside each queue its current job (``head``), who holds it (``node``), its scope's pause and its line."""
         alias = rows[0]._state.db if rows else default_database()
         current = [row.current_job for row in rows if row.current_job]
-        heads = Job.objects.using(alias).defer("params", "errors", "result").in_bulk(current) if current else {}
+        heavy = ("result",) if len(rows) == 1 else ("params", "errors", "result")  # a queue's own page explains it
+        heads = Job.objects.using(alias).defer(*heavy).in_bulk(current) if current else {}
         holders = {row.held_by for row in rows if row.held_by}
         nodes = Node.objects.using(alias).in_bulk(holders) if holders else {}
-        pauses = {scope.name: scope for scope in Scope.objects.using(alias).filter(paused_at__isnull=False)}
+        lines = _lines_of(rows, alias) if rows else {}
         now = timezone.now()
         for row in rows:
             row.head, row.node = heads.get(row.current_job), nodes.get(row.held_by)
-            row.scope_paused = pauses.get(row.scope)
-            row.state_seen = queue_state(row, row.head, now, scope_is_paused=row.scope in pauses)
+            row.line = lines.get(row.pk, {"depth": 0, "oldest_job": None, "scope_paused_at": None})
+            whole = Scope(**{name: row.line.get(f"scope_{name}") or "" for name in ("paused_by", "paused_reason")})
+            whole.paused_at = row.line["scope_paused_at"]
+            row.scope_paused = whole if whole.paused_at else None
+            row.state_seen = queue_state(row, row.head, now, scope_is_paused=row.scope_paused is not None)
 
     # Columns and fields
 
     @admin.display(description=_("queue"))
     def queue_name(self, queue):
         return full_name(queue.scope, queue.name)
+
+    @admin.display(description=_("jobs"))
+    def depth(self, queue):
+        depth = queue.line["depth"]
+        return str(depth) if depth is not None else f"more than {MOST_LISTED}"
+
+    @admin.display(description=_("oldest due for"))
+    def oldest(self, queue):
+        return _ago(queue.line["oldest_job"])
+
+    @admin.display(description=_("blocked for"))
+    def blocked_since(self, queue):
+        return _ago(blocked_since(queue.head)) if queue.head and queue.held_by is None else NOTHING
+
+    @admin.display(description=_("explained"))
+    def explained(self, queue):
+        """Say why it does what it does now."""
+        known = [row for row in (queue, queue.head) if row]
+        return visible(explain_queue(queue.scope, queue.name, queue._state.db, known)["sentence"])
 
     @admin.display(description=_("current job"))
     def job(self, queue):
@@ -117,10 +199,8 @@ class QueueAdmin(ReadOnlyAdmin):
 
     @admin.display(description=_("jobs in line"))
     def jobs_in_line(self, queue):
-        number = _line(queue)[: MOST_LISTED + 1].count()
-        text = f"more than {MOST_LISTED}" if number > MOST_LISTED else number
         jobs = link_to_jobs(self.admin_site, queue.scope, queue.name, queue._state.db, _("all its jobs"))
-        return format_html("{} ({})", text, jobs)
+        return format_html("{} ({})", self.depth(queue), jobs)
 
     def shown(self, request, row):
         jobs = list(_line(row).in_order().defer("params", "errors", "result")[:NEXT_JOBS])
@@ -137,6 +217,39 @@ class QueueAdmin(ReadOnlyAdmin):
             ],
             "events": [event_shown(event) for event in events.order_by("-id")[:MOST_EVENTS]],
         }
+
+
+def blocked_since(job):
+    """Return when the first attempt of a job that holds its queue failed."""
+    return job.failed_at or job.attempted_at
+
+
+def _ago(moment):
+    if moment is None or (seconds := (timezone.now() - moment).total_seconds()) < 0:
+        return NOTHING
+    return span(seconds)
+
+
+def _lines_of(rows, alias):
+    """Return {queue's id: its line and its scope's pause}; a ``depth`` of None is more than MOST_LISTED."""
+    jobs = Job.objects.using(alias).unfinished().in_queue(OuterRef("scope"), OuterRef("name")).in_order()
+    scope = Scope.objects.using(alias).filter(name=OuterRef("scope"), paused_at__isnull=False)
+    counted = jobs.order_by().values("scope").annotate(number=Count("id")).values("number")
+    beyond = jobs.values("id")[MOST_LISTED : MOST_LISTED + 1]
+    found = (
+        Queue.objects.using(alias)
+        .filter(pk__in=[row.pk for row in rows])
+        .annotate(
+            oldest_job=Subquery(jobs.values("scheduled_at")[:1]),
+            beyond=Subquery(beyond),
+            **{f"scope_{name}": Subquery(scope.values(name)) for name in ("paused_at", "paused_by", "paused_reason")},
+        )
+    )
+    found = found.annotate(  # nobody waits for the count of a very long line
+        depth=Case(When(beyond__isnull=False, then=None), default=Coalesce(Subquery(counted), 0))
+    )
+    names = ("pk", "oldest_job", "depth", "scope_paused_at", "scope_paused_by", "scope_paused_reason")
+    return {values["pk"]: values for values in found.values(*names)}
 
 
 def _line(queue):

@@ -9,7 +9,7 @@ from django.test import Client
 from django.utils import timezone
 from playwright.sync_api import expect
 
-from queuetopia import declaration
+from queuetopia import Performer, action, declaration
 from queuetopia.models import Job, JobEvent, Queue
 from tests.test_status import put_node
 from tests.test_verbs import mail_queue, put
@@ -40,21 +40,33 @@ def error(attempt):
     }
 
 
+class ShopPerformer(Performer):
+    @action
+    def charge(self, job, **params): ...
+
+    @action
+    def receipt(self, job, **params): ...
+
+    @action
+    def send(self, job, **params): ...
+
+
 @pytest.fixture
 def halted(monkeypatch):
     """A shop's queues; the job that blocks the one of customer-42."""
     monkeypatch.setattr(declaration, "_registry", [])
-    payments = mail_queue("shop.payments", sensitive_params=("card",), max_attempts=3)
+    payments = mail_queue("shop.payments", performer=ShopPerformer, sensitive_params=("card",), max_attempts=3)
     now = timezone.now()
-    text = "ConnectionError: the provider answers 503"
+    text, errors = "ConnectionError: the provider answers 503", [*map(error, (1, 2, 3))]
+    errors[-1]["at"] = (now - MINUTE).isoformat()
     put(payments, "done", queue="customer-7", action="receipt", scheduled_at=now - 9 * MINUTE)
     job = put(
         payments, "halted", queue="customer-42", action="charge", scheduled_at=now - 8 * MINUTE, attempts=3, error=text,
-        params={"order": 1234, "amount": "19.90", "card": "4111 1111 1111 1111"}, errors=[error(n) for n in (1, 2, 3)],
-        attempted_at=now - MINUTE, attempted_by="web1:4242",
+        params={"order": 1234, "amount": "19.90", "card": "4111 1111 1111 1111"}, errors=errors,
+        attempted_at=now - MINUTE, attempted_by="web1:4242", failed_at=now - 3 * MINUTE,
     )  # fmt: skip
-    for action, ago in (("receipt", 7), ("charge", 4), ("receipt", 3)):
-        waiting = put(payments, "waiting", queue="customer-42", action=action, scheduled_at=now - ago * MINUTE)
+    for name, ago in (("receipt", 7), ("charge", 4), ("receipt", 3)):
+        waiting = put(payments, "waiting", queue="customer-42", action=name, scheduled_at=now - ago * MINUTE)
         Queue.objects.filter(name="customer-42").update(current_job=job.pk, due_at=None)
     assert waiting.pk > job.pk
     put(payments, "backing off", queue="customer-8", action="charge", scheduled_at=now - 6 * MINUTE, error=text)

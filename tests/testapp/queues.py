@@ -37,7 +37,7 @@ class LedgerPerformer(Performer):
         self.pid_at_setup = os.getpid()
 
     @action
-    def noop(self, job):
+    def noop(self, job, edited=None):
         pass
 
     @action

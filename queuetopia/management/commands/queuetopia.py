@@ -17,15 +17,17 @@ from django.core.management.color import no_style
 from django.db import DatabaseError, close_old_connections, connections
 
 from ... import health, jobs, statistics, status
+from ...attempts import MASK
 from ...conf import DAY
 from ...declaration import by_scope
 from ...exceptions import Refused
 from ...follow import Follower
 from ...models import Job
+from ...params import loads
 from ...progress import Bar, counted
 from ...status import QueueState, span, visible
 from ...terminal import Screen, duration, interval, short_span, table
-from ...verbs import VERBS, known, local, on_job, on_queue, refused_by_database, serving, tried
+from ...verbs import VERBS, known, local, on_job, on_queue, refused_by_database, serving, tried, unmasked
 
 PRUNE_BATCH = 1_000
 LONG = 20  # jobs from which on a decision about them has a progress bar
@@ -67,9 +69,11 @@ class Command(BaseCommand):
         verb = _add_verb(verbs, "tail", "follow what happens to jobs, in any process, until Ctrl-C")
         verb.add_argument("scopes", nargs="*", metavar="SCOPE", help="all scopes if none is given")
         verb.add_argument("--every", type=interval, default=1.0, metavar="TIME", help="between two looks (1s)")
-        for name in ("retry", "skip", "cancel"):
-            verb = _add_verb(verbs, name, VERBS[name], decides=True)
-            verb.add_argument("job_ids", nargs="+", type=int, metavar="JOB_ID")
+        for name in ("retry", "skip", "cancel", "mark-done", "edit", "move-to-end"):
+            verb = _add_verb(verbs, name, VERBS[name.replace("-", "_")], decides=True)
+            verb.add_argument("job_ids", nargs=1 if name == "edit" else "+", type=int, metavar="JOB_ID")
+            if name == "edit":
+                verb.add_argument("params", metavar="PARAMS", help=f"all of them, as JSON; {MASK} keeps a masked one")
             verb.add_argument("--scope", help="of the jobs; found by their ids if left out")
             verb.add_argument("--database", choices=tuple(connections), help="where the ids are looked up")
         for name in ("pause", "resume"):
@@ -82,6 +86,7 @@ class Command(BaseCommand):
 
     def handle(self, *, verb, **options):
         self.verbosity, self.as_json = options["verbosity"], options["json"]
+        verb = verb.replace("-", "_")
         self.is_followed = verb == "tail" or bool(options.get("watch"))  # then each answer in JSON is one line
         if os.environ.get("NO_COLOR") and not options.get("force_color"):
             self.style = no_style()
@@ -106,6 +111,19 @@ class Command(BaseCommand):
 
     def answer_cancel(self, **options):
         return self.each_job("cancel", **options)
+
+    def answer_mark_done(self, **options):
+        return self.each_job("mark_done", **options)
+
+    def answer_edit(self, params, **options):
+        try:
+            params = loads(params)
+        except ValueError as exc:
+            raise Refused(f"PARAMS is no JSON object of the action's arguments: {exc}.") from exc
+        return self.each_job("edit", **options, params=params)
+
+    def answer_move_to_end(self, **options):
+        return self.each_job("move_to_end", **options)
 
     def each_job(self, verb, job_ids, **options):
         results = _each_job(verb, job_ids, **options)
@@ -409,16 +427,20 @@ def _person(by):
 # Verbs on jobs
 
 
-def _each_job(verb, job_ids, scope, database, by, reason, **options):
+def _each_job(verb, job_ids, scope, database, by, reason, params=None, **options):
     if scope is not None:
         known(scope)
-    why = {"by": _person(by), "reason": reason}
+    why = {"by": _person(by), "reason": reason, **({} if params is None else {"params": params})}
     for job_id in job_ids:
         yield tried(partial(_on_job, verb, job_id, scope, database, why), job=job_id)
 
 
 def _on_job(verb, job_id, scope, database, why):
-    return on_job(verb, _class_of(job_id, scope, database), job_id, **why)
+    queuetopia = _class_of(job_id, scope, database)
+    if "params" in why:
+        was = queuetopia.jobs().get(pk=job_id).params
+        why |= {"params": unmasked(why["params"], was, queuetopia.option("sensitive_params")), "was": was}
+    return on_job(verb, queuetopia, job_id, **why)
 
 
 def _class_of(job_id, scope, database):

@@ -1,0 +1,34 @@
+from django.db import migrations
+
+
+class Migration(migrations.Migration):
+    dependencies = [("queuetopia", "0002_alerts_and_statistics")]
+
+    operations = [
+        migrations.AlterModelOptions(
+            name="job",
+            options={
+                "verbose_name": "job",
+                "verbose_name_plural": "jobs",
+                "default_permissions": ("view", "delete"),
+                "permissions": (
+                    ("retry_job", "Can retry jobs"),
+                    ("skip_job", "Can skip jobs"),
+                    ("cancel_job", "Can cancel jobs"),
+                    ("mark_done_job", "Can mark jobs as done"),
+                    ("edit_job", "Can edit the params of jobs"),
+                    ("move_to_end_job", "Can move jobs to the end of their queues"),
+                    ("view_params", "Can view the params and results of jobs"),
+                ),
+            },
+        ),
+        migrations.AlterModelOptions(
+            name="scope",
+            options={
+                "verbose_name": "scope",
+                "verbose_name_plural": "overview",
+                "default_permissions": ("view",),
+                "permissions": (("pause_scope", "Can pause scopes"), ("resume_scope", "Can resume scopes")),
+            },
+        ),
+    ]
