@@ -1766,6 +1766,20 @@ class TestBackendContract:
         assert node.run(node.backend.try_lock, [one.queue_id]) == []
         finish(backend, one)
 
+    def test_a_database_that_cannot_be_reached_is_an_error_of_djangos_and_not_of_the_driver(self, monkeypatch):
+        """What opens a session again and again after a lost one waits for those."""
+        nowhere = {
+            "postgresql": {"HOST": "/nowhere"},
+            "mysql": {"OPTIONS": {**connection.settings_dict["OPTIONS"], "unix_socket": "/nowhere"}, "HOST": ""},
+            "sqlite": {"NAME": "/nowhere/database"},
+        }[connection.vendor]
+        for name, value in nowhere.items():
+            monkeypatch.setitem(connections.settings["default"], name, value)
+        backend = backend_for("default")
+        with pytest.raises(OperationalError):
+            backend.open_session(conf.lease())
+        backend.close_session()
+
     def test_a_session_can_be_closed_twice_and_opened_again(self, backend):
         put()
         assert backend.in_session
