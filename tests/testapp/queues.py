@@ -64,11 +64,16 @@ class LedgerPerformer(Performer):
             time.sleep(0.004)
             note("alive", job.queue, seq, job.fence)
         dice = random.random()
-        if dice < chance / 3:
+        if dice < chance:
+            note("failed", job.queue, seq, job.fence)
+        if dice < chance / 6:
             os._exit(0)
+        if dice < chance / 3:
+            os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does when memory is short
         if dice < chance:
             raise ConnectionError("at random")
         note("end", job.queue, seq, job.fence)
+        return job.fence
 
     @action
     def say(self, job, verdict, delay=0.0):
@@ -235,6 +240,12 @@ class SlowRetryQueue(LedgerQueue):
     scope = "tests.slow"
     max_backoff = 3600
     max_attempts = 3
+
+
+class PulseQueue(LedgerQueue):
+    """Served by nodes that nothing is done to, while others are hurt."""
+
+    scope = "tests.pulse"
 
 
 class OtherDatabaseQueue(LedgerQueue):
