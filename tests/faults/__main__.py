@@ -2,7 +2,9 @@
 
     python -m tests.faults --database postgres --seconds 600 --seed 7
     python -m tests.faults --database sqlite --faults kill,freeze-node
-    python -m tests.faults naive            the same checker on a runner that must not pass
+    python -m tests.faults naive                       the same checker on a runner that must not pass
+    python -m tests.faults takeover --database sqlite  how long queues stand still when their node goes away
+    python -m tests.faults soak --seconds 600          whether nodes under load and kills grow
 
 Starts a private database server, nodes and web processes; nothing but them is touched. Exit code 1 if a promise was
 broken. The same seed makes the same faults in the same order; when exactly each hits is the machine's doing.
@@ -19,7 +21,7 @@ import django
 
 from .servers import SERVERS
 
-MODES = ("run", "naive")
+LEASES = {"takeover": 15}  # the built-in one; else as short as it may be, so that there is time for more
 
 
 def main():
@@ -35,7 +37,7 @@ def main():
 
     call_command("migrate", run_syncdb=True, verbosity=0)
     with tempfile.TemporaryDirectory(prefix="queuetopia-faults-") as folder:
-        return {"run": _run, "naive": _naive}[options.mode](options, server, Path(folder))
+        return MODES[options.mode](options, server, Path(folder))
 
 
 def _arguments():
@@ -47,10 +49,15 @@ def _arguments():
     parser.add_argument("--seconds", type=float, default=60, help="how long faults are made; default: %(default)g")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6), help="default: any")
     parser.add_argument("--faults", default="", help="beginnings of the faults' names, with commas; default: all")
-    parser.add_argument("--lease", type=float, default=3, help="seconds; default: %(default)g")
-    parser.add_argument("--nodes", type=int, default=4)
+    parser.add_argument("--lease", type=float, help="seconds; default: 3, the shortest; of takeovers 15, the built-in")
+    parser.add_argument("--rounds", type=int, default=3, help="of each takeover; default: %(default)d")
+    parser.add_argument(
+        "--nodes", type=int, default=5, help="one serves a scope of its own, one is never hurt; default: %(default)d"
+    )
     parser.add_argument("--workers", type=int, default=2, help="of each node; default: %(default)d")
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.lease = options.lease or LEASES.get(options.mode, 3)
+    return options
 
 
 def _run(options, server, folder):
@@ -62,7 +69,7 @@ def _run(options, server, folder):
     campaign.run(chosen, options.seconds)
     verdict = Verdict(campaign)
     _print(verdict, campaign.counts())
-    if verdict.wrong and (keep := os.environ.get("QUEUETOPIA_FAULT_LOGS")):
+    if keep := os.environ.get("QUEUETOPIA_FAULT_LOGS"):
         Path(keep).write_text(campaign.nodes.logs() + campaign.ledger.path.read_text())
     return 1 if verdict.wrong else 0
 
@@ -89,9 +96,10 @@ def _print(verdict, counts):
     print(f"jobs {verdict.jobs}, attempts {verdict.attempts}, of them repeated after their end {verdict.repeated}")
     print(f"rows locked by somebody {verdict.locks} times; faults {counts.total()}:")
     for kind, count in sorted(counts.items()):
-        longest = verdict.takeovers.get(kind)
-        print(f"  {kind:18} {count:4}" + (f"  longest takeover {longest:5.2f} s" if longest else ""))
-    print(f"longest takeover: {max(verdict.takeovers.values(), default=0):.2f} s")
+        print(f"  {kind:18} {count:4}")
+    print("longest takeovers, by the fault that hit what ran the job:")
+    for kind, longest in sorted(verdict.takeovers.items()):
+        print(f"  {kind:22} {longest.seconds:6.2f} s  after {longest.last}")
     print(f"longest stall of a healthy queue: {verdict.stall:.2f} s; with the database out of order too: ", end="")
     print(f"{verdict.outage_stall:.2f} s")
     print(f"signs of life of frozen attempts after others had taken over (results refused): {len(verdict.late)}")
@@ -109,6 +117,36 @@ def _naive(options, server, folder):
         print(f"  {sentence}")
     return 0 if found else 1
 
+
+def _takeover(options, server, folder):
+    from .takeover import line, measure
+
+    campaign = _campaign(options, server, folder)
+    print(f"{'':36} {'median':>9}  {'longest':>9}   promised")
+    for found in measure(campaign, options.rounds):
+        print(line(*found), flush=True)
+    return 0
+
+
+def _soak(options, server, folder):
+    from . import faults
+    from .soak import Samples
+    from .verdict import Verdict
+
+    campaign = _campaign(options, server, folder)
+    samples = Samples(campaign)
+    campaign.run(_chosen(faults.kinds(server), options.faults or "kill-worker"), options.seconds, samples.take)
+    verdict = Verdict(campaign)
+    _print(verdict, campaign.counts())
+    print(f"{'medians of':34} first third  last third")
+    has_grown = False
+    for name, first, last, is_flat in samples.thirds():
+        has_grown |= not is_flat
+        print(f"{name:34} {first:11.1f} {last:11.1f}  {'flat' if is_flat else 'HAS GROWN'}")
+    return 1 if verdict.wrong or has_grown else 0
+
+
+MODES = {"run": _run, "naive": _naive, "takeover": _takeover, "soak": _soak}
 
 if __name__ == "__main__":
     sys.exit(main())

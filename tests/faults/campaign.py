@@ -1,8 +1,9 @@
 """A campaign: nodes under load, faults at random moments, and at the end a verdict.
 
-Several nodes serve one scope and are hurt. Another, the healthy one, serves a scope of its own in the same tables: its
-small jobs tell how long a queue stands still by what happens elsewhere. Of those that are hurt, one reaches the
-database through a proxy, and one has a clock that is minutes off. Web processes create jobs all the time.
+Several nodes serve one scope and are hurt; one more, the heir, serves it and is not: whatever happens to the others, it
+can take over. Another, the healthy one, serves a scope of its own in the same tables: its small jobs tell how long a
+queue stands still by what happens elsewhere. Of those that are hurt, one reaches the database through a proxy, and one
+has a clock that is minutes off. Web processes create jobs all the time.
 """
 
 import os
@@ -11,6 +12,7 @@ import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,7 +95,7 @@ class Injected(NamedTuple):
 
 
 class Campaign:
-    def __init__(self, server, folder: Path, *, seed: int, lease: float, nodes: int = 4, workers: int = 2):
+    def __init__(self, server, folder: Path, *, seed: int, lease: float, nodes: int = 5, workers: int = 2):
         self.server = server
         self.dice = random.Random(seed)
         self.lease, self.workers = lease, workers
@@ -103,30 +105,32 @@ class Campaign:
         self.injected: list[Injected] = []
         self.outages: list[list[float]] = []  # of the database: since when, until when
         self.wrong: list[str] = []
-        self.members = [Member(name, self) for name in ["healthy", "second", "third", "fourth"][:nodes]]
+        victims = [f"victim-{number}" for number in range(1, nodes - 1)]
+        self.members = [Member(name, self) for name in ["healthy", "heir", *victims]]
+        self.victims = self.members[2:]
         self._arm()
         self._running: list = []  # faults under way
         self._writers: list[Node] = []
 
     def _arm(self):
-        """Give the last members what hurts them all the time: a proxy, a wrong clock."""
+        """Give two victims what hurts them all the time: a proxy, a wrong clock."""
         if self.server.has_sessions:
-            proxy = Proxy(self.server.socket)
-            self.members[-1].proxy = proxy
-            self.members[-1].environment["DATABASE_URL"] = self.server.url_by(proxy.port)
+            self.victims[-1].proxy = Proxy(self.server.socket)
+            self.victims[-1].environment["DATABASE_URL"] = self.server.url_by(self.victims[-1].proxy.port)
             # On SQLite all processes, the database among them, have one host's clock.
-            self.members[1].has_wrong_clock = True
+            self.victims[0].has_wrong_clock = True
 
     # Load and faults
 
-    def run(self, kinds: dict, seconds: float) -> None:
-        """Hurt the nodes for so long; each kind once at least, if there is time for it."""
+    def run(self, kinds: dict, seconds: float, watch: Callable[[], None] = lambda: None) -> None:
+        """Hurt the nodes for so long; each kind once at least, if there is time for it. ``watch`` is called often."""
         self._start()
         until = now() + seconds
         ahead: list[str] = []
         next_at = now() + 2  # the first faults hit nodes that start
         while now() < until:
             self._step()
+            watch()
             if now() >= next_at:
                 ahead = ahead or self.dice.sample(sorted(kinds), len(kinds))
                 self._inject(kinds, ahead)
@@ -174,7 +178,7 @@ class Campaign:
 
     def pick(self, *, by_proxy=False) -> Member | None:
         """Return a member that may be hurt now."""
-        free = [member for member in self.members[1:] if not member.is_busy and (member.proxy or not by_proxy)]
+        free = [member for member in self.victims if not member.is_busy and (member.proxy or not by_proxy)]
         return self.dice.choice(free) if free else None
 
     def _come_to_rest(self):

@@ -118,7 +118,7 @@ def twins(campaign):
 
 def rolling_restart(campaign):
     """Each node that is not busy with something else, one after the other, under load."""
-    for member in campaign.members[1:]:
+    for member in campaign.victims:
         if member.is_busy:
             continue
         with _at(member):

@@ -42,7 +42,7 @@ def faults(tmp_path):
 
 @pytest.mark.capability("W7", "E6", "E16", "J18", "W5")
 def test_whatever_breaks_nothing_is_lost_or_out_of_order_or_runs_twice_at_once(faults):
-    code, printed = faults("run", "--seconds", SECONDS, "--workers", "1")
+    code, printed = faults("run", "--seconds", SECONDS, "--nodes", "4", "--workers", "1")
     assert "violations: 0" in printed
     assert code == 0
 

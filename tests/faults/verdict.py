@@ -19,9 +19,9 @@ class Verdict:
         self.repeated = findings.duplicates
         self.locks = sum(record.event == "locked" for record in everything)
         self.wrong = [*campaign.wrong, *findings.wrong, *_unlike(jobs, signs), *_half(jobs, everything), *_left_over()]
-        self.takeovers = _by_kind(takeovers(records), campaign.injected)
         # Until everybody has a session again.
         outages = [(since, until + campaign.lease) for since, until in campaign.outages]
+        self.takeovers = _longest_by_kind(takeovers(records), campaign.injected, outages)
         self.stall, self.outage_stall = _stalls(everything, outages)
 
 
@@ -85,14 +85,17 @@ def _left_over():
         backend.close_session()
 
 
-def _by_kind(found, injected):
+def _longest_by_kind(found, injected, outages):
     """Return the longest takeover by the kind of the fault that hit the attempt's process last."""
-    longest = defaultdict(float)
-    for last, seconds in found:
-        before = [fault for fault in injected if last.pid in fault.pids and fault.clock <= last.clock + seconds]
-        kind = before[-1].kind if before else "none"
-        longest[kind] = max(longest[kind], seconds)
-    return dict(longest)
+    longest = {}
+    for takeover in found:
+        began, until = takeover.last.clock, takeover.last.clock + takeover.seconds
+        hits = [fault for fault in injected if takeover.last.pid in fault.pids and fault.clock <= until]
+        kind = hits[-1].kind if hits else "none"
+        if any(began < end and until > since for since, end in outages):
+            kind = "database out of order"
+        longest[kind] = max(longest.get(kind, takeover), takeover, key=lambda takeover: takeover.seconds)
+    return longest
 
 
 def _stalls(everything, outages):

@@ -14,6 +14,7 @@ import django
 MOST_WAITING = 60  # unfinished jobs of ours beyond which we wait
 LONGEST = 0.12  # seconds that a job lasts
 CHANCE = 0.05  # that an attempt fails
+HANGS = 0.01  # the chance that a job's first attempt hangs, and runs into its timeout
 
 
 def main(name, queues, pace):
@@ -90,11 +91,14 @@ def create_some(numbers, dice):
             return
         for queue, number in created:
             params = {"seq": number, "chance": CHANCE, "lasts": dice.uniform(0, LONGEST)}
+            timeout = None
+            if dice.random() < HANGS:
+                params["hangs"], timeout = 1, 0.5
             Note.objects.create(text=f"{queue} {number}")
             if dice.random() < 0.5:
-                LedgerQueue.create_job(queue, "fail_at_random", params)
+                LedgerQueue.create_job(queue, "fail_at_random", params, timeout=timeout)
             else:
-                LedgerQueue.create_jobs([LedgerQueue.job(queue, "fail_at_random", params)])
+                LedgerQueue.create_jobs([LedgerQueue.job(queue, "fail_at_random", params, timeout=timeout)])
     for queue, number in created:
         note("created", queue, number, 0)
 

@@ -57,8 +57,12 @@ class LedgerPerformer(Performer):
             raise ConnectionError(text)
 
     @action
-    def fail_at_random(self, job, seq, chance=0.3, lasts=0.0):
+    def fail_at_random(self, job, seq, chance=0.3, lasts=0.0, hangs=0):
+        """Sometimes raise, exit or be killed; the first ``hangs`` attempts never end by themselves."""
         note("start", job.queue, seq, job.fence)
+        if job.attempts <= hangs:
+            note("failed", job.queue, seq, job.fence)
+            pause()
         until = time.monotonic() + lasts
         while time.monotonic() < until:
             time.sleep(0.004)
