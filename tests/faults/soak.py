@@ -11,7 +11,7 @@ from .ledger import now
 EVERY = 5.0  # seconds between two samples
 WARM_UP = 0.1  # of the samples, which are left out
 MAY_GROW = 1.1  # times, from the first third to the last …
-OR_BY = 2  # … or so many MiB, descriptors, sessions: the grain of what is sampled
+OR_BY = 4  # … or so many MiB, descriptors, sessions, queues: the grain of what is sampled
 
 
 class Samples:
