@@ -25,7 +25,7 @@ LEASES = {"takeover": 15}  # the built-in one; else as short as it may be, so th
 
 
 def main():
-    options = _arguments()
+    options = arguments()
     server = SERVERS[options.database]()
     os.environ |= {
         "DATABASE_URL": server.url("admin"),
@@ -40,7 +40,7 @@ def main():
         return MODES[options.mode](options, server, Path(folder))
 
 
-def _arguments():
+def arguments(words: list[str] | None = None):
     parser = argparse.ArgumentParser(
         "python -m tests.faults", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -55,7 +55,7 @@ def _arguments():
         "--nodes", type=int, default=5, help="one serves a scope of its own, one is never hurt; default: %(default)d"
     )
     parser.add_argument("--workers", type=int, default=2, help="of each node; default: %(default)d")
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     options.lease = options.lease or LEASES.get(options.mode, 3)
     return options
 
@@ -123,7 +123,7 @@ def _takeover(options, server, folder):
 
     campaign = _campaign(options, server, folder)
     print(f"{'':36} {'median':>9}  {'longest':>9}   promised")
-    for found in measure(campaign, options.rounds):
+    for found in measure(campaign, options.rounds, tuple(options.faults.split(","))):
         print(line(*found), flush=True)
     return 0
 

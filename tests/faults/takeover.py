@@ -125,9 +125,11 @@ CASES = {
 WITHOUT_SERVER = ("clean end", "scheduler killed", "all processes")
 
 
-def measure(campaign, rounds: int):
+def measure(campaign, rounds: int, beginnings: tuple[str, ...] = ("",)):
     """Yield (what happened, what is promised, seconds of each round)."""
     for name, (happen, elsewhere, promise) in CASES.items():
+        if not name.startswith(beginnings):
+            continue
         if not campaign.server.has_sessions and not name.startswith(WITHOUT_SERVER):
             continue
         taken = []
