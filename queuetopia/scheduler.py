@@ -212,6 +212,7 @@ class Scheduler:
             store.unregister(self._selector)
         if self._progress:
             self._progress.end()
+        self._tell_supervisor()  # that nothing hangs: on a busy machine Python takes its time to end
         logger.info("node stopped node=%s", self.node)
 
     def drop(self) -> None:
