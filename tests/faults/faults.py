@@ -129,7 +129,10 @@ def rolling_restart(campaign):
 
 
 def end_session(campaign):
-    if campaign.server.is_up and campaign.server.end_session("node", campaign.dice):
+    """Of any node: also of the one that is healthy otherwise."""
+    with _outage(campaign):
+        ended = campaign.server.is_up and campaign.server.end_session("node", campaign.dice)
+    if ended:
         yield 0
 
 
