@@ -27,7 +27,7 @@ from .pool import Pool
 from .processes import Signals
 from .progress import Progress
 from .store import Store
-from .supervisor import CRASHED, REFUSED, STOP
+from .supervisor import BEAT, CRASHED, LAST_BEAT, REFUSED, STOP
 from .worker_process import WorkerProcess
 
 logger = logging.getLogger(__name__)
@@ -212,7 +212,7 @@ class Scheduler:
             store.unregister(self._selector)
         if self._progress:
             self._progress.end()
-        self._tell_supervisor()  # that nothing hangs: on a busy machine Python takes its time to end
+        self._tell_supervisor(LAST_BEAT)
         logger.info("node stopped node=%s", self.node)
 
     def drop(self) -> None:
@@ -464,10 +464,10 @@ class Scheduler:
         self._beat_at = began + self.lease.heartbeat
         self._tell_supervisor()
 
-    def _tell_supervisor(self):
+    def _tell_supervisor(self, beat=BEAT):
         if self._supervisor is not None:
             with contextlib.suppress(BlockingIOError, BrokenPipeError):
-                os.write(self._supervisor, b".")
+                os.write(self._supervisor, beat)
 
     @contextmanager
     def session(self, store):

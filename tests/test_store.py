@@ -121,20 +121,6 @@ def silence(store):
 
 
 class TestSessions:
-    def test_a_scheduler_that_has_done_everything_is_not_taken_for_silent_while_its_process_ends(self):
-        heartbeats, ours = os.pipe()
-        scheduler = Scheduler(Options(scopes=[SCOPE], processes=0), ours)
-        try:
-            scheduler.open()
-            assert os.read(heartbeats, 100) == b"."
-            os.set_blocking(heartbeats, False)
-            scheduler.close()
-            assert os.read(heartbeats, 100) == b"."
-        finally:
-            scheduler._signals.restore()
-            os.close(heartbeats)
-            os.close(ours)
-
     @pytest.mark.parametrize("has_served", [False, True])
     def test_a_standby_is_refused_at_the_start_and_waited_for_during_a_failover(self, monkeypatch, has_served):
         scheduler = Scheduler(Options())
