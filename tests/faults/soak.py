@@ -34,7 +34,7 @@ class Samples:
                     self._measure(sample, role, pid)
         for name, values in sample.items():
             self.values[name].append(max(values))
-        self.values["database sessions of all nodes"].append(self._campaign.server.sessions())
+        self.values["database sessions of all nodes"].append(len(self._campaign.server.sessions("node")))
         self.values["locks and queues held"].append(_held())
 
     def _measure(self, sample, role, pid):

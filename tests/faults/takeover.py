@@ -83,8 +83,8 @@ def stop(round_):
 
 
 def end_sessions(round_):
-    while not round_.server.end_session("node", round_.campaign.dice):
-        pass
+    for session in round_.server.sessions("node"):
+        round_.server.end(session)
 
 
 def restart_database(round_):
@@ -116,7 +116,7 @@ CASES = {
     "clean end (SIGTERM, no grace)": (stop, False, "at once"),
     "scheduler killed": (kill_scheduler, False, "2 s"),
     "all processes of the node killed": (kill_node, False, "2 s"),
-    "a lock session ended by the server": (end_sessions, False, "at once"),
+    "lock sessions ended by the server": (end_sessions, False, "at once"),
     "database crashed and restarted": (restart_database, False, "at once"),
     "host frozen": (freeze_host, True, "lease"),
     "network cut without a FIN": (cut_network, True, "lease"),
