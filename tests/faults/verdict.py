@@ -4,8 +4,6 @@ from collections import Counter, defaultdict
 
 from .ledger import SIGNS, check, set_aside_late, takeovers
 
-RECOVERY = 3.0  # seconds, beyond the lease, until nothing is felt of an outage of the database any more
-
 
 class Verdict:
     """Figures of a campaign, and sentences of what must never be."""
@@ -22,7 +20,7 @@ class Verdict:
         self.locks = sum(record.event == "locked" for record in everything)
         self.wrong = [*campaign.wrong, *findings.wrong, *_unlike(jobs, signs), *_half(jobs, everything), *_left_over()]
         # Until everybody has a session again, and new workers.
-        outages = [(since, until + campaign.lease + RECOVERY) for since, until in campaign.outages]
+        outages = [(since, until + campaign.lease) for since, until in campaign.outages]
         self.takeovers = _longest_by_kind(takeovers(records), campaign.injected, outages)
         self.stall, self.outage_stall = _stalls(everything, outages)
 

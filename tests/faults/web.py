@@ -11,8 +11,8 @@ import time
 
 import django
 
-MOST_WAITING = 60  # unfinished jobs of ours beyond which we wait
-LONGEST = 0.12  # seconds that a job lasts
+MOST_WAITING = 25  # unfinished jobs of ours beyond which we wait
+LONGEST = 0.4  # seconds that a job lasts
 CHANCE = 0.05  # that an attempt fails
 HANGS = 0.01  # the chance that a job's first attempt hangs, and runs into its timeout
 
