@@ -197,9 +197,10 @@ def _class_options(queuetopia):
 
 @dataclass(frozen=True)
 class Lease:
-    """The times of one node's lease, in seconds (fence + kill < lease, fence >= 2 heartbeats).
+    """The times of one node's lease, in seconds (fence + kill < session < lease, fence >= 2 heartbeats).
 
-    lease: the server ends a silent lock session after this long.
+    lease: a vanished node's queues run again within this time.
+    session: the server ends a silent lock session after this long.
     fence: a scheduler that has not reached the database for this long kills its workers.
     kill: bound on how long that killing takes.
     heartbeat: how often the scheduler proves that it lives.
@@ -216,6 +217,10 @@ class Lease:
     @property
     def heartbeat(self):
         return self.lease / 5
+
+    @property
+    def session(self):
+        return (self.takeover + self.lease) / 2
 
     @property
     def takeover(self):

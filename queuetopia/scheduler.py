@@ -27,7 +27,7 @@ from .pool import Pool
 from .processes import Signals
 from .progress import Progress
 from .store import Store
-from .supervisor import CRASHED, REFUSED, STOP
+from .supervisor import BEAT, CRASHED, LAST_BEAT, REFUSED, STOP
 from .worker_process import WorkerProcess
 
 logger = logging.getLogger(__name__)
@@ -39,6 +39,7 @@ LONGEST_WAIT = 0.1  # seconds a claim may wait for a free worker while there are
 GATHER = 0.003  # seconds a result may wait for others to share its commit, while more of them are to be expected
 RECORDED_AT_ONCE = 200  # endings of one transaction: the heartbeat waits with it
 LAST_WAIT = 5.0  # seconds that a stop waits, beyond the grace time, for rows somebody has locked
+LONGEST_DELAY = 0.8  # seconds between two tries to have a session again: a database that is back is used at once
 MOST_ERRORS = 10  # errors in a row after which the scheduler gives up and is started anew
 
 
@@ -117,7 +118,7 @@ class Scheduler:
                 if isinstance(exc, exceptions.SessionRefused) and not has_served:
                     raise  # else a failover is under way: the database's name leads to a standby for a while
                 failures += 1
-                delay = min(0.05 * 2**failures, 5.0)
+                delay = min(0.05 * 2**failures, LONGEST_DELAY)
                 logger.error("no database session node=%s cause=%r; next try in %.1f s", self.node, str(exc), delay)
                 if self._is_stopped_within(delay):
                     return 1
@@ -214,6 +215,7 @@ class Scheduler:
             store.unregister(self._selector)
         if self._progress:
             self._progress.end()
+        self._tell_supervisor(LAST_BEAT)
         logger.info("node stopped node=%s", self.node)
 
     def drop(self) -> None:
@@ -484,10 +486,10 @@ class Scheduler:
         self._beat_at = began + self.lease.heartbeat
         self._tell_supervisor()
 
-    def _tell_supervisor(self):
+    def _tell_supervisor(self, beat=BEAT):
         if self._supervisor is not None:
             with contextlib.suppress(BlockingIOError, BrokenPipeError):
-                os.write(self._supervisor, b".")
+                os.write(self._supervisor, beat)
 
     @contextmanager
     def session(self, store):

@@ -22,13 +22,15 @@ logger = logging.getLogger(__name__)
 # What tells the scheduler to stop. SIGTERM is not it: many an init system sends that to every process of a service.
 STOP = signal.SIGUSR1
 
+BEAT, LAST_BEAT = b".", b"!"  # what a scheduler writes: that it lives, that it has done everything and ends
+
 REFUSED = 3  # the scheduler's exit code when starting it again would not help
 CRASHED = 70  # its exit code after an error of its own
 ENDS = (0, 1, REFUSED)
 STOPPED_AT_BOOT = (-STOP, -signal.SIGTERM, -signal.SIGINT)  # it was told to stop before it listened to signals
 
 BOOT_TIME = 30.0  # seconds until a new scheduler's first heartbeat
-KILL_MARGIN = 10.0  # seconds beyond the grace time that a scheduler has to end itself
+KILL_MARGIN = 10.0  # seconds beyond the grace time, or its last heartbeat, that a scheduler has to end itself
 STEADY = 10.0  # seconds a scheduler must live for its restarts to be immediate again
 
 
@@ -93,8 +95,8 @@ class Supervisor:
                 sources.remove(self._parent)
                 self._stop()
             if heartbeat in ready:
-                if heartbeat.read(4096):
-                    self._dead_at = uptime() + self._fence
+                if beats := heartbeat.read(4096):
+                    self._dead_at = uptime() + (KILL_MARGIN if beats.endswith(LAST_BEAT) else self._fence)
                 else:
                     sources.remove(heartbeat)
             for number in self._signals.received():

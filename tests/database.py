@@ -111,30 +111,41 @@ def _postgres():
 
 def _mariadb():
     folder = _folder("my", stop='kill -KILL "$(cat pid)"')
-    env = _with_sbin()
-    options = ["--no-defaults", f"--datadir={folder}/data"]
-    if os.geteuid() == 0:
-        options.append("--user=root")
-    install = ["mariadb-install-db", *options, "--auth-root-authentication-method=normal", "--skip-test-db"]
-    serve = ["mariadbd", *options, f"--socket={folder}/s", "--skip-networking", f"--pid-file={folder}/pid"]
-    serve += ["--skip-log-bin", "--innodb-flush-log-at-trx-commit=0"]
-    with open(f"{folder}/log", "w+b") as log:
-        try:
-            subprocess.run(install, check=True, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-            server = subprocess.Popen(
-                serve, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
-            with _first_connection(server, f"{folder}/s") as connection:
-                connection.query("CREATE DATABASE queuetopia CHARACTER SET utf8mb4")
-        except Exception as exc:
-            exc.add_note(Path(log.name).read_text())
-            raise
-    server.returncode = 0  # It ends after us, by _folder()'s doing: nobody waits for it, nobody should warn.
+    install = ["mariadb-install-db", *_mariadb_options(folder), "--auth-root-authentication-method=normal"]
+    try:
+        with open(f"{folder}/log", "ab") as log:
+            subprocess.run(
+                [*install, "--skip-test-db"],
+                check=True, env=_with_sbin(), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            )  # fmt: skip
+        start_mariadb(folder, "CREATE DATABASE queuetopia CHARACTER SET utf8mb4")
+    except Exception as exc:
+        exc.add_note(Path(folder, "log").read_text())
+        raise
     return f"mysql://root@/queuetopia?unix_socket={folder}/s"
 
 
+def start_mariadb(folder, *statements, flush=0):
+    """Start the server whose data are in ``folder``, and have it execute the statements."""
+    serve = ["mariadbd", *_mariadb_options(folder), f"--socket={folder}/s", "--skip-networking"]
+    serve += [f"--pid-file={folder}/pid", "--skip-log-bin", f"--innodb-flush-log-at-trx-commit={flush}"]
+    with open(f"{folder}/log", "ab") as log:
+        server = subprocess.Popen(
+            serve, env=_with_sbin(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
+    with _first_connection(server, f"{folder}/s") as connection:
+        for statement in statements:
+            connection.query(statement)
+    server.returncode = 0  # It ends after us, by _folder()'s doing: nobody waits for it, nobody should warn.
+
+
+def _mariadb_options(folder):
+    options = ["--no-defaults", f"--datadir={folder}/data"]
+    return [*options, "--user=root"] if os.geteuid() == 0 else options
+
+
 def _with_sbin():
-    # Debian keeps servers in sbin, which is not on everybody's PATH.
+    # Debian keeps the server in sbin, which is not on everybody's PATH.
     return os.environ | {"PATH": os.environ["PATH"] + os.pathsep + "/usr/sbin"}
 
 

@@ -60,8 +60,12 @@ class Node:
     def _with_role(self, role):
         return sorted(process.pid for process in self.processes() if _role(process) == role)
 
+    def has_ended(self) -> bool:
+        """True when the process that was started has; others of the node may be left."""
+        return self._process.poll() is not None
+
     def is_gone(self) -> bool:
-        return self._process.poll() is not None and not self.processes()
+        return self.has_ended() and not self.processes()
 
     # Its end
 

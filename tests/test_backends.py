@@ -16,6 +16,7 @@ import contextlib
 import fcntl
 import itertools
 import json
+import math
 import os
 import random
 import select
@@ -1838,6 +1839,20 @@ class TestBackendContract:
         assert node.run(node.backend.try_lock, [one.queue_id]) == []
         finish(backend, one)
 
+    def test_a_database_that_cannot_be_reached_is_an_error_of_djangos_and_not_of_the_driver(self, monkeypatch):
+        """What opens a session again and again after a lost one waits for those."""
+        nowhere = {
+            "postgresql": {"HOST": "/nowhere"},
+            "mysql": {"OPTIONS": {**connection.settings_dict["OPTIONS"], "unix_socket": "/nowhere"}, "HOST": ""},
+            "sqlite": {"NAME": "/nowhere/database"},
+        }[connection.vendor]
+        for name, value in nowhere.items():
+            monkeypatch.setitem(connections.settings["default"], name, value)
+        backend = backend_for("default")
+        with pytest.raises(OperationalError):
+            backend.open_session(conf.lease())
+        backend.close_session()
+
     def test_a_session_can_be_closed_twice_and_opened_again(self, backend):
         put()
         assert backend.in_session
@@ -2048,6 +2063,13 @@ def test_the_backoff_doubles_up_to_its_cap_whatever_the_attempt(attempt, cap):
     assert seconds <= backoff(attempt + 1, cap) <= cap
 
 
+@pytest.mark.parametrize("lease", [3, 4.5, 15, 3600])
+def test_a_session_ends_after_its_nodes_processes_and_before_the_lease(lease):
+    times = conf.Lease(lease)
+    assert 2 * times.heartbeat <= times.fence < times.takeover < times.session < lease
+    assert math.ceil(times.session) <= math.ceil(lease)  # MySQL's, in whole seconds
+
+
 @pytest.mark.capability("Q4", "Q12")
 def test_the_first_backoffs_are_those_of_the_original():
     day = conf.OPTIONS["max_backoff"].default
@@ -2131,10 +2153,10 @@ class TestPostgreSQL(EndsSilentSessions):
     def test_the_server_enforces_the_lease(self, backend):
         lease = conf.Lease(15)
         expected = {
-            "idle_session_timeout": "15s",
-            "idle_in_transaction_session_timeout": "15s",
+            "idle_session_timeout": "12500ms",
+            "idle_in_transaction_session_timeout": "12500ms",
             "statement_timeout": "4500ms",
-            "tcp_user_timeout": f"{int(lease.lease)}s",
+            "tcp_user_timeout": f"{int(lease.session * 1000)}ms",
             "application_name": "queuetopia",
         }
         set_ = {name: ask(backend, "SELECT current_setting(%s)", name)[0] for name in expected}
@@ -2243,7 +2265,7 @@ class TestPostgreSQL(EndsSilentSessions):
 @pytest.mark.django_db(transaction=True)
 class TestMySQL(EndsSilentSessions):
     def test_the_server_enforces_the_lease(self, backend):
-        assert ask(backend, "SELECT @@SESSION.wait_timeout, @@SESSION.innodb_lock_wait_timeout") == (15, 1)
+        assert ask(backend, "SELECT @@SESSION.wait_timeout, @@SESSION.innodb_lock_wait_timeout") == (13, 1)
 
     def test_each_statement_of_a_session_sees_what_is_committed(self, backend):
         assert ask(backend, "SELECT @@SESSION.tx_isolation") == ("READ-COMMITTED",)

@@ -15,6 +15,7 @@ from urllib import error
 import django
 import pytest
 from django.conf import settings
+from django.contrib import admin
 from django.contrib.auth import authenticate, get_user_model
 from django.core.management import call_command
 from django.db import transaction
@@ -45,7 +46,7 @@ MODULES = (
 @pytest.fixture(scope="module")
 def shop(django_db_setup, django_db_blocker):
     """The shop's modules and the provider's, their apps being installed for this module's tests alone."""
-    registry = declaration.registered()
+    registry, models = declaration.registered(), dict(admin.site._registry)
     apps = [*settings.INSTALLED_APPS, "example_project.shop", "example_project.provider"]
     with (
         django_db_blocker.unblock(),
@@ -59,7 +60,7 @@ def shop(django_db_setup, django_db_blocker):
         yield SimpleNamespace(**modules, provider=import_module("example_project.provider.models"))
         for app in ("shop", "provider"):
             call_command("migrate", app, "zero", verbosity=0)
-    declaration._registry[:] = registry
+    declaration._registry[:], admin.site._registry = registry, models
 
 
 @pytest.fixture

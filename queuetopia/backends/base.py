@@ -114,7 +114,7 @@ class Backend:
         connections[private.alias] = private
         self.alias = private.alias
         self.held.clear()
-        private.connect()
+        private.ensure_connection()  # not connect(), whose errors are the driver's own
         self._driver = private.connection
 
     def session_settings(self, settings: dict[str, Any], lease: conf.Lease) -> dict[str, Any]:

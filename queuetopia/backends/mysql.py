@@ -1,6 +1,7 @@
 """MySQL and MariaDB: GET_LOCK on the scheduler's session, found work by looking five times a second."""
 
 import hashlib
+import math
 
 from ..exceptions import SessionLost, SessionRefused
 from ..models import Queue
@@ -15,8 +16,8 @@ class Backend(base.Backend):
     def open_session(self, lease):
         super().open_session(lease)
         with self.connection.cursor() as cursor:
-            # The server ends a silent session, and so frees its locks, after the lease.
-            cursor.execute("SET SESSION wait_timeout = %s", [int(lease.lease)])
+            # The server ends a silent session, and so frees its locks; it counts in whole seconds.
+            cursor.execute("SET SESSION wait_timeout = %s", [math.ceil(lease.session)])
             # The heartbeat of the whole node waits with a statement that waits for a row.
             cursor.execute("SET SESSION innodb_lock_wait_timeout = 1")
             if self.connection.mysql_is_mariadb:

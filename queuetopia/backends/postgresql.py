@@ -276,15 +276,15 @@ class Backend(base.Backend):
             self._refuse_pooler()
             for name, value in _PLANS.items():
                 cursor.execute("SELECT set_config(%s, %s, false)", [name, value])
-            # The server itself ends a session that has been silent for the lease: its locks are free then.
+            # The server itself ends a session that has been silent for too long: its locks are free then.
             cursor.execute(
-                "SELECT set_config('idle_session_timeout', %(lease)s, false),"
-                " set_config('idle_in_transaction_session_timeout', %(lease)s, false),"
+                "SELECT set_config('idle_session_timeout', %(silence)s, false),"
+                " set_config('idle_in_transaction_session_timeout', %(silence)s, false),"
                 " set_config('statement_timeout', %(statement)s, false),"
                 " set_config('lock_timeout', %(lock)s, false),"
-                " set_config('tcp_user_timeout', %(lease)s, false)",
+                " set_config('tcp_user_timeout', %(silence)s, false)",
                 {
-                    "lease": str(int(lease.lease * 1000)),
+                    "silence": str(int(lease.session * 1000)),
                     "statement": str(int(lease.fence * 500)),
                     "lock": str(_LOCK_TIMEOUT),
                 },

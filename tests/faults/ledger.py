@@ -1,13 +1,15 @@
 """The ledger: what performers really did, written by themselves to a file outside the database, and its checker.
 
 A line is ``event queue number fence clock pid``. The events are ``start``, ``alive`` (again and again while an
-attempt lasts, so that the ledger shows also of a killed one how long it lived), ``end`` and ``attempt`` (of actions
-that only fail); the clock is CLOCK_MONOTONIC, the same for all processes of this host.
+attempt lasts, so that the ledger shows also of a killed one how long it lived), ``end``, ``failed`` and ``attempt``
+(of actions that only fail); those who create jobs write ``created``. The clock is CLOCK_MONOTONIC, the same for all
+processes of this host.
 """
 
 import json
 import time
 from collections import Counter, defaultdict
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +23,18 @@ class Record(NamedTuple):
     fence: int
     clock: float
     pid: int
+
+
+SIGNS = {"start", "alive", "failed", "end"}  # of an attempt
+KILL_TIME = 1.0  # seconds after a thaw in which what was frozen is killed
+
+
+class Thaw(NamedTuple):
+    """Processes that were frozen, and when."""
+
+    pids: frozenset[int]
+    frozen_at: float
+    thawed_at: float
 
 
 class Ledger:
@@ -115,3 +129,48 @@ def _overlaps(records):
             yield f"attempt {first.fence} of job {first.number} began after attempt {fence}"
         last = max(signs[-1], last or signs[-1], key=lambda record: record.clock)
         fence = max(fence, first.fence)
+
+
+def set_aside_late(records: list[Record], thaws: list[Thaw]) -> tuple[list[Record], list[Record]]:
+    """Return the records without those of frozen processes that woke up when others had taken over, and those.
+
+    A machine that stood still gets some instructions further before its processes are killed. Only that is set
+    aside: an attempt that began before the freeze, whose queue has a higher fence since, for the time a kill takes.
+    """
+    began = {(record.queue, record.fence, record.pid): record.clock for record in records if record.event == "start"}
+    taken_over = defaultdict(list)
+    for record in records:
+        if record.event == "start":
+            taken_over[record.queue].append((record.clock, record.fence))
+
+    def is_late(record):
+        start = began.get((record.queue, record.fence, record.pid), record.clock)
+        return any(
+            record.pid in thaw.pids and start <= thaw.frozen_at and 0 <= record.clock - thaw.thawed_at <= KILL_TIME
+            for thaw in thaws
+        ) and any(clock < record.clock and fence > record.fence for clock, fence in taken_over[record.queue])
+
+    late = [record for record in records if is_late(record)]
+    return [record for record in records if record not in set(late)], late
+
+
+class Takeover(NamedTuple):
+    """An attempt that was cut short: its last sign of life, and how long it took until the queue's next began."""
+
+    last: Record
+    seconds: float
+
+
+def takeovers(records: list[Record]) -> list[Takeover]:
+    """Return what came of each attempt that neither ended nor failed."""
+    queues = defaultdict(lambda: defaultdict(list))
+    for record in records:
+        queues[record.queue][record.fence].append(record)
+    found = []
+    for attempts in queues.values():
+        fences = sorted(attempts)
+        for fence, following in pairwise(fences):
+            last = max(attempts[fence], key=lambda record: record.clock)
+            if last.event in ("start", "alive"):
+                found.append(Takeover(last, min(record.clock for record in attempts[following]) - last.clock))
+    return found

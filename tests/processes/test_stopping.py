@@ -5,7 +5,7 @@ import signal
 import pytest
 
 from queuetopia.models import Job, Node, Queue
-from tests.processes.waiting import errors_of, wait_for_all, wait_for_attempts
+from tests.processes.waiting import environment, errors_of, wait_for_all, wait_for_attempts
 from tests.testapp.queues import LedgerQueue
 
 pytestmark = [pytest.mark.processes, pytest.mark.django_db(transaction=True)]
@@ -72,6 +72,15 @@ def test_a_second_signal_stops_at_once_with_exit_code_1(nodes, ledger):
 
     assert node.is_gone()
     assert [(kind, counted) for kind, _, counted in errors_of(job)] == [("JobInterrupted", False)]
+
+
+def test_a_scheduler_that_has_done_everything_is_not_killed_for_silence_while_its_process_ends(nodes, tmp_path):
+    slow_end = "import atexit, sys, time\nif sys.argv[1:2] == ['scheduler']: atexit.register(time.sleep, 3)"
+    node = nodes.start(LedgerQueue, env={**environment(tmp_path, slow_end), "QUEUETOPIA_TEST_LEASE": "3"})
+    node.wait_for_log("node started")
+
+    assert node.stop() == 0
+    assert "silent" not in node.log()
 
 
 def test_jobs_handed_out_ahead_are_given_back_as_if_never_touched(nodes, ledger):

