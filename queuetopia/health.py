@@ -66,10 +66,15 @@ def _late(alias, scope, now, oldest):
     if Scope.objects.using(alias).filter(name=scope, paused_at__isnull=False).exists():
         return None
     due = Queue.objects.using(alias).due(now).filter(scope=scope, problem="").order_by("due_at")
-    first = due.values_list("name", "due_at").first()
-    if first is None or (waits := (now - first[1]).total_seconds()) <= oldest:
+    first = due.first()
+    if first is None:
         return None
-    return f"a job of queue {first[0]} is due for {span(waits)}, longer than {span(oldest)}, and no worker takes it"
+    # A queue that has just got its first job is due a little before it: that is its place in the line of queues.
+    jobs = Job.objects.using(alias).unfinished().in_queue(scope, first.name).in_order()
+    since = max(first.due_at, jobs.values_list("scheduled_at", flat=True).first() or first.due_at)
+    if (waits := (now - since).total_seconds()) <= oldest:
+        return None
+    return f"a job of queue {first.name} is due for {span(waits)}, longer than {span(oldest)}, and no worker takes it"
 
 
 def _halted(alias, scope):

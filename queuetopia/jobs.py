@@ -249,8 +249,8 @@ def again_after_deadlock(alias, act: Callable[[], Any]) -> Any:
     all that had been done in it before is gone too: the database's error comes through.
     """
     for tried in range(DEADLOCKS):
-        # At once it could be first at the rows again that the other one waits for.
-        time.sleep(tried * random.uniform(0.02, 0.1))  # noqa: S311
+        if tried:  # at once it could be first at the rows again that the other one waits for
+            time.sleep(tried * random.uniform(0.02, 0.1))  # noqa: S311
         try:
             return act()
         except OperationalError as exc:

@@ -22,7 +22,7 @@ from datetime import datetime
 from functools import partial
 from queue import SimpleQueue
 
-from asgiref.sync import ThreadSensitiveContext, sync_to_async
+from asgiref.sync import SyncToAsync, ThreadSensitiveContext, sync_to_async
 from django.db import connections
 from django.db.models.base import ModelState
 from django.utils import timezone, translation
@@ -137,12 +137,16 @@ class Attempt:
 
     async def aperform(self):
         try:
-            performer = await sync_to_async(self._begin)()
+            performer = self._begin() if self._begins_at_once() else await sync_to_async(self._begin)()
             self._succeeded(await performer.perform(self.job))
         except asyncio.CancelledError as exc:
             self._ended_by(exc.args[0] if exc.args and isinstance(exc.args[0], BaseException) else exc)
         except BaseException as exc:
             self._ended_by(exc)
+
+    def _begins_at_once(self):
+        """True when nothing of the user's is to run before: it might use the database, for which it needs a thread."""
+        return self.queuetopia in _performers and not signals.job_started.has_listeners(self.queuetopia)
 
     def _begin(self):
         performer = performer_of(self.queuetopia)
@@ -486,9 +490,10 @@ class Worker:
         self._enter(slot, ticket, run)
         await attempt.aperform()
         self._leave(ticket)
-        with contextlib.suppress(asyncio.CancelledError):  # a stop that came too late
-            await sync_to_async(attempt.tidy)()
-            await sync_to_async(connections.close_all)()
+        if _has_thread():
+            with contextlib.suppress(asyncio.CancelledError):  # a stop that came too late
+                await sync_to_async(attempt.tidy)()
+                await sync_to_async(connections.close_all)()
         self._report(ticket, attempt, run)
         self._board.clear(slot)
 
@@ -543,6 +548,12 @@ class Worker:
             self._loop = asyncio.new_event_loop()
             threading.Thread(target=self._loop.run_forever, name="queuetopia-async", daemon=True).start()
         return self._loop
+
+
+def _has_thread() -> bool:
+    """True when this task has run anything in a thread, as all use of the database does: that thread is its own."""
+    context = SyncToAsync.thread_sensitive_context.get(None)
+    return context in SyncToAsync.context_to_thread_executor
 
 
 class _Run:

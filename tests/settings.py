@@ -1,3 +1,4 @@
+import django
 import environ
 
 from tests.database import database_config, database_url, other_database_url
@@ -44,6 +45,8 @@ TEMPLATES = [
 ]
 ROOT_URLCONF = "tests.urls"
 STATIC_URL = "static/"
+if django.VERSION >= (6, 1):
+    MAILERS = {"default": {"BACKEND": "django.core.mail.backends.locmem.EmailBackend"}}
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 
 # What a test wants to be different in the nodes it starts, it says in their environment.

@@ -1098,6 +1098,7 @@ class TestWhoMayDoWhat:
         registered = [type(model_admin)(model, site) for model, model_admin in site._registry.items()]
         ours = [admin for admin in registered if admin.opts.app_label == "queuetopia"]
         addresses = {}
+        Scope.objects.create(name="no.such.scope")
         for admin in ours:
             row = admin.model.objects.first()
             for pattern in admin.get_urls():

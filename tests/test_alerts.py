@@ -12,6 +12,7 @@ from queuetopia.attempts import Outcome, Verdict
 from queuetopia.backends.base import Ending
 from queuetopia.models import Chore, Job, Queue
 from queuetopia.testing import drain
+from tests.mails import ADMINS
 from tests.test_command import HOSTILE
 from tests.test_explain import wait_behind
 from tests.test_verbs import HOUR, mail_queue, put
@@ -189,7 +190,7 @@ class TestSignals:
 class TestMail:
     @pytest.fixture(autouse=True)
     def admins(self, settings):
-        settings.ADMINS = [("Ann", "ann@example.com")]
+        settings.ADMINS = ADMINS
         settings.EMAIL_SUBJECT_PREFIX = "[shop] "
 
     def test_explains_the_queues_that_have_been_blocked_for_long(self, queues):

@@ -230,7 +230,8 @@ def test_a_commit_stores_the_job_and_then_wakes_its_queue():
     assert Job.objects.get() == job
     assert told == [job]
     queue = Queue.objects.get()
-    assert (queue.scope, queue.name, queue.due_at) == ("creation.mail", "customer-42", job.scheduled_at)
+    assert (queue.scope, queue.name) == ("creation.mail", "customer-42")
+    assert queue.due_at <= job.scheduled_at
 
 
 @pytest.mark.django_db(transaction=True)

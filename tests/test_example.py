@@ -12,7 +12,6 @@ from importlib import import_module
 from types import SimpleNamespace
 from urllib import error
 
-import django
 import pytest
 from django.conf import settings
 from django.contrib import admin
@@ -26,8 +25,8 @@ from queuetopia import InvalidJob, declaration
 from queuetopia.models import Job
 from queuetopia.testing import drain, perform_job
 from tests.conftest import REPOSITORY
+from tests.mails import mails_to_files
 
-FILES = "django.core.mail.backends.filebased.EmailBackend"
 KETTLE = {"email": "toto@mail.com", "item": "a kettle", "amount": "39.00"}
 STEPS = ["confirm_order", "register_invoice", "charge_payment", "send_receipt"]
 MODULES = (
@@ -65,11 +64,7 @@ def shop(django_db_setup, django_db_blocker):
 
 @pytest.fixture
 def mail_folder(tmp_path):
-    if django.VERSION >= (6, 1):
-        mailers = {"MAILERS": {"default": {"BACKEND": FILES, "OPTIONS": {"file_path": str(tmp_path)}}}}
-    else:
-        mailers = {"EMAIL_BACKEND": FILES, "EMAIL_FILE_PATH": str(tmp_path)}
-    with override_settings(MAIL_FOLDER=str(tmp_path), **mailers):
+    with override_settings(MAIL_FOLDER=str(tmp_path), **mails_to_files(tmp_path)):
         yield tmp_path
 
 

@@ -1,6 +1,7 @@
 """What is said of a queue: for each cause one true sentence, with the facts it is made of, from a few look-ups."""
 
 import json
+import re
 import uuid
 from datetime import datetime, timedelta
 
@@ -142,19 +143,19 @@ class TestRunning:
     @pytest.mark.parametrize(
         ("columns", "seen"),
         [
-            ({"last_seen": timezone.now() - HOUR}, "that node is not seen for 60 min"),
-            ({"fenced_at": timezone.now()}, "that node is not seen for 0 s"),
+            (lambda now: {"last_seen": now - HOUR}, r"that node is not seen for 6\d min"),
+            (lambda now: {"fenced_at": now}, r"that node is not seen for \d+ s"),
             (None, "that node is gone"),
         ],
     )
     def test_on_a_dead_node_says_that_it_is_dead(self, queues, columns, seen):
         job = put(queues, "running first")
         if columns is not None:
-            put_node(**columns)
+            put_node(**columns(timezone.now()))
         causes, sentence = said(queues)
         assert causes == [Cause.NODE_DEAD]
         assert f"runs job {job.pk} (send_mail), attempt 1 of 20, on " in sentence
-        assert f"{seen}: the next live one takes the job over." in sentence
+        assert re.search(f"{seen}: the next live one takes the job over.", sentence)
         assert queues.explain(NAME)["lease_left"] == 0
 
     def test_of_a_job_whose_row_is_gone_is_told_too(self, queues, node):

@@ -98,7 +98,12 @@ class ScopeAdmin(ReadOnlyAdmin):
         return "scope" if number == 1 else "scopes"
 
     def change_view(self, request, object_id, form_url="", extra_context=None):
+        if not self.has_view_permission(request):
+            raise PermissionDenied
         return self._back(request)
+
+    def history_view(self, request, object_id, extra_context=None):
+        return self.change_view(request, object_id)
 
     def _back(self, request, row=None):
         alias = row._state.db if row is not None else default_database()

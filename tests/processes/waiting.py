@@ -3,6 +3,7 @@
 import os
 
 from queuetopia.testing import wait_until
+from tests.mails import ADMINS, mails_to_files
 from tests.nodes import PATIENCE
 from tests.testapp.queues import CODE, LedgerQueue
 
@@ -38,12 +39,11 @@ def errors_of(job):
 
 def settings(folder, nodes, **queuetopia):
     """Return the environment of a node with these keys in QUEUETOPIA; its mails become files in ``folder``/mails."""
+    values = {"ADMINS": ADMINS, **mails_to_files(folder / "mails")}
     (folder / "other_settings.py").write_text(
         "from tests.settings import *\n"
         f"QUEUETOPIA = {{**QUEUETOPIA, **{queuetopia!r}}}\n"
-        'ADMINS = [("Ann", "ann@example.com")]\n'
-        'EMAIL_BACKEND = "django.core.mail.backends.filebased.EmailBackend"\n'
-        f"EMAIL_FILE_PATH = {str(folder / 'mails')!r}\n"
+        + "".join(f"{name} = {value!r}\n" for name, value in values.items())
     )
     path = os.pathsep.join([str(folder), nodes.environment["PYTHONPATH"]])
     return {"DJANGO_SETTINGS_MODULE": "other_settings", "PYTHONPATH": path}
