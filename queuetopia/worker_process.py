@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 BOOT_DEADLINE = 30.0  # seconds a worker may take until it is ready
 DYING_TIME = 0.2  # seconds between the end of a dying process's channel and its own
 SHORT = 0.02  # seconds; jobs that last less on average are handed out ahead, so that a worker need not wait
-MOST_AHEAD = 128  # jobs handed to a worker beyond those it can run at once
+MOST_AHEAD = 256  # jobs handed to a worker beyond those it can run at once
 MOST_TELLING = 1_000  # ends a worker may have to tell hooks and receivers of; then it gets no more jobs
 HOOK_TIME = 60.0  # seconds that the hooks and receivers of one end may take together
 
