@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import replace
 
 from django.db import connection, connections
 
@@ -12,20 +13,25 @@ from .nodes import running_node
 from .queues import BenchmarkQueue
 
 GOAL = 250.0  # ms
-OTHERS = 500  # queues that are drained
+OTHERS = 1_000  # queues that are drained
+QUEUES = 500  # the new jobs'
 
 
 def measure(size):
     with fresh_database(), start_file() as starts, running_node():
+        if size.rate is None:
+            create_jobs(15 * size.many_jobs // 10, OTHERS, "other")
         tidy_up()
         stop = threading.Event()
-        crowd = threading.Thread(target=keep_busy, args=(stop, size.rate))
-        crowd.start()
+        others = threading.Thread(target=create_at_rate, args=(stop, size.rate or 0))
+        others.start()
         try:
-            _, commits = latencies(size, create_one, lambda job: next_start(starts, job))
+            samples = replace(size, samples=size.samples // 2)
+            _, commits = latencies(samples, create_one, lambda job: next_start(starts, job), QUEUES)
+            assert size.rate is not None or others_wait(), "drained too soon"
         finally:
             stop.set()
-            crowd.join()
+            others.join()
     goal = GOAL if connection.vendor == "postgresql" else None
     return [
         Figure("commit to start, median", "ms", late(commits, 0.5)),
@@ -33,15 +39,14 @@ def measure(size):
     ]
 
 
-def keep_busy(stop, rate):
-    """Create jobs for others: at this rate, or so that they always have some waiting."""
-    jobs, created, began = BenchmarkQueue.jobs().unfinished().filter(queue__startswith="other-"), 0, time.monotonic()
+def others_wait():
+    return BenchmarkQueue.jobs().unfinished().filter(queue__startswith="other-").exists()
+
+
+def create_at_rate(stop, rate):
+    created, began = 0, time.monotonic()
     while not stop.wait(0.1):
-        if rate is None:
-            missing = 10_000 * (jobs[:10_000].count() < 10_000)
-        else:
-            missing = int(rate * (time.monotonic() - began)) - created
-        if missing:
-            create_jobs(missing, OTHERS, "other")
+        if missing := int(rate * (time.monotonic() - began)) - created:
+            create_jobs(missing, QUEUES, "other")
             created += missing
     connections.close_all()

@@ -51,21 +51,21 @@ def node_latencies(size):
         return latencies(size, create_one, lambda job: next_start(starts, job))
 
 
-def create_one(number):
+def create_one(queue):
     """Create a job; return it, and the moment its commit returned, before anybody was woken."""
     committed = []
     with transaction.atomic():
         # Called before Queuetopia's own, which wakes the scheduler.
         transaction.on_commit(lambda: committed.append(time.monotonic_ns()))
-        job = BenchmarkQueue.create_job(f"queue-{number % QUEUES}", "note_start")
+        job = BenchmarkQueue.create_job(queue, "note_start")
     return job, committed[0]
 
 
-def latencies(size, create, wait_for_start):
+def latencies(size, create, wait_for_start, queues=QUEUES):
     calls, commits = [], []
     for number in range(QUEUES + size.samples):
         called = time.monotonic_ns()
-        job, committed = create(number)
+        job, committed = create(f"queue-{number % queues}")
         started = wait_for_start(job)
         calls.append((started - called) / 1e6)
         commits.append((started - committed) / 1e6)
@@ -112,8 +112,8 @@ def bare_latencies(size):
     return times
 
 
-def insert_one(number):
-    job = BenchmarkQueue.job(f"queue-{number % QUEUES}", "note_start")
+def insert_one(queue):
+    job = BenchmarkQueue.job(queue, "note_start")
     Job.objects.bulk_create([job])
     committed = time.monotonic_ns()
     if connection.vendor == "postgresql":
