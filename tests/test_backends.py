@@ -30,6 +30,7 @@ from collections import Counter
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -46,6 +47,7 @@ from queuetopia.models import Job, JobEvent, Queue, Scope
 from queuetopia.models import Node as NodeRow
 from queuetopia.params import Unreadable
 from queuetopia.testing import wait_until
+from tests.pages import blocks
 from tests.testapp.queues import LedgerQueue, SlowRetryQueue
 
 SCOPE = LedgerQueue.scope
@@ -2149,6 +2151,15 @@ class EndsSilentSessions:
 @pytest.mark.django_db(transaction=True)
 class TestPostgreSQL(EndsSilentSessions):
     LOCKS = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
+
+    def test_the_statements_of_the_docs_are_understood(self, backend):
+        page = Path(__file__).parents[1] / "docs" / "guides" / "months.md"
+        statements = [block.text for block in blocks(page) if block.language == "sql"]
+        assert len(statements) == 4
+        with transaction.atomic(), connection.cursor() as cursor:
+            for statement in statements:
+                cursor.execute(statement)
+            transaction.set_rollback(True)
 
     def test_the_server_enforces_the_lease(self, backend):
         lease = conf.Lease(15)

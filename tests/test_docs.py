@@ -32,7 +32,14 @@ ON_README = {
     "upgrading",
 }  # guides for a project that is there; the others begin with its settings
 RUN = {"diff", "pycon", "python", "sh", "text"}
-SHOWN = {"console", "dockerfile", "ini", "text", "yaml"}  # what no test runs; text is compared with what was printed
+SHOWN = {
+    "console",
+    "dockerfile",
+    "ini",
+    "sql",
+    "text",
+    "yaml",
+}  # what no test runs; text is compared with what was printed
 SITES = {Path(folder) for folder in [*site.getsitepackages(), site.getusersitepackages()]}
 
 # What is run
