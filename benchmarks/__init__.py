@@ -20,8 +20,8 @@ Workloads, each in a new database of its own, run three times (once with ``--qui
 - ``waits``: 2,000 jobs that wait for 0.1 s, ``async def``, 200 at once in one process, over 500 queues;
 - ``latency``: from the commit of ``create_job`` to the start of ``perform``, one job at a time on an idle node;
 - ``crowded``: the same in 500 queues, while 1,000 others are drained;
-- ``drain-blocked``, ``latency-blocked``: beside 100,000 queues whose head failed and backs off, nine jobs waiting behind
-  each (one with ``--quick``); ``drain-done``: beside 1,000,000 done jobs (100,000);
+- ``drain-blocked``, ``latency-blocked``: beside 100,000 queues whose head failed and backs off, nine jobs waiting
+  behind each (one with ``--quick``); ``drain-done``: beside 1,000,000 done jobs (100,000);
 - ``memory``: what the scheduler occupies while 100,000 jobs pass through it;
 - ``idle``: what a node costs that has nothing to do;
 - ``admin``: server time and queries of the admin's pages beside 1,000,000 jobs in 100,000 blocked queues (a tenth with
@@ -42,8 +42,8 @@ compared, ratios can: ``ratio`` is the figure over its ``reference``, measured i
   none, it looks every millisecond);
 - for ``memory`` what the scheduler occupied after the first tenth of the jobs. 1.00 is flat.
 
-The second table sets what runs beside blocked queues or done jobs against what runs alone. Jobs are checked: a run in which one
-of them was not done by exactly one attempt stops with an error.
+The second table sets what runs beside blocked queues or done jobs against what runs alone. Jobs are checked: a run in
+which one of them was not done by exactly one attempt stops with an error.
 
 No test: what else runs on the machine changes every figure.
 """
