@@ -42,6 +42,9 @@ MODULES = (
 )
 
 
+_in_admin: dict = {}  # what the example registers when it is imported, which happens once
+
+
 @pytest.fixture(scope="module")
 def shop(django_db_setup, django_db_blocker):
     """The shop's modules and the provider's, their apps being installed for this module's tests alone."""
@@ -56,6 +59,8 @@ def shop(django_db_setup, django_db_blocker):
         modules = {name.rpartition(".")[2]: import_module(f"example_project.shop.{name}") for name in MODULES}
         if (queues := modules["queues"].OrderQueue) not in declaration.registered():  # imported before, by another run
             declaration._registry.append(queues)
+        _in_admin.update(set(admin.site._registry.items()) - set(models.items()))
+        admin.site._registry.update(_in_admin)
         yield SimpleNamespace(**modules, provider=import_module("example_project.provider.models"))
         for app in ("shop", "provider"):
             call_command("migrate", app, "zero", verbosity=0)

@@ -34,7 +34,7 @@ from queuetopia.models import Node as NodeRow
 from tests.test_backends import HOUR, SECOND, Node, claim, end, record
 from tests.testapp.queues import LedgerQueue, SlowRetryQueue
 
-EXAMPLES = int(os.environ.get("QUEUETOPIA_RULES_EXAMPLES", "50"))
+EXAMPLES = int(os.environ.get("QUEUETOPIA_RULES_EXAMPLES", "30"))
 STEPS = 40
 CLASSES = {queuetopia.scope: queuetopia for queuetopia in (LedgerQueue, SlowRetryQueue)}
 NAMES = ("a", "A")

@@ -386,5 +386,6 @@ def test_with_a_slice_of_one_job_queues_take_turns(nodes, ledger):
     assert node.wait() == 0
     starts = "".join(record.queue for record in ledger.records("start"))
     assert sorted(starts) == ["a"] * 10 + ["b"] * 10
-    # Two that end together are due together: either may be the first.
-    assert "aaa" not in starts and "bbb" not in starts
+    # Two that end together are due together: either may be the first. The slower one ends alone.
+    in_turns = starts.rstrip(starts[-1])
+    assert "aaa" not in in_turns and "bbb" not in in_turns
