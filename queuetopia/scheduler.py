@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 MOST_HELD = 1_000  # queues held at once: PostgreSQL's lock table is finite, and full it refuses everybody
 SLICE = 20  # jobs a queue may go straight on with while others wait …
-SLICE_TIME = 0.2  # … or seconds, if they are longer
+SLICE_TIME = 0.05  # … or seconds that they have run, if they are longer
 LONGEST_WAIT = 0.1  # seconds a claim may wait for a free worker while there are other nodes
 GATHER = 0.003  # seconds a result may wait for others to share its commit, while more of them are to be expected
 RECORDED_AT_ONCE = 400  # endings of one transaction: the heartbeat waits with it
@@ -346,6 +346,7 @@ class Scheduler:
         endings = store.endings[:RECORDED_AT_ONCE]
         if not endings:
             return
+        store.count_streaks(endings)
         with self.session(store):
             recorded = housekeeping.record_storable(
                 store, endings, self.node, lambda claim: self._may_keep(store, claim)
@@ -378,10 +379,10 @@ class Scheduler:
         """A queue goes straight on with its next job, but while others wait only for a bounded slice."""
         if self.is_stopping or not self.pool.workers:
             return False
-        jobs, began = store.streaks.get(claim.queue_id, (0, uptime()))
-        store.streaks[claim.queue_id] = jobs + 1, began
-        others_wait = self.waiting or any(other.may_have_due for other in self.stores)
-        return not others_wait or (jobs + 1 < self.options.slice and uptime() - began < SLICE_TIME)
+        if not self.waiting and not any(other.may_have_due for other in self.stores):
+            return True
+        jobs, seconds = store.streaks[claim.queue_id]
+        return jobs < self.options.slice and seconds < SLICE_TIME
 
     def _follow(self, ending):
         """Log a committed end, and have it told to hooks and receivers."""

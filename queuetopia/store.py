@@ -34,7 +34,7 @@ class Store:
         self.endings: list[Ending] = []  # ended, to be recorded
         self.put_off: list[Ending] = []  # ended; somebody else has the queue's lock or the rows locked
         self.put_off_until = 0.0  # uptime
-        self.streaks: dict[int, tuple[int, float]] = {}  # by queue: jobs run in a row, uptime of the first
+        self.streaks: dict[int, tuple[int, float]] = {}  # by queue: jobs run in a row, seconds they took
         self.may_have_due = True  # something may be due: claim
         self.claim_at = float("inf")  # uptime at which the next queue becomes due by time
         self.knows_next = False  # claim_at is right
@@ -200,6 +200,11 @@ class Store:
                 self.backend.notify()
         if len(recorded.claims) < len(recorded.written):
             self.knows_next = False  # a queue was let go: its head may be due later
+
+    def count_streaks(self, endings: list[Ending]) -> None:
+        for ending in endings:
+            jobs, seconds = self.streaks.get(ending.claim.queue_id, (0, 0.0))
+            self.streaks[ending.claim.queue_id] = jobs + 1, seconds + ending.outcome.duration
 
     def end_streaks(self, endings: list[Ending], claims: list[Claim]) -> None:
         kept = {claim.queue_id for claim in claims}
