@@ -65,6 +65,7 @@ class Line:
     stop_requested: bool = False
     # Until when its head may be left alone though it is due: a job was given back for later.
     not_before: datetime | None = None
+    has_problem: bool = False
     asleep: bool = False  # a wake-up was lost: only a sweep, or the next wake-up, has to find its jobs
 
 
@@ -279,7 +280,7 @@ class Rules(RuleBasedStateMachine):
         if line.stop_requested and verdict not in ENDINGS:
             verdict = Verdict.CANCEL
         if outcome.verdict == Verdict.RETURN and verdict == Verdict.RETURN:
-            line.not_before = later
+            line.not_before, line.has_problem = later, bool(outcome.error)
         elif outcome.verdict != Verdict.RETURN:
             job.attempted_at = self.now
             job.attempts += verdict not in (Verdict.SNOOZE, Verdict.INTERRUPT)
@@ -307,7 +308,8 @@ class Rules(RuleBasedStateMachine):
         self.dead.append(holder)
         self.nodes[index] = self.new_node()
         for line in self.model.lines.values():
-            line.not_before = None  # a new node forgets the problems of the others
+            if line.has_problem:  # which a new node forgets
+                line.not_before = None
         if is_seen_at_once:
             self.take_over(1 - index, holder)
 

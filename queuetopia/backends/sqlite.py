@@ -169,6 +169,8 @@ class Backend(base.Backend):
 
     def _start_next(self, claims, now):
         """Mark the jobs as running in queues that are held already."""
+        if not claims:
+            return
         held_since = self.connection.ops.adapt_datetimefield_value(now)
         with self.connection.cursor() as cursor:
             cursor.executemany(
