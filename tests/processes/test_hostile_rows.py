@@ -81,7 +81,8 @@ def lines_of(log):
 
 def assert_fit_to_be_read(log):
     """Nothing in it steers a terminal, turns the direction of writing, or poses as a record of the log."""
-    assert [line for line in lines_of(log) if not line.isprintable()] == []
+    # The hints of Django's own checks begin with a tab.
+    assert [line for line in lines_of(log) if not line.removeprefix("\t").isprintable()] == []
     assert [line for line in lines_of(log) if line.startswith(FORGED[:10])] == []
 
 
