@@ -20,7 +20,7 @@ QUEUES = 500  # the new jobs'
 def measure(size):
     with fresh_database(), start_file() as starts, running_node():
         if size.rate is None:
-            create_jobs(15 * size.many_jobs // 10, OTHERS, "other")
+            create_jobs(3 * size.many_jobs, OTHERS, "other")
         tidy_up()
         stop = threading.Event()
         others = threading.Thread(target=create_at_rate, args=(stop, size.rate or 0))
