@@ -13,15 +13,18 @@ from .nodes import running_node
 from .queues import BenchmarkQueue
 
 GOAL = 250.0  # ms
-OTHERS = 1_000  # queues that are drained
+OTHERS = 1_000  # queues that are drained …
+BACKLOG = 250_000  # … of so many jobs
 QUEUES = 500  # the new jobs'
 
 
 def measure(size):
     with fresh_database(), start_file() as starts, running_node():
+        BenchmarkQueue.pause()
         if size.rate is None:
-            create_jobs(3 * size.many_jobs, OTHERS, "other")
+            create_jobs(BACKLOG, OTHERS, "other")
         tidy_up()
+        BenchmarkQueue.resume()
         stop = threading.Event()
         others = threading.Thread(target=create_at_rate, args=(stop, size.rate or 0))
         others.start()
