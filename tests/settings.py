@@ -1,6 +1,7 @@
 import django
 import environ
 
+from tests.admin_settings import MIDDLEWARE, TEMPLATES  # noqa: F401 - settings
 from tests.database import database_config, database_url, other_database_url
 
 env = environ.Env()
@@ -23,25 +24,6 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "queuetopia",
     "tests.testapp",
-]
-MIDDLEWARE = [
-    "django.contrib.sessions.middleware.SessionMiddleware",
-    "django.middleware.csrf.CsrfViewMiddleware",
-    "django.contrib.auth.middleware.AuthenticationMiddleware",
-    "django.contrib.messages.middleware.MessageMiddleware",
-]
-TEMPLATES = [
-    {
-        "BACKEND": "django.template.backends.django.DjangoTemplates",
-        "APP_DIRS": True,
-        "OPTIONS": {
-            "context_processors": [
-                "django.template.context_processors.request",
-                "django.contrib.auth.context_processors.auth",
-                "django.contrib.messages.context_processors.messages",
-            ]
-        },
-    }
 ]
 ROOT_URLCONF = "tests.urls"
 STATIC_URL = "static/"
