@@ -372,8 +372,8 @@ class Scheduler:
         try:
             self.hand_out()
             self.pool.hear()
-        except Exception:  # must not cost the results that are being written
-            logger.exception("scheduler error while results were written node=%s", self.node)
+        except Exception as exc:  # must not cost the results that are being written
+            logger.error("scheduler error while results were written node=%s\n%s", self.node, raised(exc))
 
     def _may_keep(self, store, claim):
         """A queue goes straight on with its next job, but while others wait only for a bounded slice."""
