@@ -171,8 +171,7 @@ def stop_what_people_asked(scheduler, store) -> None:
 
 def return_forgotten(scheduler, store) -> None:
     """Let go of queues that are held in this node's name but in nobody's hands: what an error in between lost."""
-    known = {claim.queue_id for owner, claim in [*scheduler.pool.claims(), *scheduler.waiting] if owner is store}
-    known |= {ending.claim.queue_id for ending in store.unrecorded()}
+    known = {claim.queue_id for claim in scheduler.claims_in_hand(store)}
     for claim, _ in store.backend.lost_claims(store.node_id, store.scopes, TAKEN_AT_ONCE, known):
         logger.error("queue held by nobody, let go node=%s scope=%s queue=%r", scheduler.node, claim.scope, claim.queue)
         store.endings.append(Ending(claim, Outcome(claim.job_id, claim.fence, Verdict.RETURN)))

@@ -278,7 +278,9 @@ class Scheduler:
             self.exit_code = 1
 
     def is_finished(self) -> bool:
-        if self.pool.in_flight or self.waiting or self.pool.ended or any(store.endings for store in self.stores):
+        if self.pool.in_flight or self.pool.ended or self.pool.unstarted or self.waiting:
+            return False
+        if any(store.endings for store in self.stores):
             return False
         if any(store.put_off for store in self.stores) and not self._has_waited_long_enough():
             return False
@@ -318,6 +320,12 @@ class Scheduler:
         self.waiting.extendleft(reversed(self.pool.unstarted))
         self.pool.ended.clear()
         self.pool.unstarted.clear()
+
+    def claims_in_hand(self, store) -> list[Claim]:
+        """Return all claims of which something is still to be done or recorded, wherever they are on their way."""
+        on_their_way = [*self.pool.claims(), *self.waiting, *self.pool.unstarted]
+        ended = [*store.unrecorded(), *(ending for owner, ending in self.pool.ended if owner is store)]
+        return [claim for owner, claim in on_their_way if owner is store] + [ending.claim for ending in ended]
 
     # Record
 
