@@ -113,6 +113,7 @@ def serve(backend):
     assert backend.next_due([SCOPE]) < 3600
     backend.stop_requests(claims)
     backend.due_alerts([SCOPE])
+    backend.sweep(SCOPE, "d")
     backend.claim([SCOPE], WORK, NODE)
 
 
@@ -166,6 +167,21 @@ def test_no_statement_of_a_jobs_life_reads_a_table_whole_with_or_without_statist
             plan = plan_of(sql)
             assert not troubles_of(plan), f"{sql}\n{plan}"
         remove_work()
+
+
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="only PostgreSQL keeps plans for so long")
+@pytest.mark.usefixtures("no_statistics")
+def test_no_plan_made_for_empty_tables_reads_an_index_whole(backend):
+    """A session makes its plans once, perhaps before the first job, and keeps them for the million that follow."""
+    seen = statements(backend)
+    with backend.connection.cursor() as cursor:  # which has the settings that the plans are made with
+        cursor.execute(f"TRUNCATE {', '.join(TABLES)} CASCADE")
+        for sql in seen:
+            cursor.execute(f"EXPLAIN {sql}")
+            plan = "\n".join(line for (line,) in cursor.fetchall())
+            assert not re.search(r"Index Scan using \S+ on queuetopia_(job|queue)\b.*\n(?!\s+Index Cond)", plan), (
+                f"{sql}\n{plan}"
+            )
 
 
 def analyse():

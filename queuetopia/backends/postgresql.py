@@ -11,11 +11,13 @@ Why the claim has this shape (each line was a bug somewhere):
 - The heads are read in a *second* transaction. The lock says who may start; it says nothing about what the snapshot
   of the statement that took it has missed. In one statement a job that was just finished elsewhere runs twice.
 - The UPDATE that marks a head repeats the conditions on the row (``held_by``, ``rev``): if a person's verb committed
-  after our snapshot, PostgreSQL re-reads the row and the mark does not happen. Not ``paused_at``, which a pause raises
-  ``rev`` with: it would let the planner, before it has statistics, read the whole index of due queues instead.
+  after our snapshot, PostgreSQL re-reads the row and the mark does not happen. A pause raises ``rev``, too.
 - ``unnest`` + LATERAL per scope: each scope is one range of the index (scope, due_at), so that 100,000 due queues of
   a scope nobody here serves are never looked at. CTEs have no statistics: columns are carried through instead of
   joining a CTE back (a 200 x 200 join of two of them halved the rate).
+- What is looked up by its id is not asked in the same place for what a partial index is made of, a queue for
+  ``paused_at IS NULL``, a job for ``done_at IS NULL`` (which its state implies). It would let the planner, while the
+  tables are small, read all of that index for each row instead of one entry of the primary key, and keep that plan.
 
 Locks are 64-bit numbers of a namespace (which tables) and the queue row's id, so that nothing collides.
 """
@@ -81,7 +83,8 @@ _CANDIDATES = f"""
 
 # The next head of a queue row ``q``: the job it is set to, else the first in line.
 _HEAD = f"""
-    (SELECT {_JOB_COLUMNS} FROM {JOB} WHERE q.current_job IS NOT NULL AND id = q.current_job AND done_at IS NULL
+    (SELECT {_JOB_COLUMNS} FROM {JOB}
+     WHERE q.current_job IS NOT NULL AND id = q.current_job AND state IN ('pending', 'halted')
      UNION ALL
      (SELECT {_JOB_COLUMNS} FROM {JOB}
       WHERE q.current_job IS NULL AND scope = q.scope AND queue = q.name AND done_at IS NULL
@@ -90,14 +93,14 @@ _HEAD = f"""
 
 _START = f"""
     WITH h AS MATERIALIZED (
-        SELECT q.id AS qid, q.rev AS qrev, j.* FROM {QUEUE} q CROSS JOIN LATERAL {_HEAD} j
-        WHERE q.id = ANY(%(ids)s) AND q.paused_at IS NULL
+        SELECT q.id AS qid, q.rev AS qrev, q.paused_at, j.* FROM {QUEUE} q CROSS JOIN LATERAL {_HEAD} j
+        WHERE q.id = ANY(%(ids)s)
           AND j.state = 'pending' AND coalesce(j.next_attempt_at, j.scheduled_at) <= {NOW}
           AND NOT EXISTS (SELECT 1 FROM {SCOPE} p WHERE p.name = q.scope AND p.paused_at IS NOT NULL)
     ), q AS (
         UPDATE {QUEUE} q SET fence = q.fence + 1, current_job = h.id, attempt = least(h.attempts, {MOST_ATTEMPTS}) + 1,
                held_by = %(holder)s, held_since = {NOW}, stop_requested = false, problem = ''
-        FROM h WHERE q.id = h.qid AND q.rev = h.qrev AND q.held_by IS NULL
+        FROM h WHERE q.id = h.qid AND h.paused_at IS NULL AND q.rev = h.qrev AND q.held_by IS NULL
         RETURNING q.id, q.scope, q.name, q.attempt, q.fence, q.rev, h.id AS jid, h.action, h.params, h.scheduled_at,
                   h.timeout, h.max_backoff, h.max_attempts, h.on_exhausted, h.attempted_at, h.failed_at
     )
@@ -159,7 +162,7 @@ _FINISH = f"""
     ), d AS (
         UPDATE {JOB} j SET state = 'done', attempts = q.fattempt, attempted_at = {NOW}, attempted_by = %(node)s,
                next_attempt_at = NULL, done_at = {NOW}, result = q.fresult::jsonb
-        FROM q WHERE j.id = q.fid AND j.done_at IS NULL
+        FROM q WHERE j.id = q.fid AND j.state IN ('pending', 'halted')
     )
     SELECT fid, go, due, jid, id, scope, name, action, params::text, attempt, fence, rev, scheduled_at::text, timeout,
            max_backoff, max_attempts, on_exhausted, attempted_at IS NOT NULL, failed_at::text FROM q
