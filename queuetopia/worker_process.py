@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 BOOT_DEADLINE = 30.0  # seconds a worker may take until it is ready
 DYING_TIME = 0.2  # seconds between the end of a dying process's channel and its own
-SHORT = 0.02  # seconds; jobs that last less on average are handed out ahead, so that a worker need not wait
+SHORT = 0.02  # seconds; jobs are handed out ahead that wait less for a slot, on average, so that no slot is idle
 MOST_AHEAD = 256  # jobs handed to a worker beyond those it can run at once
 MOST_TELLING = 1_000  # ends a worker may have to tell hooks and receivers of; then it gets no more jobs
 HOOK_TIME = 60.0  # seconds that the hooks and receivers of one end may take together
@@ -93,10 +93,10 @@ class WorkerProcess:
         return self.board.slots + self._ahead() - len(self.assigned)
 
     def _ahead(self):
-        """Jobs worth handing out beyond the slots: none while jobs are long or nothing is known of them."""
-        if self.average is None or self.average >= SHORT or self.asked_back:
+        """Jobs worth handing out beyond the slots: as many as get one soon; none while nothing is known of them."""
+        if self.average is None or self.asked_back:
             return 0
-        return min(MOST_AHEAD, int(SHORT / max(self.average, 0.0001)))
+        return min(MOST_AHEAD, int(self.board.slots * SHORT / max(self.average, 0.0001)))
 
     def note_duration(self, seconds: float) -> None:
         self.average = seconds if self.average is None else 0.8 * self.average + 0.2 * seconds
@@ -119,8 +119,8 @@ class WorkerProcess:
             self.send("give_back")
 
     def is_stuck(self, now: float) -> bool:
-        """True when jobs wait behind one that turned out to be long."""
-        return self.has_jobs_ahead() and any(now - started > 2 * SHORT for started in self.board.running().values())
+        """True when jobs wait behind some that turned out to be long: none of them has got a slot for a while."""
+        return self.has_jobs_ahead() and now - max(self.board.running().values(), default=now) > 2 * SHORT
 
     # What follows the commit
 
