@@ -9,13 +9,18 @@ from django.db import connection
 from django.db.models.sql import InsertQuery
 
 from queuetopia.backends import backend_for
-from queuetopia.models import Job
+from queuetopia.models import Job, Queue
 
 from .figures import Figure
 from .fresh import fresh_database
 from .queues import BenchmarkQueue
 
-GOALS = {"INSERT alone": 0.8, "with the wake, queue busy": 0.55, "with the wake, queue idle": 0.45}
+GOALS = {
+    "INSERT alone": 0.8,
+    "with the wake, queue busy": 0.55,
+    "with the wake, queue idle": 0.45,
+    "with the wake, queue new": None,
+}
 
 
 def measure(size):
@@ -36,11 +41,17 @@ def sample(number, times, wakes):
     queue, params = f"queue-{number}", {"customer": number, "text": "x" * 100}
     bare = bare_insert(BenchmarkQueue.job(queue, "take", params))
     times["bare"].append(timed(bare))
-    idle = timed(lambda: BenchmarkQueue.create_job(queue, "take", params))
-    times["with the wake, queue idle"].append(idle)
-    times["INSERT alone"].append(idle - wakes[-1])
+    times["with the wake, queue new"].append(timed_creation(queue, params))
     # No node runs. The queue is due: another wake changes nothing, as if the queue were busy.
-    times["with the wake, queue busy"].append(timed(lambda: BenchmarkQueue.create_job(queue, "take", params)))
+    busy = timed_creation(queue, params)
+    times["with the wake, queue busy"].append(busy)
+    times["INSERT alone"].append(busy - wakes[-1])
+    Queue.objects.filter(name=queue).update(due_at=None)  # as it is left when all its jobs have ended
+    times["with the wake, queue idle"].append(timed_creation(queue, params))
+
+
+def timed_creation(queue, params):
+    return timed(lambda: BenchmarkQueue.create_job(queue, "take", params))
 
 
 def bare_insert(job):

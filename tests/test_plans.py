@@ -310,7 +310,8 @@ def _rows_read(backend):
     measure("_NEXT_DUE", scopes=[SCOPE], overdue=0.0)
     wake = {"commit": None, "timeout": None, "channel": "queuetopia"}
     measure("_WAKE", **wake, scopes=[SCOPE], names=["due 1"], times=[now - 2 * HOUR])
-    measure("_WAKE_ONE", **wake, scope=SCOPE, name="due 1", time=now - 3 * HOUR)
+    measure("_WAKE_KNOWN", **wake, scope=SCOPE, name="due 1", time=now - 3 * HOUR)
+    measure("_WAKE_NEW", **wake, scope=SCOPE, name="due 1", time=now - 4 * HOUR)
     return efforts
 
 

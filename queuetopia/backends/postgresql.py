@@ -198,24 +198,30 @@ _QUICKLY = """
     set_config('lock_timeout', coalesce(%(timeout)s::text, current_setting('lock_timeout')), true)
 """
 
-# A plain upsert would burn an id for each wake of a known queue.
-_WAKE_ONE = f"""
+# Two statements, because a queue is new only once, and planning its INSERT costs the server more than all the rest. The
+# first one's answer is NULL then, and false if the queue was busy until just now. (A plain upsert would burn an id for
+# each wake of a known queue.)
+_WAKE_KNOWN = f"""
     WITH s AS MATERIALIZED (
         SELECT {_QUICKLY}, t.time, {_HEAD_START.format("t.time")} AS first FROM (SELECT %(time)s::timestamptz AS time) t
     ), u AS (
         UPDATE {QUEUE} q SET due_at = CASE WHEN q.due_at IS NULL THEN s.first ELSE s.time END FROM s
         WHERE q.scope = %(scope)s AND q.name = %(name)s
           AND q.held_by IS NULL AND q.current_job IS NULL AND (q.due_at IS NULL OR q.due_at > s.time)
-        RETURNING 1
-    ), n AS (
-        INSERT INTO {QUEUE} AS q (scope, name, due_at)
-        SELECT %(scope)s::text, %(name)s::text, s.first FROM s
-        WHERE NOT EXISTS (SELECT 1 FROM {QUEUE} q WHERE q.scope = %(scope)s AND q.name = %(name)s)
-        ON CONFLICT (scope, name) DO UPDATE SET due_at = excluded.due_at
-        WHERE q.held_by IS NULL AND q.current_job IS NULL AND (q.due_at IS NULL OR q.due_at > excluded.due_at)
-        RETURNING 1
+        RETURNING pg_notify(%(channel)s, '')
     )
-    SELECT pg_notify(%(channel)s, '') FROM (SELECT 1 FROM u UNION ALL SELECT 1 FROM n) x LIMIT 1
+    SELECT EXISTS (SELECT FROM u) OR (
+        SELECT q.held_by IS NOT NULL OR q.current_job IS NOT NULL OR coalesce(q.due_at <= %(time)s, false)
+        FROM {QUEUE} q WHERE q.scope = %(scope)s AND q.name = %(name)s)
+"""  # noqa: S608
+_WAKE_NEW = f"""
+    WITH s AS MATERIALIZED (
+        SELECT {_QUICKLY}, t.time, {_HEAD_START.format("t.time")} AS first FROM (SELECT %(time)s::timestamptz AS time) t
+    )
+    INSERT INTO {QUEUE} AS q (scope, name, due_at) SELECT %(scope)s::text, %(name)s::text, s.first FROM s
+    ON CONFLICT (scope, name) DO UPDATE SET due_at = excluded.due_at
+    WHERE q.held_by IS NULL AND q.current_job IS NULL AND (q.due_at IS NULL OR q.due_at > excluded.due_at)
+    RETURNING pg_notify(%(channel)s, '')
 """  # noqa: S608
 
 # A wake of several queues never waits for a row while it has others locked, or it would deadlock with claims and
@@ -413,13 +419,18 @@ class Backend(base.Backend):
         busy = None
         for scope, name, due_at in locked:
             try:
-                self._run(_WAKE_ONE, {**self._quickly(), "scope": scope, "name": name, "time": due_at})
+                self._wake_one({**self._quickly(), "scope": scope, "name": name, "time": due_at})
             except OperationalError as exc:
                 if not self.is_busy(exc):
                     raise
                 busy = exc  # one locked row must not keep the others asleep
         if busy:
             raise busy
+
+    def _wake_one(self, wake):
+        ((is_awake,),) = self._run(_WAKE_KNOWN, wake)
+        if not is_awake:
+            self._run(_WAKE_NEW, wake)
 
     def _wake_many(self, wakes) -> list[int]:
         """Return the places (from 1) of the queues whose rows somebody has locked."""
