@@ -36,6 +36,8 @@ MOST_HELD = 1_000  # queues held at once: PostgreSQL's lock table is finite, and
 SLICE = 20  # jobs a queue may go straight on with while others wait …
 SLICE_TIME = 0.05  # … or seconds that they have run, if they are longer
 LONGEST_WAIT = 0.1  # seconds a claim may wait for a free worker while there are other nodes
+PATIENCE = 0.01  # seconds a wake-up waits for room for many claims, while the workers have enough to do; then …
+MADE_ROOM = 16  # … so many queues that have run a job already make room for those that have just got one
 GATHER = 0.003  # seconds a result may wait for others to share its commit, while more of them are to be expected
 RECORDED_AT_ONCE = 400  # endings of one transaction: the heartbeat waits with it
 LAST_WAIT = 5.0  # seconds that a stop waits, beyond the grace time, for rows somebody has locked
@@ -79,6 +81,7 @@ class Scheduler:
         self.stop_at: float | None = None  # uptime at which what still runs is killed
         self._beat_at = 0.0
         self._gather_until = 0.0  # uptime
+        self._made_room = 0  # queues let go since the last claim because others had just got work
         self._waits_since = 0.0  # uptime at which nothing waited last
         self._errors = 0
         self._supervisor = supervisor
@@ -389,6 +392,9 @@ class Scheduler:
             return False
         if not self.waiting and not any(other.may_have_due for other in self.stores):
             return True
+        if self._made_room < MADE_ROOM and self._is_waited_for():
+            self._made_room += 1
+            return False
         jobs, seconds = store.streaks[claim.queue_id]
         return jobs < self.options.slice and seconds < SLICE_TIME
 
@@ -423,26 +429,36 @@ class Scheduler:
     # Claim
 
     def room(self) -> int:
-        # What is put off holds its queue, but no worker.
-        waiting = len(self.waiting) + sum(len(store.endings) for store in self.stores)
+        # Where something has ended, the queue's next job will be; what is put off holds its queue, but no worker.
+        ended = len(self.pool.ended) + sum(len(store.endings) for store in self.stores)
+        waiting = len(self.waiting) + len(self.pool.unstarted) + ended
         held = waiting + len(self.pool.in_flight) + sum(len(store.put_off) for store in self.stores)
         return min(self.pool.room() - waiting, MOST_HELD - held)
 
     def _may_claim(self):
         """True while there is room; while the workers have enough to do, enough of it to be worth two commits."""
         room = self.room()
-        return not self.is_stopping and room > 0 and (8 * room >= len(self.pool.in_flight) or not self.pool.is_busy())
+        if self.is_stopping or room <= 0:
+            return False
+        if 8 * room >= len(self.pool.in_flight) or not self.pool.is_busy():
+            return True
+        return self._is_waited_for()
+
+    def _is_waited_for(self):
+        return any(uptime() >= store.woken_at + PATIENCE for store in self.stores)
 
     def claim(self) -> None:
         """Take due queues while there is room to run their heads."""
         if not self._may_claim():
             return
+        self._made_room = 0
         self.stores.append(self.stores.pop(0))  # each database is the first to be asked in its turn
         for store in self.stores:
             limit = self.room()
             if limit <= 0 or not store.may_have_due:
                 continue
             with self.unless_busy(store):
+                store.woken_at = float("inf")
                 claims, more = store.backend.claim(store.scopes, limit, store.node_id)
                 store.may_have_due = more and bool(claims)
                 store.knows_next = False

@@ -39,6 +39,7 @@ class Store:
         self.claim_at = float("inf")  # uptime at which the next queue becomes due by time
         self.knows_next = False  # claim_at is right
         self.news_at = 0.0  # uptime at which to look for a wake-up
+        self.woken_at = float("inf")  # uptime of the first wake-up since the last claim
         self.poll_at = 0.0
         self.peers_at = 0.0
         self.step_at = 0.0  # the next step of sweeping or pruning
@@ -154,6 +155,7 @@ class Store:
         self.news_at = now + (self.backend.looks_every or 0.0)
         if self.backend.has_news():
             self.may_have_due = True
+            self.woken_at = min(self.woken_at, now)
 
     def timers(self, *, may_claim: bool):
         """Yield the uptimes at which something is to be done here."""

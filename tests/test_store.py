@@ -98,45 +98,6 @@ class TestResultsPutOff:
         assert store.endings == [end(claims[0])]
 
 
-class TestForgottenQueues:
-    @pytest.fixture
-    def scheduler(self, store):
-        scheduler = Scheduler(Options(scopes=[SCOPE]))
-        scheduler.stores = [store]
-        store.register("web1:7")
-        yield scheduler
-        scheduler._signals.restore()
-        store.backend.unregister(store.node_id)
-
-    @pytest.mark.parametrize("place", ["waiting", "returned by a worker", "ended", "to be recorded", "put off"])
-    def test_a_claim_is_in_somebodys_hands_wherever_it_is_on_its_way(self, scheduler, store, place):
-        put()
-        (claim,), _ = store.backend.claim([SCOPE], 1, store.node_id)
-        where, what = {
-            "waiting": (scheduler.waiting, (store, claim)),
-            "returned by a worker": (scheduler.pool.unstarted, (store, claim)),
-            "ended": (scheduler.pool.ended, (store, end(claim))),
-            "to be recorded": (store.endings, end(claim)),
-            "put off": (store.put_off, end(claim)),
-        }[place]
-        where.append(what)
-        assert scheduler.claims_in_hand(store) == [claim]
-        before = store.unrecorded()
-
-        housekeeping.return_forgotten(scheduler, store)
-        assert store.unrecorded() == before
-        scheduler.stop()
-        assert not scheduler.is_finished()
-
-    def test_what_is_in_nobodys_hands_is_let_go(self, scheduler, store):
-        put()
-        (claim,), _ = store.backend.claim([SCOPE], 1, store.node_id)
-        housekeeping.return_forgotten(scheduler, store)
-        assert [(ending.claim.job_id, ending.outcome.verdict) for ending in store.endings] == [
-            (claim.job_id, Verdict.RETURN)
-        ]
-
-
 class TestSilence:
     def test_is_measured_by_our_own_clock(self, store, monkeypatch):
         """An NTP step of the database's clock must not make every node look dead."""
