@@ -29,6 +29,7 @@ from .tally import FLUSH
 logger = logging.getLogger(__name__)
 
 LOOK_FOR_DEAD = 1.0  # seconds between looks for dead nodes and for requests to stop a job
+LOOK_FOR_ALERTS = 5.0  # seconds between looks for queues that have been blocked for too long, if that is longer
 LOOK_FOR_MAIL = 60.0  # seconds between looks for blocked queues to mail about
 STEP = 0.01  # seconds between two steps of a sweep or of pruning …
 SHARE = 0.1  # … and what they may take of the scheduler's time while jobs run
@@ -50,7 +51,9 @@ def keep_house(scheduler) -> None:
                     store.may_have_due = True
                 if not scheduler.is_stopping:
                     take_over_dead_nodes(scheduler, store)
-                    give_alerts(scheduler, store)
+                    if now >= store.alerts_at:
+                        store.alerts_at = now + min([LOOK_FOR_ALERTS, *conf.alert_after()])
+                        give_alerts(scheduler, store)
             if now >= store.tally.flush_at:
                 save_statistics(store)
             if scheduler.is_stopping:

@@ -46,6 +46,7 @@ class Store:
         self.sweeping: list[tuple[str, str]] = []  # (scope, queue after which to go on)
         self.pruning: list[str] = []  # scopes
         self.tally = Tally()
+        self.alerts_at = 0.0
         self.mail_at = 0.0
         self.has_peers = False
         self._seen: dict[uuid.UUID, tuple[datetime, float]] = {}  # by node: its last_seen, since when we know it

@@ -623,13 +623,12 @@ class Backend:
 
         Of a queue that goes on by now the row is put right, and nothing is returned.
         """
-        now = self.now()
-        rows = Queue.objects.using(self.alias).filter(alert_at__lte=now, scope__in=scopes).order_by("alert_at")
+        rows = Queue.objects.using(self.alias).filter(alert_at__lte=DatabaseNow(), scope__in=scopes)
         if not rows.exists():
             return []
-        alerts = []
+        now, alerts = self.now(), []
         with transaction.atomic(using=self.alias):
-            queues = list(rows.select_for_update(skip_locked=True)[:limit])
+            queues = list(rows.order_by("alert_at").select_for_update(skip_locked=True)[:limit])
             current = [queue.current_job for queue in queues if queue.current_job is not None]
             heads = {job["id"]: job for job in self._jobs().filter(pk__in=current, done_at=None)}
             for queue in queues:
