@@ -576,7 +576,7 @@ class Backend(base.Backend):
     def _run(self, sql, arguments):
         with self.connection.cursor() as cursor:
             cursor.execute(sql, arguments)
-            return cursor.fetchall() if cursor.description else []
+            return cursor.fetchall()
 
 
 _NAMESPACE = binascii.crc32(f"queuetopia:{Queue._meta.db_table}".encode()) & 0x7FFFFF
