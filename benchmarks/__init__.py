@@ -10,7 +10,7 @@ server on which databases may be created; it can be given several times. Needs t
 Workloads, each in a new database of its own, run three times (once with ``--quick``), in turns:
 
 - ``create``: one ``create_job`` with its own commit, the INSERT alone and with the wake-up that follows it, for a queue
-  that has work already and for a new one;
+  that has work already, for one that has none left, and for a new one;
 - ``bulk``: 20,000 jobs in 1,000 queues by ``create_jobs``;
 - ``drain``: 20,000 jobs that do nothing, over 1,000 queues, through as many worker processes as there are cores (a
   tenth of that on SQLite and MariaDB);
@@ -25,10 +25,9 @@ Workloads, each in a new database of its own, run three times (once with ``--qui
 - ``memory``: what the scheduler occupies while 100,000 jobs pass through it;
 - ``idle``: what a node costs that has nothing to do;
 - ``admin``: server time and queries of the admin's pages beside 1,000,000 jobs in 100,000 blocked queues (a tenth with
-  ``--quick``).
-
-``python -m benchmarks.curves`` measures throughput over the number of blocked queues, of waiting jobs and of nodes, and
-latency over load, and draws them.
+  ``--quick``);
+- ``curves``, on PostgreSQL: throughput over the number of blocked queues, of waiting jobs and of nodes, and latency
+  over load, each point once; ``--picture FILE`` draws them (dependency group ``benchmarks``).
 
 How to read the table. A figure is the median of the runs, its range follows. Figures of two machines cannot be
 compared, ratios can: ``ratio`` is the figure over its ``reference``, measured in the same run on the same server:

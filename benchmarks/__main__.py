@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 
 from . import __doc__ as description
+from . import curves
 from .figures import FULL, QUICK
 from .processes import python, run
 from .servers import PRIVATE, url_of
@@ -38,10 +39,12 @@ def main():
                 results[name].append(run(workload, replace(size if is_fast else size.scaled(10), **crowd), environment))
         print_figures(results)
         print_beside(results)
+        if "curves" in wanted and is_fast:
+            curves.measure(environment, options.picture)
 
 
 def arguments():
-    known = (*WORKLOADS, *VARIANTS)
+    known = (*WORKLOADS, *VARIANTS, "curves")
     parser = argparse.ArgumentParser(
         "python -m benchmarks", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -49,6 +52,7 @@ def arguments():
         "workloads", nargs="*", metavar="workload", default=known, help=f"{', '.join(known)}; default: all"
     )
     parser.add_argument("--database", action="append", help=f"{', '.join(PRIVATE)}, or a URL; default: the first two")
+    parser.add_argument("--picture", metavar="FILE", help="where to draw the curves (SVG); needs matplotlib")
     parser.add_argument("--quick", action="store_true", help="one run with fewer jobs")
     options = parser.parse_args()
     if unknown := set(options.workloads) - set(known):

@@ -1,16 +1,11 @@
-"""``python -m benchmarks.curves [--database URL] [--picture FILE]``: how the figures change with what is there.
-
-Throughput over blocked queues, over jobs waiting and over nodes, each beside the reference of ``drain``, and what a
-new job waits over the load that others make. Needs the dependency group ``benchmarks``.
+"""How the figures change with what is there: throughput over blocked queues, over jobs waiting and over nodes, each
+beside the reference of ``drain``, and what a new job waits over the load that others make.
 """
 
-import argparse
-import os
 from dataclasses import replace
 
 from .figures import FULL
-from .processes import python, run
-from .servers import url_of
+from .processes import run
 
 CURVES = {
     "blocked queues": ("drain", [{"blocked": count} for count in (0, 1_000, 10_000, 100_000, 1_000_000)]),
@@ -20,18 +15,11 @@ CURVES = {
 }
 
 
-def main():
-    parser = argparse.ArgumentParser("python -m benchmarks.curves", description=__doc__.partition("\n\n")[2])
-    parser.add_argument("--database", default="postgres", help="as for python -m benchmarks")
-    parser.add_argument("--picture", help="SVG file to write")
-    options = parser.parse_args()
-    environment = {
-        **os.environ, "DATABASE_URL": url_of(options.database), "DJANGO_SETTINGS_MODULE": "benchmarks.settings",
-    }  # fmt: skip
-    print(python("benchmarks.machine", environment=environment))
+def measure(environment, picture=None):
+    """Measure and print the curves, each point once; draw them into this SVG file (dependency group ``benchmarks``)."""
     curves = {name: list(points(name, environment)) for name in CURVES}
-    if options.picture:
-        draw(curves, options.picture)
+    if picture:
+        draw(curves, picture)
 
 
 def points(name, environment):
@@ -73,7 +61,3 @@ def lines(found):
         "through worker processes": [figures[0].value for _, figures in found],
         "reference: SQL in one process": [figures[0].reference for _, figures in found],
     }
-
-
-if __name__ == "__main__":
-    main()
