@@ -256,7 +256,8 @@ def _put_off(store, what, exc):
     """Log what will be tried again; that somebody has locked a table for a while is nothing to warn of."""
     store.refuse_if_lost()
     is_busy = isinstance(exc, OperationalError) and store.backend.is_busy(exc)
-    logger.log(logging.INFO if is_busy else logging.WARNING, "%s alias=%s cause=%r", what, store.alias, str(exc))
+    level = logging.INFO if is_busy else logging.WARNING
+    store.repeats.log(logger, level, f"{what} alias=%s cause=%r", store.alias, str(exc))
 
 
 # Recording what a database may refuse

@@ -16,6 +16,7 @@ from .attempts import Claim, Outcome, Verdict, describe
 from .backends.base import Ending
 from .channel import uptime
 from .declaration import by_scope
+from .repeats import pause
 from .worker import timeout_text
 from .worker_process import Assignment, WorkerProcess
 
@@ -174,8 +175,10 @@ class Pool:
             if (worker.closed or not worker.killed) and not has_left:
                 logger.warning("worker died node=%s cause=%s", self._node, worker.end_text())
             return
+        if worker.killed and not worker.closed and uptime() <= worker.boots_until:
+            return  # it had time left: it was killed with all others
         self._boot_failures += 1
-        delay = min(0.25 * 2**self._boot_failures, 30.0)
+        delay = pause(self._boot_failures, 0.25, 30.0)
         self._start_at = uptime() + delay
         logger.error("worker did not start node=%s cause=%s; next try in %g s", self._node, worker.end_text(), delay)
 
@@ -193,12 +196,18 @@ class Pool:
 
     def replace(self) -> None:
         """Start workers until as many serve as are wanted; slower and slower while they die at their start."""
-        serving = sum(worker.condemned_at is None and not worker.killed for worker in self.workers)
-        while serving < self.size and uptime() >= self._start_at:
+        while self._missing() > 0 and uptime() >= self._start_at:
             worker = WorkerProcess.start(self.slots, self._descriptors(), self._verbosity, self._node_ids())
             worker.board.deadline = self.deadline
             self.workers.append(worker)
-            serving += 1
+
+    def _missing(self):
+        """Return how many workers may be started. While they die at their start, one tries whether they still do."""
+        serving = [worker for worker in self.workers if worker.condemned_at is None and not worker.killed]
+        missing = self.size - len(serving)
+        if not self._boot_failures:
+            return missing
+        return min(missing, 1 if all(worker.ready for worker in serving) else 0)
 
     # Time out
 
@@ -329,7 +338,7 @@ class Pool:
 
     def timers(self):
         """Yield the uptimes at which something is to be done here."""
-        if len(self.workers) < self.size:
+        if self._missing() > 0:
             yield self._start_at
         for worker in self.workers:
             yield worker.check_at

@@ -26,6 +26,7 @@ from .performer import known_actions
 from .pool import Pool
 from .processes import Signals
 from .progress import Progress
+from .repeats import Repeats, pause
 from .store import Store
 from .supervisor import BEAT, CRASHED, LAST_BEAT, REFUSED, STOP
 from .worker_process import WorkerProcess
@@ -84,6 +85,8 @@ class Scheduler:
         self._made_room = 0  # queues let go since the last claim because others had just got work
         self._waits_since = 0.0  # uptime at which nothing waited last
         self._errors = 0
+        self._lost_at: float | None = None  # uptime since when there is no session
+        self.repeats = Repeats()
         self._supervisor = supervisor
         # The supervisor decides what Ctrl-C and SIGTERM mean, which may reach every process of a node.
         self._signals = Signals(STOP, signal.SIGCHLD, signal.SIGINT, signal.SIGTERM)
@@ -121,10 +124,24 @@ class Scheduler:
                 if isinstance(exc, exceptions.SessionRefused) and not has_served:
                     raise  # else a failover is under way: the database's name leads to a standby for a while
                 failures += 1
-                delay = min(0.05 * 2**failures, LONGEST_DELAY)
-                logger.error("no database session node=%s cause=%r; next try in %.1f s", self.node, str(exc), delay)
-                if self._is_stopped_within(delay):
+                self._tell_of_outage(str(exc))
+                if self._is_stopped_within(pause(failures, 0.05, LONGEST_DELAY)):
                     return 1
+
+    def _tell_of_outage(self, cause):
+        self._lost_at = self._lost_at or uptime()
+        self.repeats.log(
+            logger, logging.ERROR, "no database session node=%s cause=%r for=%.1fs; trying again",
+            self.node, cause, uptime() - self._lost_at, cause=cause,
+        )  # fmt: skip
+
+    def _tell_of_return(self, returned_at):
+        if self._lost_at is not None:
+            self.repeats.log(
+                logger, logging.WARNING, "database session is back node=%s after=%.1fs",
+                self.node, returned_at - self._lost_at,
+            )  # fmt: skip
+            self._lost_at = None
 
     def _is_stopped_within(self, seconds):
         """Wait without a session; the supervisor is told that we live and hold nothing."""
@@ -140,12 +157,14 @@ class Scheduler:
         for store in self.stores:
             store.open(self.lease, self._selector)
             store.backend.meanwhile = self.work_meanwhile
+        opened_at = uptime()
         if self.options.standby and not housekeeping.wait_for_turn(self):
             return
         for store in self.stores:
             store.register(self.node)
         self._beat_at = 0.0
         self.beat()
+        self._tell_of_return(opened_at)
         self._settle()
         if self._progress:
             self._progress.begin()
@@ -179,7 +198,7 @@ class Scheduler:
                 raise
             except Exception as exc:
                 # The workers go on with their jobs, and what they report is recorded next time.
-                logger.error("scheduler error node=%s\n%s", self.node, raised(exc))
+                self._log_error("scheduler error node=%s\n%s", exc)
                 self._survive_error()
 
     def _keep_house(self):
@@ -189,10 +208,13 @@ class Scheduler:
         except exceptions.SessionLost:
             raise
         except Exception as exc:
-            logger.error("housekeeping failed node=%s\n%s", self.node, raised(exc))
+            self._log_error("housekeeping failed node=%s\n%s", exc)
             for store in self.stores:
                 store.refuse_if_lost()
                 store.step_at = uptime() + housekeeping.LOOK_FOR_DEAD
+
+    def _log_error(self, event, exc):
+        self.repeats.log(logger, logging.ERROR, event, self.node, raised(exc), cause=repr(exc))
 
     def _survive_error(self):
         self._errors += 1
@@ -384,7 +406,7 @@ class Scheduler:
             self.hand_out()
             self.pool.hear()
         except Exception as exc:  # must not cost the results that are being written
-            logger.error("scheduler error while results were written node=%s\n%s", self.node, raised(exc))
+            self._log_error("scheduler error while results were written node=%s\n%s", exc)
 
     def _may_keep(self, store, claim):
         """A queue goes straight on with its next job, but while others wait only for a bounded slice."""
@@ -472,7 +494,10 @@ class Scheduler:
         if known is None or claim.action in known:
             self.waiting.append((store, claim))
             return
-        logger.error("unknown action, job left untouched node=%s %s action=%r", self.node, _name(claim), claim.action)
+        self.repeats.log(
+            logger, logging.ERROR, "unknown action, job left untouched node=%s %s", self.node, _name(claim),
+            cause=f"{claim.scope} {claim.action}",
+        )  # fmt: skip
         error = {"message": f"This code has no action {claim.action!r}; job {claim.job_id} waits for code that has."}
         outcome = Outcome(claim.job_id, claim.fence, Verdict.RETURN, delay=store.poll_interval, error=error)
         store.endings.append(Ending(claim, outcome))

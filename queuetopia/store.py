@@ -17,6 +17,7 @@ from .channel import uptime
 from .declaration import by_scope
 from .models import Node
 from .node_file import NodeFile
+from .repeats import Repeats
 from .tally import Tally
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ class Store:
         self.alerts_at = 0.0
         self.mail_at = 0.0
         self.has_peers = False
+        self.repeats = Repeats()
         self._seen: dict[uuid.UUID, tuple[datetime, float]] = {}  # by node: its last_seen, since when we know it
         self._file: NodeFile | None = None
 

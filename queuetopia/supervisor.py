@@ -16,6 +16,7 @@ from dataclasses import asdict
 from . import conf
 from .channel import uptime
 from .processes import Signals, adopt_orphans, kill_descendants, start_child
+from .repeats import pause
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ STOPPED_AT_BOOT = (-STOP, -signal.SIGTERM, -signal.SIGINT)  # it was told to sto
 BOOT_TIME = 30.0  # seconds until a new scheduler's first heartbeat
 KILL_MARGIN = 10.0  # seconds beyond the grace time, or its last heartbeat, that a scheduler has to end itself
 STEADY = 10.0  # seconds a scheduler must live for its restarts to be immediate again
+LONGEST_DELAY = 10.0  # seconds between two starts of one that dies at once: it may leave a traceback each time
 
 
 class Supervisor:
@@ -63,7 +65,7 @@ class Supervisor:
                 if code in ENDS or self._stops:
                     return code if code in (0, 1) else 1
                 failures = failures + 1 if uptime() - began < STEADY else 0
-                delay = 0.0 if failures < 2 else min(0.1 * 2**failures, 5.0)
+                delay = 0.0 if failures < 2 else pause(failures, 0.1, LONGEST_DELAY)
                 logger.error("scheduler died code=%d; starting it again in %.1f s", code, delay)
                 if delay and self._is_told_to_stop(delay):
                     return 1

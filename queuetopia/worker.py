@@ -46,6 +46,7 @@ from .jobs import failed, send, send_unblocked
 from .models import Job
 from .params import Unreadable
 from .performer import Performer, action_methods, has_own_perform
+from .repeats import Repeats
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ _BLANK = {field.attname: field.get_default() for field in Job._meta.concrete_fie
 
 _performers: dict[type, Performer] = {}
 _setup_lock = threading.Lock()
+_repeats = Repeats()  # a setup() that fails is tried for each queue again and again
 
 
 class SetupFailed(exceptions.QueuetopiaError):
@@ -167,7 +169,8 @@ class Attempt:
         self.exc = exc
         match exc:
             case SetupFailed():
-                logger.error("setup failed performer=%s\n%s", self.queuetopia.performer.__name__, raised(exc))
+                name = self.queuetopia.performer.__name__
+                _repeats.log(logger, logging.ERROR, "setup failed performer=%s\n%s", name, raised(exc), cause=str(exc))
                 self._end(Verdict.RETURN, delay=SETUP_RETRY, error={"message": str(exc)})
             case exceptions.Snooze():
                 self._end(Verdict.SNOOZE, delay=float(exc.delay))

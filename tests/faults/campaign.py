@@ -100,7 +100,7 @@ class Campaign:
         self.dice = random.Random(seed)
         self.lease, self.workers = lease, workers
         self.ledger = Ledger(folder / "ledger")
-        self.nodes = Nodes(_environment(server, folder, lease) | self.ledger.environment, folder)
+        self.nodes = Nodes(environment_of(server, folder, lease) | self.ledger.environment, folder)
         self.thaws: list[Thaw] = []
         self.injected: list[Injected] = []
         self.outages: list[list[float]] = []  # of the database: since when, until when
@@ -225,7 +225,7 @@ def _stuck():
         yield f"stuck: job {job.pk} {job.state} next {job.next_attempt_at} in {queue}"
 
 
-def _environment(server, folder, lease):
+def environment_of(server, folder, lease):
     return {
         **os.environ,
         "DATABASE_URL": server.url("node"),

@@ -10,6 +10,7 @@ class Proxy:
     def __init__(self, path: str):
         """path: the server's socket file."""
         self._path = path
+        self.asked = 0  # connections that were asked for
         self._may_pass = threading.Event()
         self._may_pass.set()
         self._delay = 0.0
@@ -29,21 +30,29 @@ class Proxy:
         """Have every packet take so much longer."""
         self._delay = seconds
 
+    def close(self) -> None:
+        """Take no connections any more."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # which wakes who waits for one
+        self._listener.close()
+
     def _accept(self):
         while True:
-            client, _ = self._listener.accept()
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return  # closed
+            self.asked += 1
             threading.Thread(target=self._serve, args=[client], daemon=True).start()
 
     def _serve(self, client):
         self._may_pass.wait()
-        server = socket.socket(socket.AF_UNIX)
-        try:
+        with client, socket.socket(socket.AF_UNIX) as server, contextlib.suppress(OSError):
             server.connect(self._path)
-        except OSError:
-            client.close()
-            return
-        threading.Thread(target=self._pump, args=[server, client], daemon=True).start()
-        self._pump(client, server)
+            back = threading.Thread(target=self._pump, args=[server, client], daemon=True)
+            back.start()
+            self._pump(client, server)
+            back.join()
 
     def _pump(self, source, target):
         with contextlib.suppress(OSError):

@@ -238,6 +238,24 @@ def test_a_worker_that_cannot_start_is_told_and_does_not_spin(nodes, tmp_path):
     assert "a module of the project is broken" in node.log()
 
 
+def test_while_workers_die_at_their_start_one_at_a_time_tries_whether_they_still_do(nodes, tmp_path):
+    (tmp_path / "broken_code.py").write_text(
+        "import os, sys, time\n"
+        "def start():\n"
+        f"    with open({str(tmp_path / 'starts')!r}, 'a+') as starts:\n"
+        "        starts.write('.')\n"
+        "        return starts.tell()\n"
+        "if 'worker' in sys.argv and start() <= 3:\n    os._exit(1)\n"
+        "while 'worker' in sys.argv:\n    time.sleep(0.05)\n"
+    )
+    environment = {"QUEUETOPIA_TEST_CODE": "broken_code", "PYTHONPATH": f"{tmp_path}:{os.environ['PYTHONPATH']}"}
+    node = nodes.start(LedgerQueue, processes=3, env=environment)
+    wait_until(lambda: (tmp_path / "starts").exists() and len((tmp_path / "starts").read_text()) >= 4, PATIENCE)
+
+    assert len(node.workers(1)) == 1
+    node.wait_for_log("worker did not start", times=3)
+
+
 @pytest.mark.capability("H13", "E33")
 def test_jobs_handed_out_behind_one_that_turns_out_long_are_run_by_another_node(nodes, ledger):
     for node in (nodes.start(LedgerQueue, processes=1), nodes.start(LedgerQueue, processes=1)):

@@ -1,0 +1,44 @@
+"""What fails again and again: it is tried again ever later, and logged once a minute, for it must not fill a disk."""
+
+import threading
+from collections import defaultdict
+
+from .channel import uptime
+
+EVERY = 60.0  # seconds between two records of the same event with the same cause
+MOST = 20  # causes of one event that are told in that time
+
+
+def pause(failures: int, first: float, longest: float) -> float:
+    """Return the seconds to wait after so many failures in a row: ``first``, doubled by each, up to ``longest``."""
+    return min(first * 2.0 ** min(failures, 100), longest)
+
+
+class Repeats:
+    """Logs an event if the last minute had no record of it with this cause; else it is counted for the next record."""
+
+    def __init__(self):
+        self._told: dict[str, dict[str, tuple[float, int]]] = defaultdict(dict)  # (uptime, times not told since)
+        self._lock = threading.Lock()  # the slots of a worker are threads
+
+    def log(self, logger, level: int, event: str, *args, cause: str = "", now: float | None = None) -> None:
+        """Log ``event % args``; how often it was left out before stands at the end of the record's first line."""
+        with self._lock:
+            untold = self._untold(event, cause, uptime() if now is None else now)
+        if untold is not None:
+            first, newline, rest = event.partition("\n")
+            logger.log(level, f"{first}{f' repeated={untold}' if untold else ''}{newline}{rest}", *args)
+
+    def _untold(self, event, cause, now) -> int | None:
+        """Return how often it was left out since its last record, or None if it is to be left out now too."""
+        causes = self._told[event]
+        told_at, untold = causes.get(cause, (float("-inf"), 0))
+        if now < told_at + EVERY:
+            causes[cause] = told_at, untold + 1
+            return None
+        for known in [known for known, (at, _) in causes.items() if now >= at + EVERY]:
+            del causes[known]
+        if len(causes) >= MOST:
+            return None
+        causes[cause] = now, 0
+        return untold
