@@ -115,7 +115,7 @@ class Campaign:
     def _arm(self):
         """Give two victims what hurts them all the time: a proxy, a wrong clock."""
         if self.server.has_sessions:
-            self.victims[-1].proxy = Proxy(self.server.socket)
+            self.victims[-1].proxy = self.server.proxy()
             self.victims[-1].environment["DATABASE_URL"] = self.server.url_by(self.victims[-1].proxy.port)
             # On SQLite all processes, the database among them, have one host's clock.
             self.victims[0].has_wrong_clock = True

@@ -22,6 +22,8 @@ def kinds(server) -> dict:
     if server.has_sessions:
         found |= {"end-session": end_session, "end-web-session": end_web_session, "crash-database": crash_database}
         found |= {"cut-network": cut_network, "slow-network": slow_network}
+    if server.has_standby:
+        found |= {"fail-over": fail_over}
     return found
 
 
@@ -148,6 +150,21 @@ def crash_database(campaign):
         campaign.server.crash()
         yield campaign.dice.uniform(0, 1.5)
         campaign.server.start()
+
+
+def fail_over(campaign):
+    """The primary is gone, and its address leads to the standby, which becomes the primary after a while."""
+    server = campaign.server
+    if not (server.is_up and server.has_standby):
+        return
+    with _outage(campaign):
+        server.fail_over()
+        yield campaign.dice.uniform(0, 1.5)
+        server.promote()
+    yield campaign.lease
+    while not server.is_up:
+        yield 0.05
+    server.add_standby()
 
 
 def refuse_writes(campaign):

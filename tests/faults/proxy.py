@@ -8,8 +8,8 @@ import time
 
 class Proxy:
     def __init__(self, path: str):
-        """path: the server's socket file."""
-        self._path = path
+        """path: the server's socket file; it may be changed, for connections that are asked for then."""
+        self.path = path
         self.asked = 0  # connections that were asked for
         self._may_pass = threading.Event()
         self._may_pass.set()
@@ -48,7 +48,7 @@ class Proxy:
     def _serve(self, client):
         self._may_pass.wait()
         with client, socket.socket(socket.AF_UNIX) as server, contextlib.suppress(OSError):
-            server.connect(self._path)
+            server.connect(self.path)
             back = threading.Thread(target=self._pump, args=[server, client], daemon=True)
             back.start()
             self._pump(client, server)

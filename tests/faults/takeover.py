@@ -35,7 +35,7 @@ class Round:
         """Have the first node's file where no other node finds it, and a network between it and the database."""
         folder = Path(f"{self.ledger.path}.host")
         folder.mkdir(exist_ok=True)
-        self.proxy = Proxy(self.server.socket)
+        self.proxy = self.server.proxy()
         self.environment = {"TMPDIR": str(folder), "DATABASE_URL": self.server.url_by(self.proxy.port)}
 
     def measure(self, happen) -> float:
@@ -97,6 +97,16 @@ def restart_database(round_):
     return now()
 
 
+def fail_over(round_):
+    """To the standby; the time counts from when that is the primary."""
+    from django.db import connections
+
+    round_.server.fail_over()
+    round_.server.promote()
+    connections.close_all()
+    return now()
+
+
 def cut_network(round_):
     round_.proxy.cut()
 
@@ -118,6 +128,7 @@ CASES = {
     "all processes of the node killed": (kill_node, False, "2 s"),
     "lock sessions ended by the server": (end_sessions, False, "at once"),
     "database crashed and restarted": (restart_database, False, "at once"),
+    "database failed over to its standby": (fail_over, False, "at once"),
     "host frozen": (freeze_host, True, "lease"),
     "network cut without a FIN": (cut_network, True, "lease"),
     "host gone without a FIN": (lose_host, True, "lease"),
@@ -132,8 +143,12 @@ def measure(campaign, rounds: int, beginnings: tuple[str, ...] = ("",)):
             continue
         if not campaign.server.has_sessions and not name.startswith(WITHOUT_SERVER):
             continue
+        if happen is fail_over and not campaign.server.has_standby:
+            continue
         taken = []
         for number in range(rounds):
+            if happen is fail_over and not campaign.server.has_standby:
+                campaign.server.add_standby()
             round_ = Round(campaign, f"{happen.__name__}-{number}")
             if elsewhere:
                 round_.on_another_host()

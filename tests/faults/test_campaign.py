@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(300 + fl
 @pytest.fixture
 def faults(tmp_path):
     """Return a function that runs the command, and returns its exit code and what it prints."""
-    database = {"postgresql": "postgres", "mysql": "mariadb", "sqlite": "sqlite"}[connection.vendor]
+    database = {"postgresql": "postgres-with-standby", "mysql": "mariadb", "sqlite": "sqlite"}[connection.vendor]
     # It starts a database of its own, because it breaks it.
     ours = {"DATABASE_URL", "OTHER_DATABASE_URL", "QUEUETOPIA_TEST_DB"}
     environment = {name: value for name, value in os.environ.items() if name not in ours}
