@@ -535,6 +535,7 @@ class Worker:
         if wants_news(attempt.queuetopia, outcome.verdict):
             self._exceptions[ticket] = attempt.exc
             outcome = outcome._replace(wants_news=True)
+        attempt.exc = None  # its traceback holds the attempt: what the performer had would stay until a collection
         self._send("end", ticket, outcome)
 
     def _send(self, *message):

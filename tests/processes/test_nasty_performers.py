@@ -25,6 +25,7 @@ FAILING = {
     "os.abort": ("die", {"how": "abort"}, "WorkerDied", "was killed by SIGABRT", False),
     "a segmentation fault": ("die", {"how": "segfault"}, "WorkerDied", "was killed by SIGSEGV", False),
     "SIGKILL, as when memory runs out": ("die", {"how": "kill"}, "WorkerDied", "was killed by SIGKILL", False),
+    "memory used up to the last byte": ("fill_memory", {}, "MemoryError", "", True),
     "SIGKILL of its group": ("die", {"how": "kill group"}, "WorkerDied", "was killed by SIGKILL", False),
     "a transaction left open": ("leave_transaction", {}, "OpenTransaction", "left open on default", True),
     "garbage on the result channel": ("die", {"how": "garble channel"}, "WorkerDied", KILLED_CHANNEL, False),

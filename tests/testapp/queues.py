@@ -5,6 +5,7 @@ import ctypes
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -183,6 +184,19 @@ class LedgerPerformer(Performer):
                 except OSError:
                     continue
             pause()
+
+    @action
+    def fill_memory(self, job, times=1):
+        """Take memory in small pieces until there is none, not even for the handling of the error."""
+        note("attempt", job.queue, job.attempts, job.fence)
+        if job.attempts > times:
+            return
+        with open("/proc/self/statm") as file:
+            taken = int(file.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (taken + 32 * 2**20, resource.RLIM_INFINITY))
+        pieces = []
+        while True:
+            pieces.append(bytearray(len(pieces) % 5000))
 
     @action
     def close_connections(self, job):
