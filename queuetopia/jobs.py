@@ -176,7 +176,8 @@ def _announce(queuetopia, jobs, alias):
     for job in jobs:
         due[job.queue] = min(job.scheduled_at, due.get(job.queue, job.scheduled_at))
     try:
-        backend_for(alias).wake([(queuetopia.scope, queue, at) for queue, at in due.items()])
+        wakes = [(queuetopia.scope, queue, at) for queue, at in due.items()]
+        again_after_deadlock(alias, partial(backend_for(alias).wake, wakes))
     except Exception as exc:
         # The jobs are committed: their caller must not fail for a hint.
         logger.warning("wake-up failed, the sweep finds the jobs scope=%s error=%r", queuetopia.scope, str(exc))
@@ -245,8 +246,9 @@ def failed(
 def again_after_deadlock(alias, act: Callable[[], Any]) -> Any:
     """Return what ``act``, a transaction, returns; have it done again if a deadlock rolled it back.
 
-    Raises Refused after some deadlocks in a row. Inside a transaction of the caller's there is no second try, for
-    all that had been done in it before is gone too: the database's error comes through.
+    Or if others wrote what it had read, and its isolation forbids that. Raises Refused after some times in a row.
+    Inside a transaction of the caller's there is no second try, for all that had been done in it before is gone too:
+    the database's error comes through.
     """
     for tried in range(DEADLOCKS):
         if tried:  # at once it could be first at the rows again that the other one waits for
@@ -258,7 +260,7 @@ def again_after_deadlock(alias, act: Callable[[], Any]) -> Any:
                 raise
             deadlock = exc
     raise Refused(
-        f"The database broke it off {DEADLOCKS} times, for it and others waited for each other's rows (a deadlock). "
+        f"The database broke it off {DEADLOCKS} times, for others were at the same rows (a deadlock, or isolation). "
         "Nothing has been changed: try again."
     ) from deadlock
 
@@ -522,7 +524,7 @@ def _locked_queue(alias, scope, name) -> Queue:
 def _look_again(alias, queue_id):
     """Look for jobs of a queue whose row was locked: whoever created them meanwhile did not wait for it for long."""
     backend = backend_for(alias)
-    backend.look_again([queue_id])
+    again_after_deadlock(alias, partial(backend.look_again, [queue_id]))
     backend.notify()
 
 

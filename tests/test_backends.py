@@ -98,6 +98,25 @@ class Node(Elsewhere):
 
 
 @pytest.fixture
+def serializable(transactional_db, monkeypatch):
+    """Every new connection isolates its transactions as far as the database can, because settings and server say so."""
+    options, level = connections.settings["default"]["OPTIONS"], "serializable"
+    if connection.vendor == "postgresql":
+        from psycopg import IsolationLevel
+
+        level = IsolationLevel.SERIALIZABLE
+        with connection.cursor() as cursor:
+            cursor.execute(
+                f"ALTER DATABASE {connection.settings_dict['NAME']} SET default_transaction_isolation TO serializable"
+            )
+    monkeypatch.setitem(options, "isolation_level", level)
+    yield
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute(f"ALTER DATABASE {connection.settings_dict['NAME']} RESET default_transaction_isolation")
+
+
+@pytest.fixture
 def node(backend):
     """A second node."""
     with contextlib.closing(Node()) as node:
@@ -209,8 +228,9 @@ class Hammer:
     VERDICTS = (*[Verdict.DONE] * 16, Verdict.RETRY, Verdict.SNOOZE, Verdict.INTERRUPT, Verdict.RETURN, Verdict.SKIP,
                 Verdict.HALT)  # fmt: skip
 
-    def __init__(self, seconds):
+    def __init__(self, seconds, *, isolated=False):
         self.until = time.monotonic() + seconds
+        self.isolated = isolated  # transactions are broken off by others that wrote what they have read
         self.created = 0
         self.done = Counter()
         self._drained = threading.Event()
@@ -243,10 +263,17 @@ class Hammer:
         dice = Dice(seed)
         while not self.is_over():
             number = dice.choice((1, 1, 1, 5))
-            with transaction.atomic() if dice.random() < 0.3 else contextlib.nullcontext():
-                for _ in range(dice.choice((1, 2))):
-                    self.put(dice, number)
+            in_transaction = dice.random() < 0.3
+            times = dice.choice((1, 2)) if in_transaction else 1
+            try:
+                with transaction.atomic() if in_transaction else contextlib.nullcontext():
+                    for _ in range(times):
+                        self.put(dice, number)
+            except OperationalError as exc:  # is the creator's, who tries again
+                assert self.isolated and backend_for("default").is_deadlock(exc), exc
+                continue
             with self._lock:
+                self.created += times * number
                 backlog = self.created - sum(self.done.values())
             if backlog > 200:
                 self._drained.wait(0.01)
@@ -255,8 +282,6 @@ class Hammer:
         at = None if dice.random() < 0.8 else backend_for("default").now() + dice.uniform(-0.2, 0.2) * SECOND
         new = [LedgerQueue.job(dice.choice(self.QUEUES), "noop", scheduled_at=at) for _ in range(number)]
         LedgerQueue.create_jobs(new)
-        with self._lock:
-            self.created += number
 
     # Who meddles
 
@@ -1446,6 +1471,26 @@ class TestBackendContract:
         """Creators, two nodes that never sweep, and a person's verbs; QUEUETOPIA_HAMMER_SECONDS for longer."""
         Hammer(seconds=float(os.environ.get("QUEUETOPIA_HAMMER_SECONDS", "5"))).run(backend, node, elsewhere)
 
+    @one_writer
+    @pytest.mark.slow
+    @pytest.mark.capability("E18")
+    def test_nothing_is_lost_or_run_twice_where_transactions_are_serializable_by_default(
+        self, serializable, backend, node, elsewhere
+    ):
+        Hammer(seconds=4, isolated=True).run(backend, node, elsewhere)
+
+    @one_writer
+    def test_a_wake_that_another_transaction_breaks_off_is_done_again(self, serializable, backend, elsewhere):
+        put()
+        finish(backend, claim_one(backend))
+        creator = elsewhere()
+        with transaction.atomic():
+            Queue.objects.update(rev=9)
+            waking = creator.start(put)
+            wait_until(lambda: waking.done() or is_waiting(), PATIENCE)
+        join([waking])
+        assert claim_one(backend).job_id == waking.result().pk
+
     # The safety net
 
     def test_the_sweep_repairs_jobs_whose_queue_has_no_row_and_idle_queues(self, backend):
@@ -2161,6 +2206,11 @@ class TestPostgreSQL(EndsSilentSessions):
                 cursor.execute(statement)
             transaction.set_rollback(True)
 
+    def test_each_statement_of_a_session_sees_what_is_committed(self, serializable, backend):
+        for begin in (contextlib.nullcontext, partial(transaction.atomic, using=backend.alias)):
+            with begin():
+                assert ask(backend, "SHOW transaction_isolation") == ("read committed",)
+
     def test_the_server_enforces_the_lease(self, backend):
         lease = conf.Lease(15)
         expected = {
@@ -2300,7 +2350,7 @@ class TestMySQL(EndsSilentSessions):
     def test_the_server_enforces_the_lease(self, backend):
         assert ask(backend, "SELECT @@SESSION.wait_timeout, @@SESSION.innodb_lock_wait_timeout") == (13, 1)
 
-    def test_each_statement_of_a_session_sees_what_is_committed(self, backend):
+    def test_each_statement_of_a_session_sees_what_is_committed(self, serializable, backend):
         assert ask(backend, "SELECT @@SESSION.tx_isolation") == ("READ-COMMITTED",)
 
     def test_the_server_knows_the_locks_that_the_backend_holds(self, backend):

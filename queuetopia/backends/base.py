@@ -158,7 +158,10 @@ class Backend:
         return False
 
     def is_deadlock(self, exc: Exception) -> bool:
-        """True for an error that rolled the whole transaction back because it and another waited for each other."""
+        """True for an error that rolled the whole transaction back because of another one: do it all again.
+
+        They waited for each other, or the other wrote what this one had read (where transactions are isolated so far).
+        """
         return False
 
     def try_lock(self, queue_ids: list[int]) -> list[int]:

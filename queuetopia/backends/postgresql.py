@@ -120,10 +120,13 @@ _WAKE_TIMEOUT = 1000
 # queues, joined in nested loops, two thirds of one of 200.)
 _PLANS = {"plan_cache_mode": "force_generic_plan", "enable_seqscan": "off", "enable_bitmapscan": "off", "jit": "off"}
 
+# Each statement sees what was committed before it, and waits for a row instead of failing: whatever the default is.
+_ISOLATION = {"default_transaction_isolation": "read committed"}
+
 _PROBES = 30  # looks for a pooler: under load a session may be lent to somebody else just then, every other time
 
-_DEADLOCK = "40P01"
-_BUSY = {"55P03", _DEADLOCK, "40001"}  # lock_not_available, deadlock_detected, serialization_failure
+_CONFLICTS = {"40P01", "40001"}  # deadlock_detected, serialization_failure
+_BUSY = _CONFLICTS | {"55P03"}  # lock_not_available
 
 # Results of a batch from which on it pays to do something else meanwhile: pipeline mode costs half a millisecond.
 _WORTH_A_PIPELINE = 10
@@ -272,6 +275,7 @@ class Backend(base.Backend):
 
     def session_settings(self, settings, lease):
         settings = super().session_settings(settings, lease)
+        settings["OPTIONS"].pop("isolation_level", None)
         milliseconds = int(lease.kill * 2000)
         settings["OPTIONS"] |= {
             "application_name": "queuetopia",
@@ -293,7 +297,7 @@ class Backend(base.Backend):
             if in_recovery:
                 raise SessionRefused(f"Database {self.alias!r} is a read-only standby; point it at the primary.")
             self._refuse_pooler()
-            for name, value in _PLANS.items():
+            for name, value in {**_PLANS, **_ISOLATION}.items():
                 cursor.execute("SELECT set_config(%s, %s, false)", [name, value])
             # The server itself ends a session that has been silent for too long: its locks are free then.
             cursor.execute(
@@ -316,7 +320,7 @@ class Backend(base.Backend):
         return getattr(exc.__cause__, "sqlstate", None) in _BUSY
 
     def is_deadlock(self, exc):
-        return getattr(exc.__cause__, "sqlstate", None) == _DEADLOCK
+        return getattr(exc.__cause__, "sqlstate", None) in _CONFLICTS
 
     def _note_notification(self, notification):
         self.was_notified = True
