@@ -675,6 +675,16 @@ class TestBackendContract:
         claims, rest = backend.start_heads(backend.try_lock(picked), NODE)
         assert (claims, rest) == ([], picked)
 
+    def test_a_queue_whose_new_holder_lost_its_lock_again_between_pick_and_lock_is_left_alone(self, backend, node):
+        """Its workers may be alive: who takes over has to wait for that, a free lock is not enough."""
+        put()
+        picked = backend.due_queues([SCOPE], 10, backend.now())
+        theirs = node.claim()[0]
+        node.run(node.backend.close_session)
+        locked = wait_until(lambda: backend.try_lock(picked))  # the server needs a moment to give it back
+        assert backend.start_heads(locked, NODE) == ([], picked)
+        assert (line().held_by, line().fence) == (node.id, theirs.fence)
+
     def test_a_queue_claimed_between_pick_and_lock_is_left_alone(self, backend, node):
         put()
         picked = backend.due_queues([SCOPE], 10, backend.now())
