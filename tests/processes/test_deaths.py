@@ -5,6 +5,7 @@ import os
 import signal
 import time
 import uuid
+from pathlib import Path
 
 import pytest
 from django.db import connection
@@ -118,6 +119,25 @@ def test_nothing_survives_its_supervisor_and_a_new_node_takes_over_at_once(nodes
 
     assert time.monotonic() - began < 9, "it waited for the lease though all its predecessor's processes were dead"
     assert [error[0] for error in errors_of(job)] == ["NodeDied"]
+
+
+@pytest.mark.capability("W7")
+def test_workers_have_all_that_is_locked_open_so_that_it_stays_locked_until_they_are_dead_too(nodes):
+    node = nodes.start(LedgerQueue, processes=1)
+    (worker,) = node.workers(1)
+    shared = open_files(node.scheduler) & open_files(worker)
+
+    assert [file for file in shared if str(Node.objects.get().pk) in file]
+    session = ".queuetopia" if connection.vendor == "sqlite" else "socket:"
+    assert [file for file in shared if session in file]
+
+
+def open_files(pid):
+    found = set()
+    for file in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            found.add(os.readlink(file))
+    return found
 
 
 @pytest.mark.capability("W7", "H15")
