@@ -18,14 +18,15 @@ pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(300 + fl
 @pytest.fixture
 def faults(tmp_path):
     """Return a function that runs the command, and returns its exit code and what it prints."""
-    database = {"postgresql": "postgres-with-standby", "mysql": "mariadb", "sqlite": "sqlite"}[connection.vendor]
+    database = {"postgresql": "postgres", "mysql": "mariadb", "sqlite": "sqlite"}[connection.vendor]
     # It starts a database of its own, because it breaks it.
     ours = {"DATABASE_URL", "OTHER_DATABASE_URL", "QUEUETOPIA_TEST_DB"}
     environment = {name: value for name, value in os.environ.items() if name not in ours}
     log = tmp_path / "nodes.log"
 
-    def run(*arguments):
-        command = [sys.executable, "-m", "tests.faults", *arguments, "--database", database]
+    def run(mode, *arguments):
+        kind = "postgres-with-standby" if (mode, database) == ("run", "postgres") else database
+        command = [sys.executable, "-m", "tests.faults", mode, *arguments, "--database", kind]
         if seed := os.environ.get("QUEUETOPIA_FAULT_SEED"):
             command += ["--seed", seed]
         done = subprocess.run(
