@@ -1,26 +1,37 @@
 """What happens to jobs, as a stream that any process can follow. Reads only.
 
-Whoever follows asks the tables again and again; nobody else does anything for him, so that without a follower this
-costs nothing. (A notification for each end would cost each job.) What has ended is read by the index of ended jobs,
-what people did by the newest ``JobEvent`` rows, what fails by the rows of blocked queues, and what runs by the nodes'
-heartbeats.
+Whoever follows looks at the tables again and again: what has ended is read by the index of ended jobs, what people did
+by the newest ``JobEvent`` rows, what fails by the rows of blocked queues, and what runs by the nodes' heartbeats. On
+PostgreSQL nodes tell when there is something to look at, if they are asked to; elsewhere a look is taken every second.
+No statement of a job does anything for followers, and without them nobody does.
 
-Rows become visible in another order than that of their times: who began to write first may commit last. So each look
-goes back ``WINDOW`` seconds, further than a node takes to record a result, and leaves out what was seen.
+Rows become visible in another order than that of their times: who began to write first may commit last. So looks go
+back ``RECENT`` seconds, and every few seconds ``WINDOW``, further than a node takes to record a result; what was seen
+is left out.
 """
 
+import logging
+import select
+import time
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
+from django.db import DatabaseError, InterfaceError
 from django.db.models import Q
 
 from .backends import backend_for
 from .backends.base import history
+from .channel import uptime
 from .models import Job, JobEvent, Node, Queue
 from .status import MOST_NODES
 
-WINDOW = 10.0  # seconds
+logger = logging.getLogger(__name__)
+
+RECENT, WINDOW = 1.0, 15.0  # seconds
+UNTOLD = 5.0  # seconds until a look that nobody has told us to take, and from one far back to the next
+PAUSE = 0.1  # seconds between two looks at least, and twice as long as a look takes
+ASK = 1.0  # seconds between two requests to be told
 PAGE = 1_000  # rows of one query
 MOST_BLOCKED = 1_000  # blocked queues of one scope whose failures are followed
 MOST_LATE = 200  # numbers by which a JobEvent may become visible later than a newer one
@@ -36,11 +47,14 @@ class Follower:
         now = backend_for(alias).now()
         self._from = dict.fromkeys(self.scopes, now)  # by scope: where the next look begins
         self._began = now
+        self._far_at = 0.0  # uptime of the next look far back
         self._ended: dict[str, dict[int, datetime]] = {scope: {} for scope in self.scopes}  # told, within the window
         self._running: set[tuple[int, int]] = set()  # (job, attempt) told as started
         self._failed: dict[int, int] = {}  # by job: the last failed attempt that was told
         self._event = self._newest_event()
         self._events: set[int] = set()
+        self._listener: Any = None
+        self._listen_at = 0.0  # uptime at which to try it again
         self._begin()
 
     def _newest_event(self):
@@ -54,7 +68,7 @@ class Follower:
         late = JobEvent.objects.using(self.alias).filter(id__gt=self._event - MOST_LATE, id__lte=self._event)
         self._events = set(late.values_list("id", flat=True))
 
-    def look(self) -> list[dict[str, Any]]:
+    def look(self, now: float | None = None) -> list[dict[str, Any]]:
         """Return the events since the last look, oldest first, as dicts.
 
         ``at``, ``event`` (started, failed, halted, done, skipped, cancelled; retry, skip, cancel, pause, resume by a
@@ -62,16 +76,62 @@ class Follower:
 
         An end is told once, whoever recorded it. A job is told as started only if a heartbeat of its node saw it run;
         failures are those of a job's last 20, in up to 1,000 blocked queues of a scope.
+
+        now: this process's ``uptime()``.
         """
+        now = uptime() if now is None else now
+        back = RECENT
+        if now >= self._far_at:
+            back, self._far_at = WINDOW, now + UNTOLD
         started = list(self._started())
         failed = list(self._failures())
-        ended = [event for scope in self.scopes for event in self._ends(scope)]
+        ended = [event for scope in self.scopes for event in self._ends(scope, back)]
         return sorted([*self._verbs(), *started, *failed, *ended], key=lambda event: event["at"])
+
+    # When to look
+
+    def listen(self, now: float | None = None) -> None:
+        """Ask to be told what happens, where the database can tell; try again if that has failed before."""
+        now = uptime() if now is None else now
+        if now < self._listen_at:
+            return
+        self._listen_at = now + ASK
+        try:
+            self._listener = self._listener or backend_for(self.alias).listener()
+            if self._listener:
+                self._listener.ask()
+        except (DatabaseError, InterfaceError) as exc:
+            self._stop_listening(exc)
+
+    def _stop_listening(self, exc):
+        logger.info("cannot listen, polling alias=%s cause=%r", self.alias, str(exc))
+        self.close()
+        self._listen_at = uptime() + UNTOLD
+
+    def is_told(self) -> bool:
+        """True when we hear of what happens: what we asked last was heard."""
+        return self._listener is not None and self._listener.is_heard
+
+    def has_news(self) -> bool:
+        try:
+            return self._listener is not None and self._listener.has_news()
+        except (DatabaseError, InterfaceError) as exc:
+            self._stop_listening(exc)
+            return True
+
+    def fileno(self) -> int | None:
+        """Return a descriptor that may become readable with news."""
+        return None if self._listener is None else self._listener.fileno()
+
+    def close(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
 
     # What has ended
 
-    def _ends(self, scope) -> Iterator[dict[str, Any]]:
-        after, first = self._from[scope] - timedelta(seconds=WINDOW), 0
+    def _ends(self, scope, back) -> Iterator[dict[str, Any]]:
+        after, first = self._from[scope] - timedelta(seconds=back), 0
         jobs = Job.objects.using(self.alias).ended().filter(scope=scope).order_by("done_at", "id")
         told = self._ended[scope]
         while page := list(jobs.filter(_beyond(after, first)).only(*_LIGHT)[:PAGE]):
@@ -159,6 +219,23 @@ class Follower:
             if event.scope in self.scopes:
                 yield _told(event)
         self._events = {number for number in self._events if number > self._event - MOST_LATE}
+
+
+def wait_for_news(followers: list[Follower], every: float, pause: float = PAUSE) -> None:
+    """Sleep until something may have happened, but for ``every`` seconds at most where nothing tells of it.
+
+    pause: seconds to sleep in any case, so that a busy node does not make its followers look all the time.
+    """
+    for follower in followers:
+        follower.listen()
+    time.sleep(pause)
+    began = uptime()
+    while not any([follower.has_news() for follower in followers]):
+        longest = UNTOLD if all(follower.is_told() for follower in followers) else every
+        if (left := began + longest - uptime()) <= 0:
+            return
+        descriptors = [number for follower in followers if (number := follower.fileno()) is not None]
+        select.select(descriptors, [], [], left)
 
 
 def _beyond(moment, job_id):

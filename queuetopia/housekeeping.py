@@ -43,6 +43,7 @@ def keep_house(scheduler) -> None:
     for store in scheduler.stores:
         store.wake_by_time()
         with scheduler.session(store):
+            store.tell_followers()
             if now >= store.peers_at:
                 store.peers_at = now + LOOK_FOR_DEAD
                 stop_what_people_asked(scheduler, store)

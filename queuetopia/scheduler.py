@@ -391,6 +391,7 @@ class Scheduler:
         store.end_streaks(endings, recorded.claims)
         store.note_due(recorded)
         store.tally.add(recorded.written)
+        store.note_for_followers()
         for ending in recorded.stale:
             logger.warning("stale result refused node=%s %s", self.node, _name(ending.claim))
             if ending.teller:

@@ -22,6 +22,7 @@ from .tally import Tally
 
 logger = logging.getLogger(__name__)
 
+TELL = 0.1  # seconds between two words to followers at least
 LOCK_RETRY = 0.1  # seconds until something is tried again that somebody had locked
 
 
@@ -48,6 +49,8 @@ class Store:
         self.pruning: list[str] = []  # scopes
         self.tally = Tally()
         self.alerts_at = 0.0
+        self.has_told_all = True  # followers know of what has been recorded
+        self.tell_at = 0.0
         self.mail_at = 0.0
         self.has_peers = False
         self.repeats = Repeats()
@@ -75,11 +78,13 @@ class Store:
         self.tally.set_clock(self.backend.now())
         self.backend.register(self.node_id, socket.gethostname(), os.getpid(), self.scopes)
         self.backend.forget_problems(self.scopes)
+        self.backend.tell_followers()  # who then asks us, too, to tell
         self.may_have_due, self.poll_at, self.peers_at = True, 0.0, 0.0
 
     def beat(self, workers: list[dict]) -> None:
         if not self.backend.beat(self.node_id, workers):
             raise exceptions.SessionLost("a successor has fenced this node")
+        self.note_for_followers()
 
     def unregister(self, selector) -> None:
         try:
@@ -148,6 +153,17 @@ class Store:
         # What others have taken over is refused as stale.
         self.endings += [ending for ending in endings if ending.claim.queue_id not in standing]
 
+    # Followers
+
+    def note_for_followers(self) -> None:
+        """Note that something is written that followers look at."""
+        self.has_told_all = self.has_told_all and not self.backend.is_followed()
+
+    def tell_followers(self) -> None:
+        if not self.has_told_all and uptime() >= self.tell_at:
+            self.backend.tell_followers()
+            self.has_told_all, self.tell_at = True, uptime() + TELL
+
     # What is to be done
 
     def listen(self) -> None:
@@ -170,6 +186,8 @@ class Store:
                 yield self.step_at
         if self.put_off:
             yield self.put_off_until
+        if not self.has_told_all:
+            yield self.tell_at
         yield self.peers_at
         if self.backend.looks_every is not None:
             yield self.news_at

@@ -1,6 +1,8 @@
 """Following what happens: each end once, in whatever order rows become visible."""
 
 import json
+import select
+import selectors
 from datetime import timedelta
 
 import pytest
@@ -8,11 +10,14 @@ from django.db import OperationalError, connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from queuetopia import declaration, follow
-from queuetopia.follow import Follower
+from queuetopia import conf, declaration, follow
+from queuetopia.channel import uptime
+from queuetopia.follow import ASK, UNTOLD, Follower, wait_for_news
 from queuetopia.management.commands import queuetopia as command
 from queuetopia.models import Job, Queue
-from queuetopia.testing import drain
+from queuetopia.store import Store
+from queuetopia.testing import drain, wait_until
+from tests.nodes import PATIENCE
 from tests.test_command import HOSTILE, run
 from tests.test_status import put_node
 from tests.test_verbs import mail_queue, put
@@ -57,8 +62,16 @@ class TestEnds:
         newer = end(queues, "newer", at=now + 8 * SECOND)
         assert seen(follower) == [("done", newer.pk)]
         older = end(queues, "older", at=now + 2 * SECOND)
-        assert seen(follower) == [("done", older.pk)]
+        assert [event["job"] for event in follower.look(uptime() + UNTOLD)] == [older.pk]
         assert seen(follower) == []
+
+    def test_that_become_visible_a_little_late_are_told_at_the_next_look(self, queues):
+        follower = Follower("default", ["tests.mail"])
+        now = timezone.now()
+        end(queues, "newer", at=now + 8 * SECOND)
+        follower.look()
+        older = end(queues, "older", at=now + 7.5 * SECOND)
+        assert seen(follower) == [("done", older.pk)]
 
     def test_of_one_moment_are_told_all_page_after_page(self, queues, monkeypatch):
         monkeypatch.setattr(follow, "PAGE", 3)
@@ -150,17 +163,88 @@ def test_a_look_costs_a_few_reads(queues):
     assert all(query["sql"].lstrip("( ").upper().startswith("SELECT") for query in queries)
 
 
+@pytest.mark.django_db(transaction=True)
+class TestNews:
+    @pytest.fixture
+    def follower(self, queues):
+        follower = Follower("default", ["tests.mail"])
+        yield follower
+        follower.close()
+
+    @pytest.fixture
+    def told(self, follower):
+        """A follower that hears what happens."""
+        if connection.vendor != "postgresql":
+            pytest.skip("LISTEN and NOTIFY are PostgreSQL's")
+        follower.listen()
+        wait_until(lambda: follower.has_news() or follower.is_told())
+        return follower
+
+    @pytest.fixture
+    def node(self, told):
+        """A node's session, as the scheduler has it."""
+        store = Store("default", ["tests.mail"], 60)
+        with selectors.DefaultSelector() as selector:
+            store.open(conf.lease(), selector)
+            yield store
+            store.close(selector)
+
+    def test_are_waited_for_without_a_look_in_between(self, told, queues):
+        assert not told.has_news()
+        queues.pause("a")
+        select.select([told.fileno()], [], [], PATIENCE)
+        assert told.has_news()
+        assert not told.has_news()
+
+    def test_are_told_by_a_node_while_somebody_follows_and_not_for_long(self, told, node):
+        node.note_for_followers()
+        assert node.has_told_all
+        told.listen(uptime() + ASK)
+        wait_until(lambda: node.backend.has_news() or node.backend.is_followed())
+        node.note_for_followers()
+        node.note_for_followers()
+        with CaptureQueriesContext(node.backend.connection) as queries:
+            node.tell_followers()
+            node.tell_followers()
+        assert len(queries) == 1
+        assert wait_until(told.has_news)
+        node.backend._followed_until -= PATIENCE
+        assert not node.backend.is_followed()
+
+    def test_of_a_new_node_are_told_so_that_it_is_asked_too(self, told, node):
+        told.has_news()
+        node.register("web1:7")
+        assert wait_until(told.has_news)
+
+    @pytest.mark.skipif(connection.vendor == "postgresql", reason="PostgreSQL tells")
+    def test_are_looked_for_every_so_often_where_nothing_tells(self, follower):
+        wait_for_news([follower], every=0.05)
+        assert not follower.is_told()
+
+    def test_are_asked_for_anew_after_the_session_was_lost(self, told):
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND query LIKE %s AND pid <> pg_backend_pid()",
+                ["%pg_notify%"],
+            )
+        wait_until(told.has_news)  # whatever may have been missed
+        assert not told.is_told()
+        told.listen(uptime() + UNTOLD)
+        wait_until(lambda: told.has_news() or told.is_told())
+
+
 class TestCommand:
     def tail(self, monkeypatch, happens, *arguments):
         """Follow while all this happens; return what was written."""
         left = list(happens)
 
-        def sleep(seconds):
+        def wait_for_news(followers, every, pause):
             if not left:
                 raise KeyboardInterrupt
             left.pop(0)()
 
-        monkeypatch.setattr(command.time, "sleep", sleep)
+        monkeypatch.setattr(command, "wait_for_news", wait_for_news)
         return run("tail", *arguments)[0]
 
     def test_prints_a_line_for_each_event(self, queues, monkeypatch):

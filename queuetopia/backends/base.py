@@ -230,6 +230,19 @@ class Backend:
     def notify(self) -> None:
         """Tell the schedulers to look now, where the database can."""
 
+    # Followers
+
+    def listener(self):
+        """Return a ``Listener`` that hears of what happens to jobs, on a connection of its own; None: nothing tells."""
+        return None
+
+    def is_followed(self) -> bool:
+        """True while somebody wants to be told, by ``tell_followers``, that something has been recorded."""
+        return False
+
+    def tell_followers(self) -> None:
+        """Tell who follows to look now, where the database can."""
+
     def lock_order(self, scope: str, queues: set[str]) -> None:
         """Make creators of the same queues wait for each other until this transaction ends (commit_ordered)."""
         for name in sorted(queues):

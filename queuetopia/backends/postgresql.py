@@ -28,6 +28,7 @@ import logging
 from django.db import DatabaseError, OperationalError, connections
 
 from ..attempts import Claim
+from ..channel import uptime
 from ..conf import MOST_ATTEMPTS
 from ..exceptions import SessionLost, SessionRefused
 from ..models import Job, Queue, Scope
@@ -37,6 +38,9 @@ from . import base
 logger = logging.getLogger(__name__)
 
 CHANNEL = "queuetopia"
+FOLLOWERS = "queuetopia_followers"  # what nodes tell to who follows; a channel of its own, or it would wake nodes
+FOLLOW = "follow"  # the payload, on CHANNEL, of who wants to be told
+FOLLOWED = 15.0  # seconds for which a node believes that
 
 JOB, QUEUE, SCOPE = (f'"{model._meta.db_table}"' for model in (Job, Queue, Scope))
 
@@ -270,6 +274,7 @@ class Backend(base.Backend):
     def __init__(self, alias):
         super().__init__(alias)
         self._pid: int | None = None
+        self._followed_until = 0.0  # uptime
 
     # The session
 
@@ -323,7 +328,13 @@ class Backend(base.Backend):
         return getattr(exc.__cause__, "sqlstate", None) in _CONFLICTS
 
     def _note_notification(self, notification):
-        self.was_notified = True
+        self._note(notification.payload)
+
+    def _note(self, payload):
+        if payload == FOLLOW:
+            self._followed_until = uptime() + FOLLOWED
+        else:
+            self.was_notified = True
 
     def _refuse_pooler(self):
         """Raise SessionRefused if this connection is not one session of the server all the time.
@@ -363,8 +374,8 @@ class Backend(base.Backend):
         libpq = self.connection.connection.pgconn
         with self.connection.wrap_database_errors:
             libpq.consume_input()  # raises when the server has gone
-        while libpq.notifies() is not None:
-            self.was_notified = True
+        while (notification := libpq.notifies()) is not None:
+            self._note(notification.extra.decode())
         news, self.was_notified = self.was_notified, False
         return news
 
@@ -450,6 +461,17 @@ class Backend(base.Backend):
 
     def notify(self):
         self._run("SELECT pg_notify(%(channel)s, '')", {"channel": CHANNEL})
+
+    # Followers
+
+    def listener(self):
+        return Listener(self.alias)
+
+    def is_followed(self):
+        return uptime() < self._followed_until
+
+    def tell_followers(self):
+        self._run("SELECT pg_notify(%(channel)s, '')", {"channel": FOLLOWERS})
 
     def lock_order(self, scope, queues):
         lock = "SELECT pg_advisory_xact_lock(hashtextextended(%(name)s, %(seed)s))"
@@ -581,6 +603,52 @@ class Backend(base.Backend):
         with self.connection.cursor() as cursor:
             cursor.execute(sql, arguments)
             return cursor.fetchall()
+
+
+class Listener:
+    """Hears of what nodes record and of what wakes them, on a connection of its own that goes past a pooler.
+
+    Nodes tell nothing unless they are asked to, again and again, so that they forget who is gone. What they are asked
+    is heard here too, and that shows whether anything can be: behind a pooler, nothing is.
+    """
+
+    def __init__(self, alias: str):
+        self.is_heard = False  # what we asked last came back
+        self._has_news = False
+        self._connection = connections.create_connection(base.lock_alias(alias))
+        with self._connection.cursor() as cursor:
+            cursor.execute(f"LISTEN {CHANNEL}")
+            cursor.execute(f"LISTEN {FOLLOWERS}")
+        # A notification that arrives while a statement runs is read by the driver: no descriptor tells of it.
+        self._connection.connection.add_notify_handler(lambda notification: self._note(notification.payload))
+
+    def fileno(self) -> int:
+        return self._connection.connection.fileno()
+
+    def ask(self) -> None:
+        """Ask the nodes to tell, for some seconds."""
+        self.is_heard = False
+        with self._connection.cursor() as cursor:
+            cursor.execute("SELECT pg_notify(%s, %s)", [CHANNEL, FOLLOW])
+
+    def has_news(self) -> bool:
+        """True when something may have happened to jobs since the last call. Raises when the server has gone."""
+        libpq = self._connection.connection.pgconn
+        with self._connection.wrap_database_errors:
+            libpq.consume_input()
+        while (notification := libpq.notifies()) is not None:
+            self._note(notification.extra.decode())
+        news, self._has_news = self._has_news, False
+        return news
+
+    def _note(self, payload):
+        if payload == FOLLOW:
+            self.is_heard = True
+        else:
+            self._has_news = True
+
+    def close(self) -> None:
+        self._connection.close()
 
 
 _NAMESPACE = binascii.crc32(f"queuetopia:{Queue._meta.db_table}".encode()) & 0x7FFFFF

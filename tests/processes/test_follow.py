@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from django.db import connection
 
 from queuetopia.testing import wait_until
 from tests.nodes import PATIENCE
@@ -17,18 +18,9 @@ pytestmark = [pytest.mark.processes, pytest.mark.django_db(transaction=True)]
 def test_another_process_follows_each_job_of_a_busy_node_once(nodes, ledger, tmp_path):
     output = tmp_path / "events"
     with output.open("wb") as file:
-        line = [
-            sys.executable,
-            "-m",
-            "django",
-            "queuetopia",
-            "tail",
-            SlowRetryQueue.scope,
-            "--json",
-            "--every",
-            "100ms",
-        ]
-        following = subprocess.Popen(line, env=nodes.environment, stdout=file)
+        every = "10m" if connection.vendor == "postgresql" else "100ms"  # where nodes tell, nothing else is needed
+        line = ["django", "queuetopia", "tail", SlowRetryQueue.scope, "--json", "--every", every]
+        following = subprocess.Popen([sys.executable, "-m", *line], env=nodes.environment, stdout=file)
     try:
         probe = []
 

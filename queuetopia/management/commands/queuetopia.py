@@ -18,10 +18,11 @@ from django.db import DatabaseError, close_old_connections, connections
 
 from ... import health, jobs, statistics, status
 from ...attempts import MASK
+from ...channel import uptime
 from ...conf import DAY
 from ...declaration import by_scope
 from ...exceptions import Refused
-from ...follow import Follower
+from ...follow import PAUSE, Follower, wait_for_news
 from ...models import Job
 from ...params import loads
 from ...progress import Bar, counted
@@ -68,7 +69,13 @@ class Command(BaseCommand):
         verb.add_argument("--by", choices=statistics.BY, default="action", help="what a row is about (action)")
         verb = _add_verb(verbs, "tail", "follow what happens to jobs, in any process, until Ctrl-C")
         verb.add_argument("scopes", nargs="*", metavar="SCOPE", help="all scopes if none is given")
-        verb.add_argument("--every", type=interval, default=1.0, metavar="TIME", help="between two looks (1s)")
+        verb.add_argument(
+            "--every",
+            type=interval,
+            default=1.0,
+            metavar="TIME",
+            help="between two looks, where the database does not tell of news (1s)",
+        )
         for name in ("retry", "skip", "cancel", "mark-done", "edit", "move-to-end"):
             verb = _add_verb(verbs, name, VERBS[name.replace("-", "_")], decides=True)
             verb.add_argument("job_ids", nargs=1 if name == "edit" else "+", type=int, metavar="JOB_ID")
@@ -272,12 +279,21 @@ class Command(BaseCommand):
         for queuetopia in _chosen(scopes):
             aliases.setdefault(queuetopia.database(), []).append(queuetopia.scope)
         followers = [Follower(alias, names) for alias, names in aliases.items()]
-        with suppress(KeyboardInterrupt, BrokenPipeError):  # how it ends
-            while True:
-                for event in self.events(followers):
-                    self.tell_event(event)
-                self.stdout.flush()
-                time.sleep(every)
+        try:
+            self.follow(followers, every)
+        except (KeyboardInterrupt, BrokenPipeError):
+            pass  # how it ends
+        finally:
+            for follower in followers:
+                follower.close()
+
+    def follow(self, followers, every):
+        while True:
+            began = uptime()
+            for event in self.events(followers):
+                self.tell_event(event)
+            self.stdout.flush()
+            wait_for_news(followers, every, pause=max(PAUSE, 2 * (uptime() - began)))
 
     def events(self, followers):
         """Return what is new, as far as the databases answer; what they don't tell now they tell later."""
