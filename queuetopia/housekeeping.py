@@ -16,7 +16,7 @@ from django.db import (
     ProgrammingError,
 )
 
-from . import conf, exceptions, jobs, node_file
+from . import census, conf, exceptions, jobs, node_file
 from .attempts import Outcome, Verdict, describe
 from .backends.base import Ending, Recorded
 from .channel import uptime
@@ -57,6 +57,8 @@ def keep_house(scheduler) -> None:
                         give_alerts(scheduler, store)
             if now >= store.tally.flush_at:
                 save_statistics(store)
+            if now >= store.census_at:
+                take_census(store)
             if scheduler.is_stopping:
                 continue
             if now >= store.poll_at:
@@ -242,6 +244,17 @@ def save_statistics(store) -> None:
         store.tally.set_clock(store.backend.now())
     except DatabaseError as exc:
         _put_off(store, "statistics not saved now", exc)
+
+
+def take_census(store) -> None:
+    """Count what no node records; if there is much of it, go on soon."""
+    began, is_left = uptime(), False
+    try:
+        if conf.statistics_retention() != 0:
+            is_left = store.backend.take_census(census.look, census.EVERY)
+    except DatabaseError as exc:
+        _put_off(store, "jobs not counted now", exc)
+    store.census_at = uptime() + ((uptime() - began) / SHARE if is_left else census.EVERY)
 
 
 def prune_statistics(store) -> None:

@@ -287,14 +287,18 @@ class Scope(models.Model):
 class Statistic(models.Model):
     """What one node did of one action in one span of time. See ``statistics.py``.
 
+    node: NOBODY in the rows of what no node records: see ``census.py``.
     waits, runs, blocks: histograms: {number of a bin: how many times}.
     """
+
+    NOBODY = uuid.UUID(int=0)
 
     id = models.BigAutoField(primary_key=True)
     scope = ExactCharField(_("scope"), max_length=128)
     at = models.DateTimeField(_("at"))
     action = ExactCharField(_("action"), max_length=255)
     node = models.UUIDField(_("node"))
+    created = models.PositiveIntegerField(_("created"), default=0)
     started = models.PositiveIntegerField(_("started"), default=0)
     done = models.PositiveIntegerField(_("done"), default=0)
     failed = models.PositiveIntegerField(_("failed"), default=0)
@@ -320,10 +324,14 @@ class Statistic(models.Model):
 
 
 class Chore(models.Model):
-    """What is done once per interval in the whole cluster, by whichever node comes first."""
+    """What is done once per interval in the whole cluster, by whichever node comes first.
+
+    marks: how far it has come, for a chore that goes on where it left off.
+    """
 
     name = ExactCharField(_("name"), max_length=128, unique=True)
     done_at = models.DateTimeField(_("done at"), null=True)
+    marks = models.JSONField(_("marks"), default=dict)
 
     class Meta:
         verbose_name = _("chore")

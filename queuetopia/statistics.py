@@ -4,14 +4,17 @@ Nodes count what they record, in spans of five minutes for each action (``tally.
 spans and actions and not by jobs. Times come from histograms: a percentile is right to within a fifth of itself.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from typing import Any
 
 from django.utils import timezone
 
+from . import census
 from .backends import backend_for
-from .models import Job, Statistic
+from .backends.base import CENSUS
+from .models import Chore, Job, Statistic
 from .tally import SPAN, bin_of, bounds_of
 
 STEPS = {"span": SPAN, "hour": 3_600, "day": 86_400}
@@ -20,7 +23,7 @@ LAST_DAY = timedelta(days=1)
 MOST_STEPS = 10_000
 MOST_JOBS = 20_000  # ended jobs read for the figures of queues
 
-COUNTS = ("started", "done", "failed", "halted", "skipped", "cancelled")
+COUNTS = ("created", "started", "done", "failed", "halted", "skipped", "cancelled")
 SECONDS = ("run_seconds", "blocked_seconds")
 HISTOGRAMS = {"waits": "wait", "runs": "run", "blocks": "blocked"}
 PERCENTILES = (50, 90, 99)
@@ -42,9 +45,9 @@ def statistics(
     The answer has ``scope``, ``database``, ``at`` (the database's clock), ``since``, ``until``, ``by``, ``step``
     (seconds of a row, None unless it is about time), ``rows`` and ``total``. A row has ``action`` or ``at``, and
 
-    - ``started`` (first attempts), ``done``, ``failed`` (attempts), ``halted``, ``skipped``, ``cancelled``: by nodes;
-      what people skip and cancel is in ``JobEvent``. How many were created nobody counts, for creating a job is one
-      INSERT and nothing else: it is what was started, and what waits now that did not wait before
+    - ``created``, ``started`` (first attempts), ``done``, ``failed`` (attempts), ``halted``, ``skipped``,
+      ``cancelled``: by nodes and by people. What is created or ended by a person in a transaction that stays open for
+      more than ten seconds may be missing; a job for later counts when it is created, not at its time
     - ``run_seconds``: the sum of all run times; ``blocked_seconds``: for how long failed jobs that have ended
       since had held their queues
     - ``wait`` (from a job's time until it is first attempted), ``run`` (of an attempt), ``blocked``: in seconds,
@@ -52,8 +55,9 @@ def statistics(
 
     Rows of actions are ordered by their name, rows of time by time, those without a job included.
 
-    by="queue" reads the rows of jobs that ended in this time, the newest 20,000 of them, as long as retention
-    keeps them: ``complete`` says whether that was all. A row has ``queue``, ``done``, ``failed``, ``skipped``,
+    by="queue" reads the rows of jobs that ended in this time, the newest 20,000 of them, and as many of those that
+    were created last, as long as retention keeps them: ``complete`` says whether that was all. A row has ``queue``,
+    ``created`` (here those whose time, ``scheduled_at``, is in this time), ``done``, ``failed``, ``skipped``,
     ``cancelled``, ``blocked_seconds``, ``blocked``, and ``took``: from a job's time until its end. The queues that
     were blocked longest come first.
 
@@ -78,13 +82,25 @@ def statistics(
         return {**answer, **_by_queue(queuetopia, since, until)}
     found = Statistic.objects.using(queuetopia.database()).filter(scope=queuetopia.scope)
     found = found if action is None else found.filter(action=action)
-    return {**answer, **_by_row(found, since, until, by)}
+    new = [row for row in _not_yet_counted(queuetopia, now) if action in (None, row["action"])]
+    return {**answer, **_by_row(found, since, until, by, new)}
 
 
 def of_scopes(alias: str, scopes: list[str], since: timedelta, now: datetime) -> list[dict[str, Any]]:
     """Return the figures of several scopes of a database together, a row for each span up to ``now``."""
     start, until = _period(since, now, now, SPAN)
     return _by_row(Statistic.objects.using(alias).filter(scope__in=scopes), start, until, "span")["rows"]
+
+
+def _not_yet_counted(queuetopia, now):
+    """Return, like rows of Statistic, what the next census will add to them."""
+    alias = queuetopia.database()
+    chore = Chore.objects.using(alias).filter(name=CENSUS).first() or Chore()
+    found = census.ahead(alias, chore.marks, now)
+    for (scope, name, at), more in found.items():
+        if scope == queuetopia.scope:
+            row = Statistic(action=name, at=at, blocks=more.blocks, blocked_seconds=more.blocked_seconds, **more.counts)
+            yield {name: getattr(row, name) for name in ("action", "at", *COUNTS, *SECONDS, *HISTOGRAMS)}
 
 
 def _period(since, until, now, step):
@@ -127,11 +143,13 @@ class _Sum:
         return {**self.counts, **{name: round(seconds, 3) for name, seconds in self.seconds.items()}, **times}
 
 
-def _by_row(found, since, until, by):
+def _by_row(found, since, until, by, new=()):
+    """Return rows of the sums of what is ``found`` in this time, and of what is ``new`` to it."""
     found = found.filter(at__gte=since, at__lt=until)
     sums: dict[Any, _Sum] = {} if by == "action" else {at: _Sum() for at in _steps(since, until, STEPS[by])}
     total = _Sum()
-    for row in found.values("action", "at", *COUNTS, *SECONDS, *HISTOGRAMS):
+    rows = found.values("action", "at", *COUNTS, *SECONDS, *HISTOGRAMS)
+    for row in chain(rows, (row for row in new if since <= row["at"] < until)):
         key = row["action"] if by == "action" else _floor(row["at"], STEPS[by])
         sums.setdefault(key, _Sum()).add(row)
         total.add(row)
@@ -185,19 +203,31 @@ def _by_queue(queuetopia, since, until):
     for queue, *job in jobs[:MOST_JOBS]:
         queues[queue].add(*job)
         total.add(*job)
+    created, saw_all = _created(queuetopia, since, until)
+    for queue, number in created.items():
+        queues[queue].counts["created"] = number
+        total.counts["created"] += number
     rows = sorted(queues.items(), key=lambda item: (-item[1].blocked_seconds, item[0]))
     return {
         "rows": [{"queue": name, **line.told()} for name, line in rows],
         "total": total.told(),
-        "complete": len(jobs) <= MOST_JOBS,
+        "complete": len(jobs) <= MOST_JOBS and saw_all,
     }
+
+
+def _created(queuetopia, since, until):
+    """Return how many jobs were created in each queue, by those with the highest ids, and whether these are all."""
+    newest = Job.objects.using(queuetopia.database()).order_by("-pk").values_list("scope", "queue", "scheduled_at")
+    rows = list(newest[: MOST_JOBS + 1])
+    ours = (queue for scope, queue, at in rows if scope == queuetopia.scope and since <= at < until)
+    return Counter(ours), len(rows) <= MOST_JOBS or rows[-1][2] < since
 
 
 class _Line:
     """What came of the jobs of one queue."""
 
     def __init__(self):
-        self.counts = dict.fromkeys(("done", "failed", "skipped", "cancelled"), 0)
+        self.counts = dict.fromkeys(("created", "done", "failed", "skipped", "cancelled"), 0)
         self.blocked_seconds = 0.0
         self.blocked: dict[int, int] = defaultdict(int)
         self.took: dict[int, int] = defaultdict(int)

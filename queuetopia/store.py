@@ -49,6 +49,7 @@ class Store:
         self.pruning: list[str] = []  # scopes
         self.tally = Tally()
         self.alerts_at = 0.0
+        self.census_at = 0.0
         self.has_told_all = True  # followers know of what has been recorded
         self.tell_at = 0.0
         self.mail_at = 0.0

@@ -357,11 +357,11 @@ class TestCharts:
         span -= timedelta(minutes=span.minute % 5)
         counts = {"waits": {"9": 5}, "runs": {}, "blocks": {}}
         Statistic.objects.create(
-            scope="tests.mail", at=span, action="send_mail", node=NODE, done=4321, failed=21, **counts
+            scope="tests.mail", at=span, action="send_mail", node=NODE, created=4567, done=4321, failed=21, **counts
         )
         seen = words(boss)
-        assert "done: 4,321" in seen and "failed attempts: 21" in seen
-        assert page(boss, OVERVIEW).count('<path class="queuetopia-line') == 7
+        assert "done: 4,321" in seen and "created: 4,567" in seen and "failed attempts: 21" in seen
+        assert page(boss, OVERVIEW).count('<path class="queuetopia-line') == 8
 
     def test_say_every_number_as_text_too(self, boss, queues):
         text = page(boss, OVERVIEW)

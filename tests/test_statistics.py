@@ -9,12 +9,12 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from queuetopia import declaration
+from queuetopia import census, declaration
 from queuetopia import statistics as module
 from queuetopia.attempts import Claim, Outcome, Verdict
 from queuetopia.backends import backend_for
 from queuetopia.backends.base import Ending
-from queuetopia.models import Job, Statistic
+from queuetopia.models import Chore, Job, Statistic
 from queuetopia.tally import LAST_BIN, SPAN, Tally, bin_of, bounds_of
 from tests.test_command import HOSTILE, run, run_json
 from tests.test_verbs import HOUR, mail_queue, put
@@ -79,7 +79,7 @@ class TestCounting:
         )  # fmt: skip
         row = rows_of(queues)["send_mail"]
         counts = {name: row[name] for name in module.COUNTS}
-        assert counts == {"started": 6, "done": 3, "failed": 3, "halted": 1, "skipped": 1, "cancelled": 1}
+        assert counts == {"created": 0, "started": 6, "done": 3, "failed": 3, "halted": 1, "skipped": 1, "cancelled": 1}
 
     def test_takes_verdicts_as_they_come_from_a_worker(self, queues):
         save(ending(json.loads(json.dumps(Verdict.DONE))))
@@ -221,14 +221,102 @@ class TestReading:
             queues.statistics(**arguments)
 
     @pytest.mark.parametrize("by", module.BY)
-    def test_takes_two_reads_however_much_there_is(self, queues, by):
+    def test_takes_a_few_reads_however_much_there_is(self, queues, by):
         for number in range(5):
             put_row(f"action {number}")
             put(queues, "done", f"queue-{number}")
+            queues.skip(put(queues, "halted", f"halted-{number}"))
         with CaptureQueriesContext(connection) as queries:
             queues.statistics(by=by)
-        assert len(queries) == 2
+        assert len(queries) == (3 if by == "queue" else 6)
         assert all(query["sql"].lstrip().upper().startswith("SELECT") for query in queries)
+
+
+class TestCensus:
+    """What no node records: jobs that are created, and what people end."""
+
+    def take(self, times=1):
+        """Take so many censuses, as if their time had come."""
+        for _ in range(times):
+            while backend_for("default").take_census(census.look, every=-1):
+                pass
+
+    def counted(self, queues, by="action", name="created", **arguments):
+        return {key: row[name] for key, row in rows_of(queues, by=by, **arguments).items() if row[name]}
+
+    def test_counts_each_created_job_once_whether_a_census_was_taken_or_not(self, queues):
+        for number in range(5):
+            queues.create_job(f"queue-{number % 2}", "send_mail", {"to": "a@b.c"})
+            assert self.counted(queues) == {"send_mail": number + 1}
+            self.take(number)
+            assert self.counted(queues) == {"send_mail": number + 1}
+        assert list(Statistic.objects.values_list("node", "created")) == [(Statistic.NOBODY, 5)]
+
+    def test_counts_by_action_and_scope(self, queues):
+        other = mail_queue("tests.other")
+        other.create_job("a", "send_mail", {"to": "a@b.c"})
+        put(queues, "waiting", action="resend")
+        self.take(2)
+        assert self.counted(queues) == {"resend": 1}
+        assert self.counted(other) == {"send_mail": 1}
+
+    def test_counts_what_was_created_while_no_node_ran_in_its_span(self, queues):
+        hour = datetime(2026, 3, 5, 11, tzinfo=UTC)
+        put(queues, "waiting", "a", scheduled_at=hour + timedelta(minutes=17))
+        put(queues, "done", "b", scheduled_at=hour + timedelta(minutes=58))
+        put(queues, "waiting", "c", scheduled_at=hour + HOUR)
+        self.take(2)
+        assert self.counted(queues, by="hour", since=hour, until=hour + 2 * HOUR) == {hour: 2, hour + HOUR: 1}
+
+    def test_counts_a_job_for_another_time_when_it_is_created(self, queues):
+        self.take(2)
+        for scheduled_at in (timezone.now() + DAY, timezone.now() - DAY):
+            queues.create_job("a", "send_mail", {"to": "a@b.c"}, scheduled_at=scheduled_at)
+        self.take(2)
+        assert self.counted(queues, since=HOUR) == {"send_mail": 2}
+
+    def test_goes_on_in_steps_when_there_is_much(self, queues, monkeypatch):
+        monkeypatch.setattr(census, "MOST_JOBS", 2)
+        monkeypatch.setattr(census, "MOST_EVENTS", 1)
+        for number in range(5):
+            queues.skip(put(queues, "halted", f"queue-{number}"))
+        self.take(2)
+        assert self.counted(queues) == self.counted(queues, name="skipped") == {"send_mail": 5}
+
+    def test_waits_for_what_becomes_visible_later_than_newer_ids(self, queues):
+        late = put(queues, "waiting", "late")
+        Job.objects.filter(pk=late.pk).delete()
+        put(queues, "waiting", "newer")
+        self.take()
+        late.save(force_insert=True)
+        self.take()
+        assert self.counted(queues) == {"send_mail": 2}
+
+    def test_counts_what_people_end_once_and_for_how_long_it_was_blocked(self, queues):
+        halted = [put(queues, "halted", f"queue-{number}", failed_at=timezone.now() - HOUR) for number in range(3)]
+        queues.skip(halted[0])
+        queues.mark_done(halted[1])
+        queues.move_to_end(halted[2])
+        queues.cancel(put(queues, "waiting", "a"))
+        queues.cancel(put(queues, "running first", "b"))  # its node will say what came of it
+        queues.move_to_end(put(queues, "waiting", "c"))
+        queues.retry(put(queues, "halted", "d"))
+        for _ in range(3):
+            row = rows_of(queues)["send_mail"]
+            assert {name: row[name] for name in ("done", "skipped", "cancelled")} == {
+                "done": 1, "skipped": 2, "cancelled": 1,
+            }  # fmt: skip
+            assert row["blocked"]["count"] == 3
+            assert row["blocked_seconds"] == pytest.approx(3 * 3600, abs=60)
+            self.take()
+
+    def test_is_taken_once_for_all_nodes(self, queues):
+        queues.create_job("a", "send_mail", {"to": "a@b.c"})
+        backend = backend_for("default")
+        backend.take_census(census.look, every=60)
+        marks = Chore.objects.get(name="census").marks
+        backend.take_census(census.look, every=60)
+        assert Chore.objects.get(name="census").marks == marks
 
 
 class TestByQueue:
@@ -245,13 +333,20 @@ class TestByQueue:
         assert rows["fine"]["took"]["p50"] == pytest.approx(1800, rel=0.2)
         assert rows["fine"]["blocked"] is None
 
+    def test_counts_the_jobs_whose_time_it_was(self, queues):
+        for state in ("done", "waiting", "halted"):
+            put(queues, state, "a", scheduled_at=timezone.now() - HOUR)
+        put(queues, "done", "a", scheduled_at=timezone.now() - 2 * DAY)
+        put(queues, "waiting", "b", scheduled_at=timezone.now() - HOUR)
+        assert {queue: row["created"] for queue, row in rows_of(queues, by="queue").items()} == {"a": 3, "b": 1}
+
     def test_reads_no_more_than_the_newest_jobs_and_says_so(self, queues, monkeypatch):
         monkeypatch.setattr(module, "MOST_JOBS", 2)
         now = timezone.now()
         for number in range(3):
-            put(queues, "done", f"queue-{number}", done_at=now - number * HOUR)
+            put(queues, "done", f"queue-{number}", done_at=now - number * HOUR, scheduled_at=now - number * DAY)
         answer = queues.statistics(by="queue")
-        assert [row["queue"] for row in answer["rows"]] == ["queue-0", "queue-1"]
+        assert [row["queue"] for row in answer["rows"] if row["done"]] == ["queue-0", "queue-1"]
         assert not answer["complete"]
         monkeypatch.setattr(module, "MOST_JOBS", 3)
         assert queues.statistics(by="queue")["complete"]
@@ -278,9 +373,10 @@ class TestCommand:
         assert refused is None
         head, row, total = [line.split() for line in text.splitlines()[1:]]
         assert head == [
-            "ACTION", "STARTED", "DONE", "FAILED", "HALTED", "SKIPPED", "CANCELLED", "WAIT", "RUN", "BLOCKED",
+            "ACTION", "CREATED", "STARTED", "DONE", "FAILED", "HALTED", "SKIPPED", "CANCELLED", "WAIT", "RUN",
+            "BLOCKED",
         ]  # fmt: skip
-        assert row[:7] == ["send_mail", "4", "3", "1", "0", "0", "0"]
+        assert row[:8] == ["send_mail", "0", "4", "3", "1", "0", "0", "0"]
         assert row[-2:] == ["2", "h"]
         assert "ms" in row
         assert total[0] == "all"

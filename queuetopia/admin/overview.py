@@ -367,7 +367,12 @@ def _charts(alias, scopes, now):
 
     per = _("in five minutes")
     return [
-        chart(_("Jobs done"), moments, [Line(_("done"), counts("done"))], per),
+        chart(
+            _("Jobs created and done"),
+            moments,
+            [Line(_("done"), counts("done")), Line(_("created"), counts("created"), "second")],
+            per,
+        ),
         chart(
             _("Failures"),
             moments,

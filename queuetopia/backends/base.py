@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 PRIVATE = "+queuetopia"  # suffix of the alias under which a scheduler's own connection is known to the ORM
 INSERT_BATCH = 1_000  # rows of one INSERT
 ROUNDS = 10  # looks of one claim for queues whose lock is free
+CENSUS = "census"  # the chore
 OVERDUE = 0.05  # seconds until a queue is looked at again that is due and was not claimed
 
 CLAIM_COLUMNS = (
@@ -688,6 +689,42 @@ class Backend:
             unique_fields=keys if has_target else None,
             update_fields=[field.name for field in Statistic._meta.fields if field.name not in ("id", *keys)],
         )
+
+    def take_census(self, look: Callable[..., Any], every: float) -> bool:
+        """Add what ``look`` finds since the last time to the rows of ``Statistic`` that are no node's.
+
+        One caller in the cluster does so, every so many seconds; what it adds and how far it has come is one
+        transaction. Returns whether something is left for another call.
+        """
+        chores = Chore.objects.using(self.alias)
+        now = self.now()
+        due = Q(done_at=None) | Q(done_at__lte=now - timedelta(seconds=every))
+        if not chores.filter(due, name=CENSUS).exists():
+            if chores.filter(name=CENSUS).exists():
+                return False
+            chores.bulk_create([Chore(name=CENSUS)], ignore_conflicts=True)
+        with transaction.atomic(using=self.alias):
+            passes_over = self.connection.features.has_select_for_update_skip_locked
+            chore = chores.select_for_update(skip_locked=passes_over).filter(due, name=CENSUS).first()
+            if chore is None:
+                return False
+            found, chore.marks, is_all = look(self.alias, chore.marks, now)
+            for (scope, action, at), more in found.items():
+                self._add_to_statistic(scope, action, at, more)
+            chore.done_at = now if is_all else chore.done_at
+            chore.save(using=self.alias, update_fields=["marks", "done_at"])
+        return not is_all
+
+    def _add_to_statistic(self, scope, action, at, more):
+        # Whoever has the chore's row locked is the only one who writes these.
+        key = {"scope": scope, "action": action, "at": at, "node": Statistic.NOBODY}
+        row = Statistic.objects.using(self.alias).filter(**key).first() or Statistic(**key)
+        for name, number in more.counts.items():
+            setattr(row, name, getattr(row, name) + number)
+        for number, count in more.blocks.items():
+            row.blocks[str(number)] = row.blocks.get(str(number), 0) + count
+        row.blocked_seconds += more.blocked_seconds
+        row.save(using=self.alias)
 
     def prune_statistics(self, scopes: list[str], keep: float, limit: int = 1_000) -> int:
         """Delete up to ``limit`` rows that are older than ``keep`` seconds; return how many."""

@@ -18,8 +18,8 @@ def test_a_nodes_attempts_are_counted_and_saved_when_it_ends(nodes):
     assert nodes.start(LedgerQueue, until_empty=True).wait() == 0
 
     figures = {row.pop("action"): row for row in LedgerQueue.statistics()["rows"]}
-    assert {name: (row["started"], row["done"], row["failed"]) for name, row in figures.items()} == {
-        "noop": (20, 20, 0), "fail": (1, 1, 2), "say": (1, 0, 1),
+    assert {name: (row["created"], row["started"], row["done"], row["failed"]) for name, row in figures.items()} == {
+        "noop": (20, 20, 20, 0), "fail": (1, 1, 1, 2), "say": (1, 1, 0, 1),
     }  # fmt: skip
     assert figures["fail"]["blocked"]["count"] == 1
     assert figures["noop"]["wait"]["count"] == figures["noop"]["run"]["count"] == 20

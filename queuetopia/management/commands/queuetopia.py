@@ -34,8 +34,8 @@ PRUNE_BATCH = 1_000
 LONG = 20  # jobs from which on a decision about them has a progress bar
 LOOKING = ("status", "explain", "statistics", "tail")  # the verbs that change nothing
 COLUMNS = ("STATE", "QUEUE", "JOBS", "OLDEST", "JOB", "ATTEMPT", "SINCE", "NEXT", "WHY")
-FIGURES = ("started", "done", "failed", "halted", "skipped", "cancelled", "wait", "run", "blocked")
-QUEUE_FIGURES = ("done", "failed", "skipped", "cancelled", "took", "blocked")
+FIGURES = ("created", "started", "done", "failed", "halted", "skipped", "cancelled", "wait", "run", "blocked")
+QUEUE_FIGURES = ("created", "done", "failed", "skipped", "cancelled", "took", "blocked")
 LONGEST_NAME, LONGEST_TEXT = 40, 100  # characters shown unless --verbosity is 2 or more
 
 
@@ -266,7 +266,10 @@ class Command(BaseCommand):
         for line in table([head, *rows, total]):
             self.write(f"  {line}")
         if not scope.get("complete", True):
-            self.write(f"  of the {statistics.MOST_JOBS} jobs that ended last", self.style.WARNING)
+            self.write(
+                f"  of the {statistics.MOST_JOBS} jobs that ended last, and as many that were created last",
+                self.style.WARNING,
+            )
 
     def figures(self, row, by, columns):
         name = local(row["at"]) if "at" in row else self.cut(row.get(by, ""), LONGEST_NAME)

@@ -1,0 +1,18 @@
+from django.db import migrations, models
+
+
+class Migration(migrations.Migration):
+    dependencies = [("queuetopia", "0003_permissions")]
+
+    operations = [
+        migrations.AddField(
+            model_name="statistic",
+            name="created",
+            field=models.PositiveIntegerField(default=0, verbose_name="created"),
+        ),
+        migrations.AddField(
+            model_name="chore",
+            name="marks",
+            field=models.JSONField(default=dict, verbose_name="marks"),
+        ),
+    ]
