@@ -4,6 +4,7 @@ import os
 from contextlib import contextmanager
 from datetime import timedelta
 
+from django.apps import apps
 from django.db import connection
 from django.utils import timezone
 
@@ -95,8 +96,12 @@ def multiply(count, queue=None, **values):
 
 
 def tidy_up():
-    """Do what autovacuum does sooner or later, so that all runs have it behind them."""
+    """Do what autovacuum does sooner or later, or MySQL's own statistics, so that all runs have it behind them."""
     if connection.vendor == "postgresql":
         with connection.cursor() as cursor:
             cursor.execute("VACUUM ANALYZE")
             cursor.execute("CHECKPOINT")
+    elif connection.vendor == "mysql":
+        with connection.cursor() as cursor:
+            for model in apps.get_app_config("queuetopia").get_models():
+                cursor.execute(f"ANALYZE TABLE {model._meta.db_table}")

@@ -7,17 +7,18 @@ makes them fit for a terminal.
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
 from . import conf
-from .backends import backend_for
 from .backends.base import history
 from .declaration import by_scope
-from .models import Job, Node, Queue, Scope
+from .models import Job, Queue, Scope
 from .params import Unreadable
 from .performer import known_actions
-from .status import MOST_NODES, QueueState, is_alive, most_attempts, pause_of, queue_state, span, why_unknown
+from .status import QueueState, is_alive, most_attempts, node_rows, pause_of, queue_state, span, why_unknown
 
 MOST_COUNTED = 1_000  # jobs or queues counted; of more it is said that there are more
 LONGEST_ERROR = 300  # characters of an error in the sentence
@@ -65,12 +66,20 @@ def explain(queuetopia, queue: str) -> dict[str, Any]:
     return explain_queue(queuetopia.scope, queue, queuetopia.database())
 
 
-def explain_queue(scope: str, queue: str, alias: str, known: Iterable[Any] = ()) -> dict[str, Any]:
-    """Do what ``explain`` does for a queue in database ``alias``, whose scope this code need not know.
+@dataclass
+class Seen:
+    """What of a queue was read a moment ago and is not read again; None: it was not read."""
 
-    known: the queue's row and jobs, as far as they were read a moment ago: they are not read again.
-    """
-    sight = _Sight(scope, queue, alias, known)
+    row: Queue | None = None
+    jobs: Iterable[Job | None] = ()
+    scope: Scope | None = None
+    first: list[Job] | None = None  # of its unfinished jobs in order, two at least if there are
+    nodes: tuple[list[Any], datetime] | None = None  # what ``status.node_rows`` returned
+
+
+def explain_queue(scope: str, queue: str, alias: str, seen: Seen | None = None) -> dict[str, Any]:
+    """Do what ``explain`` does for a queue in database ``alias``, whose scope this code need not know."""
+    sight = _Sight(scope, queue, alias, seen or Seen())
     told: dict[Cause, str] = {}
     for cause, clause in _told(sight):
         told.setdefault(cause, clause)
@@ -90,38 +99,38 @@ def explain_queue(scope: str, queue: str, alias: str, known: Iterable[Any] = ())
 class _Sight:
     """What the rows say of one queue at one moment."""
 
-    def __init__(self, scope, queue, alias, known):
+    def __init__(self, scope, queue, alias, seen):
         self.scope, self.name, self.alias = scope, queue, alias
-        self.now = backend_for(alias).now()
+        nodes, now = seen.nodes or node_rows(alias)
+        self.now: datetime = now
         declared = by_scope().get(scope)
         self.queuetopia = declared if declared and declared.database() == alias else None
         self.unknown = None if self.queuetopia else why_unknown(declared)
-        self.known_jobs = {row.pk: row for row in known if isinstance(row, Job)}
-        rows = [row for row in known if isinstance(row, Queue)]
-        self.row = rows[0] if rows else Queue.objects.using(alias).filter(scope=scope, name=queue).first()
+        self.row = seen.row or Queue.objects.using(alias).filter(scope=scope, name=queue).first()
         self.line = self.row or Queue(scope=scope, name=queue, attempt=0, fence=0, stop_requested=False, problem="")
         self.paused = pause_of(self.row)
-        self.scope_paused = pause_of(Scope.objects.using(alias).filter(name=scope).first())
-        self._look_at_nodes()
-        self._look_at_jobs()
+        self.scope_paused = pause_of(seen.scope or Scope.objects.using(alias).filter(name=scope).first())
+        self._look_at_nodes(nodes)
+        self._look_at_jobs(seen)
         self.state = queue_state(self.line, self.current, self.now, scope_is_paused=self.scope_paused is not None)
 
-    def _look_at_nodes(self):
-        nodes = list(Node.objects.using(self.alias).order_by("started_at", "id")[:MOST_NODES])
+    def _look_at_nodes(self, nodes):
         self.nodes = [node for node in nodes if self.scope in node.scopes and is_alive(node, self.now)]
         self.holder = next((node for node in nodes if node.pk == self.line.held_by), None)
         workers = [worker for node in self.nodes for worker in node.workers]
         self.workers, self.busy = len(workers), sum(bool(worker["jobs"]) for worker in workers)
 
-    def _look_at_jobs(self):
-        line = Job.objects.using(self.alias).unfinished().in_queue(self.scope, self.name)
-        first = list(line.in_order().values_list("pk", "scheduled_at")[:2])
-        head = self.line.current_job or (first[0][0] if first else None)
+    def _look_at_jobs(self, seen):
         jobs = Job.objects.using(self.alias).defer("result")
-        self.head: Any = self.known_jobs.get(head or 0) or (jobs.filter(pk=head).first() if head else None)  # a Job
+        line = jobs.unfinished().in_queue(self.scope, self.name)
+        first = list(line.in_order()[:2]) if seen.first is None else seen.first
+        whole = first if seen.first is None else []  # the others' params may not have been read
+        known = {job.pk: job for job in (*whole, *seen.jobs) if job}
+        head = self.line.current_job or (first[0].pk if first else None)
+        self.head: Any = known.get(head or 0) or (jobs.filter(pk=head).first() if head else None)  # a Job
         self.current = self.head if self.line.current_job else None
         self.is_corrupt = bool(self.line.current_job) and (self.current is None or self.current.is_ended())
-        new = [(pk, at) for pk, at in first if pk != self.line.current_job]
+        new = [(job.pk, job.scheduled_at) for job in first if job.pk != self.line.current_job]
         self.first_new = new[0] if new else None
         self.oldest = new[0][1] if new and new[0][1] <= self.now else None
         waiting = line.filter(scheduled_at__lte=self.now).exclude(pk=self.line.current_job or 0)

@@ -11,10 +11,11 @@ from enum import StrEnum
 from typing import Any
 
 from django.db import router
-from django.db.models import Case, Count, Min, Q, When
+from django.db.models import Case, Count, Min, OuterRef, Q, Subquery, When
 
 from . import conf
 from .backends import backend_for
+from .backends.columns import DatabaseNow
 from .declaration import by_scope, registered
 from .models import Job, Node, Queue, Scope
 
@@ -249,6 +250,12 @@ def is_paused(queuetopia, queue: str) -> bool:
     )
 
 
+def node_rows(alias: str) -> tuple[list[Any], datetime]:
+    """Return the rows of nodes, and the database's clock."""
+    rows = list(Node.objects.using(alias).annotate(now=DatabaseNow()).order_by("started_at", "id")[:MOST_NODES])
+    return rows, rows[0].now if rows else backend_for(alias).now()
+
+
 def nodes(alias: str) -> list[dict[str, Any]]:
     """Return the nodes of a database, each with its workers and what they run now.
 
@@ -259,14 +266,19 @@ def nodes(alias: str) -> list[dict[str, Any]]:
     Which worker has which job is told with the heartbeats; a job started since the last one is listed under a
     worker whose pid is None. ``alive`` is False once a successor may take the node's queues over.
     """
-    now = backend_for(alias).now()
-    rows = list(Node.objects.using(alias).order_by("started_at", "id")[:MOST_NODES])
+    return nodes_of(alias, *node_rows(alias))
+
+
+def nodes_of(alias: str, rows: list[Any], now: datetime) -> list[dict[str, Any]]:
+    """Do what ``nodes`` does for rows that ``node_rows`` returned a moment ago."""
     held = Queue.objects.using(alias).filter(held_by__in=[row.pk for row in rows])
-    queues = list(held.order_by("held_since", "id")[:MOST_RUNNING])
+    actions = Job.objects.using(alias).filter(pk=OuterRef("current_job")).values("action")
+    running_first = held.annotate(action=Subquery(actions)).order_by("held_since", "id")
+    queues = list(running_first[:MOST_RUNNING]) if rows else []
     counts = Counter(queue.held_by for queue in queues)
     if len(queues) == MOST_RUNNING:
         counts = Counter(dict(held.values_list("held_by").annotate(Count("id"))))
-    running = _running_jobs(alias, queues)
+    running = _running_jobs(queues)
     return [
         {
             "node": str(row),
@@ -287,17 +299,15 @@ def nodes(alias: str) -> list[dict[str, Any]]:
     ]
 
 
-def _running_jobs(alias, queues):
+def _running_jobs(queues):
     """Return {node id: {job id: what it is}} of these queues."""
-    ids = [queue.current_job for queue in queues]
-    actions = dict(Job.objects.using(alias).filter(pk__in=ids).values_list("id", "action"))
     running: dict[Any, dict[int, dict[str, Any]]] = {}
     for queue in queues:
         running.setdefault(queue.held_by, {})[queue.current_job] = {
             "job": queue.current_job,
             "scope": queue.scope,
             "queue": queue.name,
-            "action": actions.get(queue.current_job),
+            "action": queue.action,
             "attempt": queue.attempt,
             "since": queue.held_since,
         }

@@ -12,6 +12,7 @@ from django.contrib.admin.utils import flatten_fieldsets, unquote
 from django.contrib.contenttypes.models import ContentType
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
+from django.db.models import OuterRef, Subquery
 from django.db.models.constants import LOOKUP_SEP
 from django.http import HttpResponseRedirect
 from django.template.response import TemplateResponse
@@ -23,6 +24,7 @@ from .. import status
 from ..attempts import storable
 from ..declaration import by_scope
 from ..jobs import again_after_deadlock
+from ..models import Node, Scope
 from ..status import visible
 from ..verbs import local, tried
 from .lists import PER_PAGE, BoundedChangeList, BoundedPaginator, address, default_database, id_in, list_address, row_id
@@ -74,6 +76,14 @@ class ReadOnlyAdmin(admin.ModelAdmin):
     def look_at(self, rows) -> None:
         """Read what is shown beside the rows, in a fixed number of queries; set ``state_seen`` on each."""
         raise NotImplementedError
+
+    def holders(self, rows, lines, alias):
+        """Return the nodes that hold these queues, by id; and of a lone row's page, which explains it, all nodes."""
+        if len(rows) == 1:
+            seen = status.node_rows(alias)
+            return {node.pk: node for node in seen[0]}, seen
+        holders = {line.held_by for line in lines if line.held_by}
+        return (Node.objects.using(alias).in_bulk(holders) if holders else {}), None
 
     # Who may do what
 
@@ -282,6 +292,22 @@ class ReadOnlyAdmin(admin.ModelAdmin):
 
     def _named(self, number):
         return self.opts.verbose_name if number == 1 else self.opts.verbose_name_plural
+
+
+def pause_of_scope(alias) -> dict[str, Subquery]:
+    """Return what is to be annotated to queues for ``scope_of``."""
+    scope = Scope.objects.using(alias).filter(name=OuterRef("scope"), paused_at__isnull=False)
+    return {f"scope_{name}": Subquery(scope.values(name)) for name in ("paused_at", "paused_by", "paused_reason")}
+
+
+def scope_of(queue) -> Scope:
+    """Return the scope of a queue that was read with ``pause_of_scope``, as far as its pause goes."""
+    return Scope(
+        name=queue.scope,
+        paused_at=queue.scope_paused_at,
+        paused_by=queue.scope_paused_by or "",
+        paused_reason=queue.scope_paused_reason or "",
+    )
 
 
 def full_name(scope, queue) -> str:

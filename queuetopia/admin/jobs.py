@@ -18,9 +18,9 @@ from ..attempts import MASK, masked, secrets_of
 from ..backends.base import history
 from ..declaration import by_scope
 from ..exceptions import Refused
-from ..explain import explain_queue
+from ..explain import Seen, explain_queue
 from ..jobs import delete_ended
-from ..models import Job, JobEvent, Node, Queue
+from ..models import Job, JobEvent, Queue
 from ..params import ParamsEncoder, loads
 from ..status import JobState, job_state, most_attempts, span, visible
 from ..verbs import VERBS, name_of, on_job, serving, unmasked
@@ -31,8 +31,10 @@ from .base import (
     event_shown,
     first_line,
     full_name,
+    pause_of_scope,
     readable,
     running,
+    scope_of,
     when,
 )
 from .lists import (
@@ -193,9 +195,9 @@ class JobAdmin(ReadOnlyAdmin):
         """Put beside each unfinished job its queue's row (``line``) and who holds that (``node``)."""
         alias = rows[0]._state.db if rows else default_database()
         lines = _queues_of([row for row in rows if not row.is_ended()], alias)
-        holders = {line.held_by for line in lines.values() if line.held_by}
-        nodes = Node.objects.using(alias).in_bulk(holders) if holders else {}
+        nodes, seen = self.holders(rows, lines.values(), alias)
         for row in rows:
+            row.nodes_seen = seen
             row.line = lines.get((row.scope, row.queue))
             row.state_seen = job_state(row, row.line)
             row.node = nodes.get(row.line.held_by) if row.state_seen is JobState.RUNNING else None
@@ -299,14 +301,15 @@ def _queues_of(jobs, alias):
     if not names:
         return {}
     wanted = Q.create([Q(scope=scope, name__in=found) for scope, found in names.items()], connector=Q.OR)
-    return {(line.scope, line.name): line for line in Queue.objects.using(alias).filter(wanted)}
+    lines = Queue.objects.using(alias).filter(wanted).annotate(**pause_of_scope(alias))
+    return {(line.scope, line.name): line for line in lines}
 
 
 def _explained(job):
     """Return what is known of the job's queue; read once for its page."""
     if not hasattr(job, "explanation"):
-        known = [job, job.line] if job.line else [job]
-        job.explanation = explain_queue(job.scope, job.queue, job._state.db, known)
+        seen = Seen(job.line, [job], job.line and scope_of(job.line), nodes=job.nodes_seen)
+        job.explanation = explain_queue(job.scope, job.queue, job._state.db, seen)
     return job.explanation
 
 

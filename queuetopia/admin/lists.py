@@ -93,7 +93,7 @@ class BoundedPaginator(Paginator):
 
     @cached_property
     def ids(self) -> list[int]:
-        return list(self.object_list.order_by().values_list("pk", flat=True)[: MOST_LISTED + 1])
+        return list(self.object_list.values_list("pk", flat=True)[: MOST_LISTED + 1])
 
 
 class BoundedChangeList(ChangeList):
@@ -112,15 +112,12 @@ class BoundedChangeList(ChangeList):
         self.model_admin.look_at(self.result_list)
 
     def _rows(self):
-        if self.paginator.has_more:
-            return self.result_list
-        # What was found by looking at everything is not looked for again.
-        if not self.paginator.ids:
-            return []
-        rows = self.model._default_manager.using(self.queryset.db).filter(pk__in=self.paginator.ids)
+        # What was found, and sorted, by looking at everything is not looked for again.
         first = (self.page_num - 1) * self.list_per_page
-        ordered = rows.order_by(*self.queryset.query.order_by).defer(*self.model_admin.heavy)
-        return ordered[first : first + self.list_per_page]
+        ids = self.paginator.ids[:MOST_LISTED][first : first + self.list_per_page]
+        rows = self.model._default_manager.using(self.queryset.db).defer(*self.model_admin.heavy)
+        found = rows.in_bulk(ids) if ids else {}
+        return [found[pk] for pk in ids if pk in found]  # some may be gone since
 
     def url_for_result(self, result):
         return address(self.model_admin.admin_site, result)

@@ -287,7 +287,7 @@ def _of(alias, row):
 
 def look(alias: str) -> dict[str, Any]:
     """Return how the scopes of a database do: texts and numbers, the same for whoever may see them."""
-    now = backend_for(alias).now()
+    nodes, now = status.node_rows(alias)
     blocked, is_all = blocked_queues(alias)
     groups = grouped(blocked)
     scopes = _scopes(alias)
@@ -296,7 +296,7 @@ def look(alias: str) -> dict[str, Any]:
         "charts": _charts(alias, [scope["name"] for scope in scopes], now),
         "totals": _totals(alias, scopes, now),
         "scopes": scopes,
-        "nodes": [_node_shown(node) for node in status.nodes(alias)],
+        "nodes": [_node_shown(node) for node in status.nodes_of(alias, nodes, now)],
         "groups": [
             {
                 "id": group.id,

@@ -11,11 +11,23 @@ from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 
 from ..exceptions import Refused
-from ..explain import explain_queue
-from ..models import Job, JobEvent, Node, Queue, Scope
+from ..explain import Seen, explain_queue
+from ..models import Job, JobEvent, Queue, Scope
 from ..status import QueueState, job_state, queue_state, span, visible
 from ..verbs import on_job, on_queue, serving
-from .base import MOST_EVENTS, NOTHING, ReadOnlyAdmin, event_shown, first_line, full_name, paused, running, when
+from .base import (
+    MOST_EVENTS,
+    NOTHING,
+    ReadOnlyAdmin,
+    event_shown,
+    first_line,
+    full_name,
+    pause_of_scope,
+    paused,
+    running,
+    scope_of,
+    when,
+)
 from .lists import MOST_LISTED, DatabaseFilter, QueueStateFilter, ScopeFilter, default_database, link_to, link_to_jobs
 
 NEXT_JOBS = 20
@@ -128,17 +140,15 @@ class QueueAdmin(ReadOnlyAdmin):
         current = [row.current_job for row in rows if row.current_job]
         heavy = ("result",) if len(rows) == 1 else ("params", "errors", "result")  # a queue's own page explains it
         heads = Job.objects.using(alias).defer(*heavy).in_bulk(current) if current else {}
-        holders = {row.held_by for row in rows if row.held_by}
-        nodes = Node.objects.using(alias).in_bulk(holders) if holders else {}
+        nodes, seen = self.holders(rows, rows, alias)
         lines = _lines_of(rows, alias) if rows else {}
         now = timezone.now()
         for row in rows:
-            row.head, row.node = heads.get(row.current_job), nodes.get(row.held_by)
-            row.line = lines.get(row.pk, {"depth": 0, "oldest_job": None, "scope_paused_at": None})
-            whole = Scope(**{name: row.line.get(f"scope_{name}") or "" for name in ("paused_by", "paused_reason")})
-            whole.paused_at = row.line["scope_paused_at"]
-            row.scope_paused = whole if whole.paused_at else None
-            row.state_seen = queue_state(row, row.head, now, scope_is_paused=row.scope_paused is not None)
+            row.head, row.node, row.nodes_seen = heads.get(row.current_job), nodes.get(row.held_by), seen
+            line = lines.get(row.pk)
+            row.depth_seen, row.oldest_job = (line.depth, line.oldest_job) if line else (0, None)
+            row.scope_seen = scope_of(line) if line else Scope(name=row.scope)
+            row.state_seen = queue_state(row, row.head, now, scope_is_paused=row.scope_seen.paused_at is not None)
 
     # Columns and fields
 
@@ -148,12 +158,11 @@ class QueueAdmin(ReadOnlyAdmin):
 
     @admin.display(description=_("jobs"))
     def depth(self, queue):
-        depth = queue.line["depth"]
-        return str(depth) if depth is not None else f"more than {MOST_LISTED}"
+        return str(queue.depth_seen) if queue.depth_seen is not None else f"more than {MOST_LISTED}"
 
     @admin.display(description=_("oldest due for"))
     def oldest(self, queue):
-        return _ago(queue.line["oldest_job"])
+        return _ago(queue.oldest_job)
 
     @admin.display(description=_("blocked for"))
     def blocked_since(self, queue):
@@ -162,8 +171,8 @@ class QueueAdmin(ReadOnlyAdmin):
     @admin.display(description=_("explained"))
     def explained(self, queue):
         """Say why it does what it does now."""
-        known = [row for row in (queue, queue.head) if row]
-        return visible(explain_queue(queue.scope, queue.name, queue._state.db, known)["sentence"])
+        seen = Seen(queue, [queue.head], queue.scope_seen, _next_jobs(queue), queue.nodes_seen)
+        return visible(explain_queue(queue.scope, queue.name, queue._state.db, seen)["sentence"])
 
     @admin.display(description=_("current job"))
     def job(self, queue):
@@ -190,7 +199,7 @@ class QueueAdmin(ReadOnlyAdmin):
 
     @admin.display(description=_("paused"))
     def pause_now(self, queue):
-        whole = f"the whole scope {paused(queue.scope_paused)}" if queue.scope_paused else ""
+        whole = f"the whole scope {paused(queue.scope_seen)}" if queue.scope_seen.paused_at else ""
         return "; ".join(text for text in (paused(queue), whole) if text) or NOTHING
 
     @admin.display(description=_("fence"))
@@ -203,7 +212,6 @@ class QueueAdmin(ReadOnlyAdmin):
         return format_html("{} ({})", self.depth(queue), jobs)
 
     def shown(self, request, row):
-        jobs = list(_line(row).in_order().defer("params", "errors", "result")[:NEXT_JOBS])
         events = JobEvent.objects.using(row._state.db).filter(scope=row.scope, queue=row.name, job=None)
         return {
             "next_jobs": [
@@ -213,7 +221,7 @@ class QueueAdmin(ReadOnlyAdmin):
                     "scheduled_at": when(job.scheduled_at),
                     "error": first_line(job.error),
                 }
-                for job in jobs
+                for job in _next_jobs(row)
             ],
             "events": [event_shown(event) for event in events.order_by("-id")[:MOST_EVENTS]],
         }
@@ -231,9 +239,8 @@ def _ago(moment):
 
 
 def _lines_of(rows, alias):
-    """Return {queue's id: its line and its scope's pause}; a ``depth`` of None is more than MOST_LISTED."""
+    """Return {id: the queue with its line and its scope's pause}; a ``depth`` of None is more than MOST_LISTED."""
     jobs = Job.objects.using(alias).unfinished().in_queue(OuterRef("scope"), OuterRef("name")).in_order()
-    scope = Scope.objects.using(alias).filter(name=OuterRef("scope"), paused_at__isnull=False)
     counted = jobs.order_by().values("scope").annotate(number=Count("id")).values("number")
     beyond = jobs.values("id")[MOST_LISTED : MOST_LISTED + 1]
     found = (
@@ -242,15 +249,18 @@ def _lines_of(rows, alias):
         .annotate(
             oldest_job=Subquery(jobs.values("scheduled_at")[:1]),
             beyond=Subquery(beyond),
-            **{f"scope_{name}": Subquery(scope.values(name)) for name in ("paused_at", "paused_by", "paused_reason")},
+            **pause_of_scope(alias),
         )
     )
     found = found.annotate(  # nobody waits for the count of a very long line
         depth=Case(When(beyond__isnull=False, then=None), default=Coalesce(Subquery(counted), 0))
     )
-    names = ("pk", "oldest_job", "depth", "scope_paused_at", "scope_paused_by", "scope_paused_reason")
-    return {values["pk"]: values for values in found.values(*names)}
+    return {row.pk: row for row in found.only("pk", "scope")}
 
 
-def _line(queue):
-    return Job.objects.using(queue._state.db).unfinished().in_queue(queue.scope, queue.name)
+def _next_jobs(queue):
+    """Return the first jobs of the queue's line; read once for its page."""
+    if not hasattr(queue, "next_jobs"):
+        line = Job.objects.using(queue._state.db).unfinished().in_queue(queue.scope, queue.name)
+        queue.next_jobs = list(line.in_order().defer("params", "errors", "result")[:NEXT_JOBS])
+    return queue.next_jobs
