@@ -114,6 +114,13 @@ class Job(models.Model):
                 fallback=["scope", "done_at"],
                 name="queuetopia_job_ended",
             ),
+            # The admin's list of these few, which else are looked for among all.
+            PartialIndex(
+                fields=["id"],
+                condition=models.Q(state__in=["skipped", "cancelled"]),
+                fallback=["state"],
+                name="queuetopia_job_given_up",
+            ),
         )
         constraints = (
             models.CheckConstraint(
