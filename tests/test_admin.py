@@ -568,7 +568,7 @@ class TestTimeline:
         queues.skip(job, by="ann", reason="customer called")
         text = page(boss, f"{of(job)}change/")
         rows = re.findall(r"<tr>(.*?)</tr>", text[text.index('id="timeline"') :], re.S)
-        told = [[plain(cell) for cell in re.findall(r"<td>(.*?)</td>", row, re.S)][1:] for row in rows[1:]]
+        told = [[plain(cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", row, re.S)][1:] for row in rows[1:]]
         assert told == [
             ["Due", "", ""],
             ["Attempt 1 did not count", "web1:1", "ValueError: boom 1"],

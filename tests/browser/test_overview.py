@@ -48,6 +48,7 @@ def busy(halted):  # noqa: F811
     Statistic.objects.bulk_create(
         Statistic(
             scope="shop.mails", at=span - timedelta(minutes=5 * step), action="send", node=NODE,
+            created=190 + 30 * (step % 4),
             done=180 + 40 * (step % 5) - 4 * step, failed=max(0, 30 - 4 * step), halted=max(0, 5 - step),
             waits={str(8 + step % 4): 90, str(20 + step % 6): 3}, runs={"7": 90}, blocks={str(40 + step % 5): 4},
         )
@@ -67,20 +68,70 @@ def test_nothing_keeps_anybody_out(page, go, busy, barriers, screenshot, theme):
     page.emulate_media(color_scheme=theme)
     go("scope/")
     screenshot("admin-overview" if theme == "light" else "admin-overview-dark", full_page=True)
-    for path in ("scope/", "queue/", f"job/{busy.pk}/change/", f"job/{busy.pk}/edit/"):
+    line = Queue.objects.get(name="customer-42")
+    pages = ("scope/", "queue/", "job/", f"queue/{line.pk}/change/", f"job/{busy.pk}/change/", f"job/{busy.pk}/edit/")
+    for path in pages:
         go(path)
         # The admin's own parts have some.
         ours = [text for text in barriers() if "queuetopia-" in text or path == "scope/"]
         assert ours == []
 
 
-def test_the_pages_fit_a_phone(page, go, busy, screenshot):
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_pages_fit_a_phone(page, go, busy, screenshot, theme):
+    page.emulate_media(color_scheme=theme)
     page.set_viewport_size(PHONE)
-    for path in ("scope/", f"job/{busy.pk}/change/", f"job/{busy.pk}/edit/", f"job/{busy.pk}/skip/"):
+    job, queue = f"job/{busy.pk}", f"queue/{Queue.objects.get(name='customer-42').pk}"
+    for path in (f"{job}/change/", f"{job}/edit/", f"{job}/skip/", f"{queue}/change/", "job/", "queue/", "scope/"):
         go(path)
         assert page.evaluate("document.scrollingElement.scrollWidth") <= PHONE["width"], path
-    go("scope/")
-    screenshot("admin-overview-phone")
+    if theme == "light":
+        screenshot("admin-overview-phone")
+
+
+def test_a_queue_is_found_and_paused_without_a_mouse(page, go, busy):
+    def press_until(locator, key="Tab"):
+        for _ in range(60):
+            if locator.evaluate("element => element === document.activeElement"):
+                return
+            page.keyboard.press(key)
+        raise AssertionError("the keyboard does not get there")
+
+    go("queue/")
+    press_until(page.get_by_role("link", name="shop.payments/customer-42"))
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="shop.payments/customer-42")).to_be_visible()
+    press_until(tool(page, "Pause"))
+    page.keyboard.press("Enter")
+    press_until(page.get_by_label("Reason:"))
+    page.keyboard.type("deploy")
+    page.keyboard.press("Enter")
+    expect(page.locator(".messagelist")).to_contain_text("is paused: what runs finishes, nothing new starts.")
+
+
+def test_on_a_phone_a_person_reaches_every_action(page, go, busy, screenshot):
+    page.set_viewport_size(PHONE)
+    go("queue/")
+    screenshot("admin-queues-phone")
+    page.get_by_role("row", name="shop.payments/customer-42").get_by_role("checkbox").check()
+    page.get_by_label("Action:").select_option("Pause selected queues")
+    page.locator("button[name=index]").click()
+    page.get_by_label("Reason:").fill("deploy")
+    page.get_by_role("button", name="Pause").click()
+    expect(page.locator(".messagelist")).to_contain_text("hop.payments/customer-42 is paused")
+    page.get_by_role("link", name="shop.payments/customer-42").click()
+    for verb in ("Resume", "Retry head", "Skip head"):
+        expect(tool(page, verb)).to_be_in_viewport(ratio=1)
+    page.locator(".field-job a").click()
+    for verb in ("Retry", "Skip", "Mark done", "Edit", "Move to end", "History"):
+        tool(page, verb).scroll_into_view_if_needed()
+        expect(tool(page, verb)).to_be_in_viewport(ratio=1)
+    go("job/?state=halted")
+    page.get_by_role("row", name="shop.payments/customer-42").get_by_role("checkbox").check()
+    page.get_by_label("Action:").select_option("Skip selected jobs")
+    page.locator("button[name=index]").click()
+    page.get_by_role("button", name="Skip").click()
+    expect(page.locator(".messagelist")).to_contain_text("is skipped; its queue")
 
 
 def test_the_overview_renews_itself_while_somebody_looks(page, go, busy, site_url):
