@@ -114,7 +114,8 @@ def _then(queuetopia, job):
 
 def _mark_done(queuetopia, job_id, why):
     job = queuetopia.mark_done(job_id, **why)
-    return "marked done", job, f"is marked as done; its queue {_then(queuetopia, job)}"
+    held = job.attempted_at is not None  # what waited in line may have had a blocked head before it
+    return "marked done", job, f"is marked as done{f'; its queue {_then(queuetopia, job)}' if held else ''}"
 
 
 def _edit(queuetopia, job_id, why):

@@ -55,6 +55,7 @@ class TestVerbOnJobs:
             ("retry", "halted", "pending", "is retried: attempt 21 of 21 is due now."),
             ("skip", "halted", "skipped", "is skipped; its queue goes on."),
             ("mark-done", "halted", "done", "is marked as done; its queue goes on."),
+            ("mark-done", "waiting", "done", "is marked as done."),
             ("move-to-end", "waiting", "pending", "is moved to the end of its queue."),
             ("cancel", "waiting", "cancelled", "is cancelled."),
             (
