@@ -329,7 +329,7 @@ def _scopes(alias):
             queues=Count("id"),
         )
     )
-    found = {row.pop("of"): row for row in counts}
+    found = {row["of"]: row for row in counts}
     pauses = {scope.name: paused(scope) for scope in Scope.objects.using(alias).filter(paused_at__isnull=False)}
     known = {scope for scope, queuetopia in by_scope().items() if queuetopia.database() == alias}
     nothing = dict.fromkeys(("running", "halted", "backing_off", "paused_queues", "queues"), 0)
