@@ -28,7 +28,7 @@ from .tally import FLUSH
 
 logger = logging.getLogger(__name__)
 
-LOOK_FOR_DEAD = 1.0  # seconds between looks for dead nodes and for requests to stop a job
+LOOK_FOR_DEAD = 1.0  # seconds between looks for dead nodes and requests to stop a job; an idle, lone node's are twice that
 LOOK_FOR_ALERTS = 5.0  # seconds between looks for queues that have been blocked for too long, if that is longer
 LOOK_FOR_MAIL = 60.0  # seconds between looks for blocked queues to mail about
 STEP = 0.01  # seconds between two steps of a sweep or of pruning …
@@ -45,7 +45,8 @@ def keep_house(scheduler) -> None:
         with scheduler.session(store):
             store.tell_followers()
             if now >= store.peers_at:
-                store.peers_at = now + LOOK_FOR_DEAD
+                is_alone = not store.has_peers and not scheduler.pool.in_flight
+                store.peers_at = now + LOOK_FOR_DEAD * (2 if is_alone else 1)
                 stop_what_people_asked(scheduler, store)
                 scheduler._take_from_pool()  # what follows must not take it for forgotten
                 if store.backend.unseen and store.backend.look_again([]):
