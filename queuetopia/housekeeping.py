@@ -28,7 +28,7 @@ from .tally import FLUSH
 
 logger = logging.getLogger(__name__)
 
-LOOK_FOR_DEAD = 1.0  # seconds between looks for dead nodes and requests to stop a job; an idle, lone node's are twice that
+LOOK_FOR_DEAD = 1.0  # seconds between looks for dead nodes and for requests to stop a job; two for a lone, idle node
 LOOK_FOR_ALERTS = 5.0  # seconds between looks for queues that have been blocked for too long, if that is longer
 LOOK_FOR_MAIL = 60.0  # seconds between looks for blocked queues to mail about
 STEP = 0.01  # seconds between two steps of a sweep or of pruning …
