@@ -2221,6 +2221,32 @@ class TestPostgreSQL(EndsSilentSessions):
             with begin():
                 assert ask(backend, "SHOW transaction_isolation") == ("read committed",)
 
+    def test_something_else_is_done_while_the_server_writes_a_batch(self, backend):
+        for number in range(postgresql._WORTH_A_PIPELINE):
+            put(f"queue-{number}")
+        claims = claim(backend)
+        with backend.connection.cursor() as cursor:
+            cursor.execute("SET lock_timeout = 0")
+
+        def is_writing():  # it waits for the row that we have locked
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT cardinality(pg_blocking_pids(%s)) > 0", [backend._pid])
+                return cursor.fetchone()[0]
+
+        def unlock():
+            wait_until(is_writing)
+            transaction.rollback()
+
+        backend.meanwhile = mock.Mock(side_effect=unlock)
+        transaction.set_autocommit(False)
+        try:
+            Queue.objects.select_for_update().get(name="queue-0")
+            recorded = record(backend, *map(end, claims))
+        finally:
+            transaction.set_autocommit(True)
+        assert len(recorded.written) == len(claims)
+        backend.meanwhile.assert_called_once_with()
+
     def test_the_server_enforces_the_lease(self, backend):
         lease = conf.Lease(15)
         expected = {

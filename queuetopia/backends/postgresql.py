@@ -595,8 +595,8 @@ class Backend(base.Backend):
         connection = self.connection
         with connection.wrap_database_errors, connection.connection.pipeline() as sent, connection.cursor() as cursor:
             cursor.execute(sql, arguments)
-            sent.sync()
             self.meanwhile()
+            sent.sync()  # waits for the answer
             return cursor.fetchall()
 
     def _run(self, sql, arguments):
