@@ -39,8 +39,9 @@ def main():
                 # What is large for the pages of the admin is the same everywhere: nothing runs there.
                 scaled = size if is_fast or workload == "admin" else size.scaled(10)
                 results[name].append(run(workload, replace(scaled, **crowd), environment))
-        print_figures(results)
-        print_beside(results)
+        if results:
+            print_figures(results)
+            print_beside(results)
         if "curves" in wanted and is_fast:
             curves.measure(environment, options.picture)
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from .figures import FULL
 from .processes import run
+from .tables import number
 
 CURVES = {
     "blocked queues": ("drain", [{"blocked": count} for count in (0, 1_000, 10_000, 100_000, 1_000_000)]),
@@ -28,9 +29,11 @@ def points(name, environment):
     for values in settings:
         (x,) = values.values()
         figures = run(workload, replace(FULL, **values), environment)
-        texts = [f"{figure.name} {figure.value:,.4g} {figure.unit}" for figure in figures]
+        texts = [
+            f"{figure.name} {number(figure.value)} {figure.unit}" for figure in figures if figure.goal_of != "ratio"
+        ]
         reference = figures[0].reference
-        texts.append(f"reference {reference:,.4g}" if reference else "")
+        texts.append(f"reference {number(reference)}" if reference else "")
         print(f"{x:>9,} {name}: {'; '.join(filter(None, texts))}", flush=True)
         yield x, figures
 

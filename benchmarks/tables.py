@@ -30,20 +30,20 @@ def _cells(figures):
     first = figures[0]
     value, references, ratios = _value(figures), [f.reference for f in figures], [f.ratio for f in figures]
     reference, ratio = (None, None) if None in references else (median(references), median(ratios))
-    spread = f"{_number(min(f.value for f in figures))} … {_number(max(f.value for f in figures))}"
+    spread = f"{number(min(f.value for f in figures))} … {number(max(f.value for f in figures))}"
     goal = met = ""
     if first.goal is not None:
         reached = ratio if first.goal_of == "ratio" else value
         goal = f"{'≥' if first.more_is_better else '≤'} {first.goal:,g}{' ratio' if first.goal_of == 'ratio' else ''}"
         met = _met(reached >= first.goal if first.more_is_better else reached <= first.goal)
-    return first.name, _number(value), spread, first.unit, _number(reference), _ratio(ratio), goal, met
+    return first.name, number(value), spread, first.unit, number(reference), _ratio(ratio), goal, met
 
 
 def _change(alone, beside):
     first, change = alone[0], _value(beside) / _value(alone) - 1
     loss = -change if first.more_is_better else change
     goal, met = ("", "") if first.goal is None else (f"≤ {MOST_CHANGED:.0%} worse", _met(loss <= MOST_CHANGED))
-    return first.name, _number(_value(alone)), _number(_value(beside)), first.unit, f"{change:+.0%}", goal, met
+    return first.name, number(_value(alone)), number(_value(beside)), first.unit, f"{change:+.0%}", goal, met
 
 
 def _value(figures):
@@ -54,7 +54,7 @@ def _met(is_met):
     return "met" if is_met else "MISSED"
 
 
-def _number(value):
+def number(value):
     if value is None:
         return ""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
