@@ -20,7 +20,8 @@ logger = logging.getLogger(__name__)
 BOOT_DEADLINE = 30.0  # seconds a worker may take until it is ready
 DYING_TIME = 0.2  # seconds between the end of a dying process's channel and its own
 SHORT = 0.02  # seconds; jobs are handed out ahead that wait less for a slot, on average, so that no slot is idle
-MOST_AHEAD = 256  # jobs handed to a worker beyond those it can run at once
+MOST_AHEAD = 512  # jobs handed to a worker beyond those it can run at once
+SHORTEST = 0.00005  # seconds; a shorter average is mostly the clock's error
 MOST_TELLING = 1_000  # ends a worker may have to tell hooks and receivers of; then it gets no more jobs
 HOOK_TIME = 60.0  # seconds that the hooks and receivers of one end may take together
 
@@ -96,7 +97,7 @@ class WorkerProcess:
         """Jobs worth handing out beyond the slots: as many as get one soon; none while nothing is known of them."""
         if self.average is None or self.asked_back:
             return 0
-        return min(MOST_AHEAD, int(self.board.slots * SHORT / max(self.average, 0.0001)))
+        return min(MOST_AHEAD, int(self.board.slots * SHORT / max(self.average, SHORTEST)))
 
     def note_duration(self, seconds: float) -> None:
         self.average = seconds if self.average is None else 0.8 * self.average + 0.2 * seconds

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pytest
 
 from queuetopia.channel import Board, uptime
-from queuetopia.worker_process import MOST_AHEAD, SHORT, WorkerProcess
+from queuetopia.worker_process import MOST_AHEAD, SHORT, SHORTEST, WorkerProcess
 
 
 @contextmanager
@@ -29,7 +29,7 @@ class TestJobsAhead:
             (4, 10 * SHORT, 0),
             (1, SHORT / 10, 10),
             (200, 5 * SHORT, 40),  # of which a slot gets free every half millisecond
-            (1, 0.0, MOST_AHEAD - 56),  # what ends at once is not known more exactly than that
+            (1, 0.0, SHORT / SHORTEST),  # what ends at once is not known more exactly than that
             (8, 0.0, MOST_AHEAD),
         ],
     )
