@@ -8,7 +8,7 @@ from django.db import connection
 from queuetopia import conf
 from queuetopia.attempts import Outcome, Verdict
 from queuetopia.backends import backend_for
-from queuetopia.backends.base import Ending
+from queuetopia.backends.values import Ending
 from queuetopia.testing import wait_until
 
 from .figures import Figure

@@ -5,7 +5,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from queuetopia.models import Job, Node
-from queuetopia.supervisor import start_node
+from queuetopia.node.supervisor import start_node
 from queuetopia.testing import wait_until
 
 from .queues import BenchmarkQueue

@@ -23,7 +23,9 @@ _HOMES = {
     "Snooze": "exceptions",
     "Halt": "exceptions",
     "Skip": "exceptions",
-    "start_node": "supervisor",
+    "start_node": "node.supervisor",
+    "pause_all": "declaration",
+    "resume_all": "declaration",
 }
 
 __all__ = ["__version__", *_HOMES]

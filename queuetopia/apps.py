@@ -12,6 +12,6 @@ class QueuetopiaConfig(AppConfig):
     def ready(self):
         from . import checks, conf  # noqa: F401 - registers the system checks
 
-        module = conf.setting("AUTODISCOVER")
+        module = conf.autodiscover()
         if module is not None:
             autodiscover_modules(module)

@@ -8,12 +8,22 @@ import traceback
 from enum import StrEnum
 from typing import NamedTuple
 
+from django.db import DatabaseError
+
 from .params import ParamsDecoder, ParamsEncoder, Unreadable, check, loads
+from .text import loggable, masked_end, masked_start, without_rows
 
 ERRORS_KEPT = 20  # entries of job.errors; the oldest go first
+HOOK = "hook"  # the kind of an entry of job.errors that is no attempt's: a hook or receiver raised
 MESSAGE_LIMIT = 2_000  # characters of an error's message
 TRACEBACK_LIMIT = 8_000  # characters of its traceback; the end is kept
-MASK = "********"  # shown, and stored in errors, instead of a sensitive value
+ERRORS_LIMIT = 262_144  # bytes of job.errors; the oldest tracebacks go first
+# Stored instead of what a database refuses, in ASCII and short: it must not be refused too.
+REFUSED = (
+    "The database refused to store how this attempt ended; the node's log has its error. Look for a constraint or "
+    "trigger on the jobs table, a character set that lacks the text, or a limit of packet size. Then retry the job, "
+    "mark it as done, or skip it."
+)
 RESULT_LIMIT = 262_144  # characters of a result's JSON; a longer one is not kept
 
 
@@ -51,8 +61,51 @@ class Verdict(StrEnum):
     RETURN = "return"  # never started; again after ``delay``; nothing is written to the job
 
 
-FAILURES = {Verdict.RETRY, Verdict.HALT, Verdict.SKIP}
-ENDINGS = {Verdict.DONE, Verdict.SKIP, Verdict.CANCEL}
+class Meaning(NamedTuple):
+    """What a verdict makes of its job and queue; the one place that says so."""
+
+    state: str = "pending"  # of the job afterwards; one that is neither pending nor halted ends the job
+    counted: bool = True  # as one of the job's attempts
+    again: bool = False  # the next attempt follows after ``delay``, without a person
+    is_failure: bool = False  # it has an error, and the queue is blocked if the job has not ended
+    is_own_end: bool = False  # the performer came to an end by itself: its duration is worth knowing
+    counters: tuple[str, ...] = ()  # of the statistics
+    hooks: tuple[str, ...] = ()  # of the performer, called after the commit in this order
+    signals: tuple[str, ...] = ()  # sent after the hooks
+
+    @property
+    def ends_job(self) -> bool:
+        return self.state not in ("pending", "halted")
+
+    @property
+    def blocks_queue(self) -> bool:
+        return self.is_failure and not self.ends_job
+
+
+MEANING = {
+    Verdict.DONE: Meaning(
+        "done", is_own_end=True, counters=("done",), hooks=("handle_done_job",), signals=("job_done",)
+    ),
+    Verdict.RETRY: Meaning(
+        again=True, is_failure=True, is_own_end=True, counters=("failed",),
+        hooks=("handle_failed_job",), signals=("job_failed",),
+    ),
+    Verdict.HALT: Meaning(
+        "halted", is_failure=True, is_own_end=True, counters=("failed", "halted"),
+        hooks=("handle_failed_job", "handle_exhausted_job"), signals=("job_failed", "job_halted"),
+    ),
+    Verdict.SKIP: Meaning(
+        "skipped", is_failure=True, is_own_end=True, counters=("failed", "skipped"),
+        hooks=("handle_failed_job", "handle_exhausted_job"), signals=("job_failed", "job_skipped"),
+    ),
+    Verdict.CANCEL: Meaning("cancelled", counters=("cancelled",), signals=("job_cancelled",)),
+    Verdict.SNOOZE: Meaning(counted=False, again=True),
+    Verdict.INTERRUPT: Meaning(counted=False, again=True),
+    Verdict.RETURN: Meaning(counted=False, again=True),
+}  # fmt: skip
+
+FAILURES = {verdict for verdict, meaning in MEANING.items() if meaning.is_failure}
+ENDINGS = {verdict for verdict, meaning in MEANING.items() if meaning.ends_job}
 
 
 class Outcome(NamedTuple):
@@ -69,6 +122,21 @@ class Outcome(NamedTuple):
     wants_news: bool = False  # the worker has hooks or receivers that wait for the commit
 
 
+def checked(outcome: Outcome) -> Outcome:
+    """Return a reported outcome with times that can be worked with: a job may have patched its process's clock.
+
+    Raises ValueError if it is no outcome.
+    """
+    Verdict(outcome.verdict)
+    return outcome._replace(delay=_seconds(outcome.delay), duration=_seconds(outcome.duration))
+
+
+def _seconds(value):
+    if not isinstance(value, int | float):
+        raise ValueError(f"{value!r} is no number of seconds")
+    return value if 0 <= value < float("inf") else 0.0  # NaN is neither
+
+
 def backoff(attempt: int, max_backoff: float) -> float:
     """Return the seconds to wait after failed attempt ``attempt``: 2, 3, 5, 9, 17 … up to ``max_backoff``.
 
@@ -78,7 +146,7 @@ def backoff(attempt: int, max_backoff: float) -> float:
     return float(min(2 ** min(attempt - 1, 60) + 1, max_backoff))
 
 
-def describe(exc: BaseException, secrets=()) -> dict:
+def describe(exc: BaseException, secrets=None) -> dict:
     """Return an exception as storable text; never raises, whatever ``exc.__str__`` does."""
     try:
         message = str(exc)
@@ -89,63 +157,16 @@ def describe(exc: BaseException, secrets=()) -> dict:
     except BaseException:
         lines = ""
     return {
-        "type": storable(type(exc).__name__, 200),
-        "message": storable(_mask(message, secrets), MESSAGE_LIMIT),
-        "traceback": storable(_mask(lines[-TRACEBACK_LIMIT:], secrets), TRACEBACK_LIMIT),
+        "type": masked_start(type(exc).__name__, 200, secrets),
+        "message": masked_start(message, MESSAGE_LIMIT, secrets),
+        "traceback": masked_end(lines, TRACEBACK_LIMIT, secrets),
     }
 
 
-def loggable(traceback_text: str) -> str:
-    """Return a traceback fit for a log: what user code wrote in it can neither steer a terminal nor pass for a record.
-
-    Line by line, each indented: a message of several lines would else begin some of its own.
-    """
-    return "\n".join(f"  {repr(line)[1:-1]}" for line in traceback_text.splitlines())
-
-
-def raised(exc: BaseException, secrets=()) -> str:
+def raised(exc: BaseException, secrets=None) -> str:
     """Return an exception of user code with its traceback, fit for a log."""
-    return loggable(describe(exc, secrets)["traceback"])
-
-
-def storable(text: str, limit: int) -> str:
-    """Return ``text`` as every database can store it: no NUL, no lone surrogates, at most ``limit`` characters."""
-    text = text[: limit + 1].replace("\x00", "␀").encode("utf-8", "backslashreplace").decode()
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def _mask(text, secrets):
-    for secret in secrets:
-        text = text.replace(secret, MASK)
-    return text
-
-
-def secrets_of(params, sensitive) -> list[str]:
-    """Return the texts of the sensitive params' values, longest first, to be masked in errors."""
-    if not sensitive or not isinstance(params, dict):
-        return []
-    found: set[str] = set()
-    for name in sensitive:
-        _collect(params.get(name), found)
-    return sorted((text for text in found if len(text) > 2), key=len, reverse=True)
-
-
-def _collect(value, found):
-    if isinstance(value, dict):
-        for item in value.values():
-            _collect(item, found)
-    elif isinstance(value, list):
-        for item in value:
-            _collect(item, found)
-    elif value is not None and not isinstance(value, bool):
-        found.add(str(value))
-
-
-def masked(params, sensitive) -> dict:
-    """Return the params with sensitive values masked, for people's eyes."""
-    if not isinstance(params, dict):
-        return {"unreadable": str(params)} if not sensitive else {"unreadable": MASK}
-    return {name: MASK if name in sensitive else value for name, value in params.items()}
+    text = describe(exc, secrets)["traceback"]
+    return loggable(without_rows(text) if isinstance(exc, DatabaseError) else text)
 
 
 def readable(text: str):

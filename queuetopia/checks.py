@@ -4,30 +4,41 @@ None raises, whatever the settings hold; only ``check_tables`` looks into a data
 """
 
 import sys
+import unicodedata
 from collections import defaultdict
 from difflib import get_close_matches
+from inspect import signature
 from typing import Any
 
 from django.apps import apps
 from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
-from django.db import connections, router
+from django.db import DEFAULT_DB_ALIAS, DatabaseError, Error, connections, router
 from django.db.migrations.loader import MigrationLoader
 
 from . import conf
-from .backends import backend_for
+from .backends import backend_class
 from .backends.checks import troubles
-from .declaration import Queuetopia, registered
+from .backends.trouble import database_trouble
+from .declaration import Queuetopia
+from .models import Scope
 from .params import text_problem
 from .performer import (
+    PERFORMER_HINT,
     Performer,
     action_methods,
     has_own_perform,
-    is_generator,
+    hook_problem,
+    hooks,
     known_actions,
     method_problem,
+    mistaken_for_job,
     own_actions,
+    performer_problem,
 )
+from .registry import forgotten, registered
+from .times import WITHOUT_ZONES
+from .times import trouble as trouble_with_times
 
 MAX_SCOPE = 128
 
@@ -64,7 +75,7 @@ def _settings():
 
 
 def _part(name):
-    """Return DEFAULTS or SCOPES as a dict, whatever it is."""
+    """Return a setting that is a dict, or an empty one."""
     part = _settings().get(name)
     return part if isinstance(part, dict) else {}
 
@@ -101,10 +112,11 @@ def _bad_values():
 
 def _undeclared_scopes():
     declared = [queuetopia.scope for queuetopia in registered()]
-    for scope in _part("SCOPES"):
-        if scope not in declared:
-            message = f"QUEUETOPIA['SCOPES'] has options for {scope!r}, a scope that no class declares."
-            yield _problem("W001", message, _nearest(scope, declared))
+    for part, has in (("SCOPES", "has options for"), ("ENABLED", "names")):
+        for scope in _part(part):
+            if scope not in declared:
+                message = f"QUEUETOPIA[{part!r}] {has} {scope!r}, a scope that no class declares."
+                yield _problem("W001", message, _nearest(scope, declared))
 
 
 # Options
@@ -160,7 +172,20 @@ def check_scopes(app_configs, **kwargs):
         if len(labels) > 1:
             message = f"{' and '.join(labels)} have one scope, {scope!r}: their jobs would mix."
             problems.append(_problem("E007", message, "Give each class a scope of its own."))
+    for scopes in _alike(classes):
+        message = f"The scopes {scopes} are different ones, and look alike: jobs of one are no jobs of the other."
+        problems.append(_problem("W012", message, "Rename one, in more than case, spaces or forms of a letter."))
     return problems
+
+
+def _alike(names):
+    """Yield the names that differ in case, white space or Unicode form only, as a text."""
+    groups = defaultdict(list)
+    for name in names:
+        groups[" ".join(unicodedata.normalize("NFKC", name).casefold().split())].append(name)
+    for group in groups.values():
+        if len(group) > 1:
+            yield " and ".join(ascii(name) for name in sorted(group))
 
 
 def _scope_trouble(scope):
@@ -168,6 +193,8 @@ def _scope_trouble(scope):
         return f"is a {type(scope).__name__}, not a str"
     if not 1 <= len(scope) <= MAX_SCOPE:
         return f"has {len(scope)} characters"
+    if scope == Scope.EVERYTHING:
+        return "stands for all scopes, where everything is paused"
     return text_problem(scope)
 
 
@@ -179,24 +206,66 @@ def check_performers(app_configs, **kwargs):
     problems, performers = [], {}
     for queuetopia in registered():
         performer: Any = queuetopia.performer
-        if isinstance(performer, type) and issubclass(performer, Performer):
-            performers[performer] = _label(performer)
+        if trouble := performer_problem(performer):
+            problems.append(_problem("E008", f"{queuetopia.label}: {trouble}.", PERFORMER_HINT))
         else:
-            message = f"{queuetopia.label}: its performer {performer!r} is no subclass of Performer."
-            hint = "Write class MailPerformer(Performer), and set performer to the class itself."
-            problems.append(_problem("E008", message, hint))
+            performers[performer] = _label(performer)
     for performer, label in performers.items():
         problems += [*_bad_methods(performer, label), *_doubled(performer), *_bad_actions(performer, label)]
-    return problems
+        problems += [*_bad_hooks(performer, label), *_misspelt_hooks(performer, label)]
+        problems += _actions_alike(performer, label)
+    return [*problems, *_forgotten_performers()]
+
+
+def _forgotten_performers():
+    for queuetopia in forgotten():
+        hint = f"{PERFORMER_HINT} If it is a base for others, write performer = None."
+        yield _problem("W010", f"{queuetopia.label} has no performer, so that it can have no jobs.", hint)
 
 
 def _bad_methods(performer, label):
     hint = "Write it as a plain method, as in def send_mail(self, job, email_address, body)."
     for action, method in action_methods(performer).items():
-        if trouble := method_problem(performer, method):
+        if method in hooks():
+            message = f"{label}.{method} is marked with @action, and Queuetopia calls {method}() for something else."
+            yield _problem("E016", message, f'Rename it; @action("{action}") keeps the name of the action.')
+        elif trouble := method_problem(performer, method):
             yield _problem("E009", f"{label}.{method} cannot run action {action!r}: {trouble}.", hint)
-    if is_generator(performer.perform):
-        yield _problem("E009", f"{label}.perform is a generator: a call would run nothing.", hint)
+        elif name := mistaken_for_job(performer, method):
+            message = f"{label}.{method}: its first parameter, {name!r}, receives the job, not a param of that name."
+            hint = f"Write def {method}(self, job, {name}), or name the first parameter job (_job if it is not used)."
+            yield _problem("W008", message, hint)
+
+
+def _bad_hooks(performer, label):
+    marked = action_methods(performer).values()
+    for hook in hooks():
+        if hook not in marked and (trouble := hook_problem(performer, hook)):
+            hint = f"Write it as def {hook}{signature(getattr(Performer, hook))}."
+            yield _problem("E009" if hook == "perform" else "E017", f"{label}.{hook} {trouble}.", hint)
+
+
+def _misspelt_hooks(performer, label):
+    known = [*hooks(), "actions"]
+    for base in performer.__mro__[: performer.__mro__.index(Performer)]:
+        for name in vars(base):
+            close = get_close_matches(name.lower(), known, n=1, cutoff=0.8)
+            if (
+                close
+                and name not in known
+                and not name.startswith("_")
+                and name not in action_methods(performer).values()
+            ):
+                message = f"{label}.{name} is nothing that Queuetopia calls, and looks like {close[0]}."
+                yield _problem("W009", message, f"Name it {close[0]}, or something else that does not resemble it.")
+
+
+def _actions_alike(performer, label):
+    listed = performer.actions if isinstance(performer.actions, list | tuple | set | frozenset) else ()
+    names = {name for name in (*listed, *action_methods(performer)) if isinstance(name, str)}
+    for actions in _alike(names):
+        message = f"{label}: the actions {actions} are different ones, and look alike."
+        yield _problem("W012", message, "Rename one, in more than case, spaces or forms of a letter.")
 
 
 def _doubled(performer):
@@ -240,6 +309,26 @@ def check_databases(app_configs, **kwargs):
     return problems
 
 
+@checks.register("queuetopia")
+def check_times(app_configs, **kwargs):
+    if not conf.uses_time_zones():  # migrations would fail for this, too: without any class
+        message, hint = WITHOUT_ZONES
+        return [_problem("E015", f"Queuetopia {message}.", hint)]
+    aliases = [alias for alias in _databases()[0] if not _unusable(alias, "")]
+    return [
+        _problem("E015", f"Database {alias!r} {found[0]}.", found[1])
+        for alias in dict.fromkeys([*aliases, *filter(None, map(_lock_alias, aliases))])
+        if (found := trouble_with_times(connections[alias]))
+    ]
+
+
+def _lock_alias(alias):
+    """Return the alias whose connection a node uses instead, if there is one."""
+    locks = _settings().get("LOCK_DATABASE")
+    direct = locks.get(alias) if isinstance(locks, dict) else locks
+    return direct if isinstance(direct, str) and direct in connections else None
+
+
 def _databases():
     """Return {alias: labels of its classes}, and the problems of classes whose alias cannot be told."""
     aliases, problems = defaultdict(list), []
@@ -257,7 +346,7 @@ def _databases():
 def _unusable(alias, used):
     hint = "Use PostgreSQL, MySQL, MariaDB or SQLite with its driver, or another alias by the option using."
     try:
-        backend_for(alias)
+        backend_class(alias)
         return []
     except Exception as exc:  # An ENGINE may raise anything when it is imported.
         return [_problem("E012", f"{used} cannot be used: {str(exc).removesuffix('.')}.", hint)]
@@ -288,19 +377,31 @@ def check_tables(app_configs, databases=None, **kwargs):
     if sys.argv[1:2] == ["migrate"]:
         return []
     aliases = [alias for alias in _databases()[0] if alias in (databases or ()) and not _unusable(alias, "")]
-    return [problem for alias in aliases for problem in _missing_tables(alias)]
+    return [problem for alias in aliases for problem in list(_missing_tables(alias)) or _spent_sequences(alias)]
 
 
 def _missing_tables(alias):
     try:
         missing = _missing(connections[alias])
     except Exception as exc:  # The network, other apps' migrations.
+        trouble = database_trouble(exc).message if isinstance(exc, Error) else f"{str(exc).strip('.')}."
         hint = f"Check DATABASES[{alias!r}]."
-        yield _problem("W007", f"Database {alias!r} does not say what tables it has: {exc}.", hint)
+        yield _problem("W007", f"Database {alias!r} does not say what tables it has. {trouble}", hint)
         return
     if missing:
         hint = f"Run: manage.py migrate queuetopia --database {alias}"
         yield _problem("W007", f"Database {alias!r} lacks Queuetopia's {', '.join(missing)}.", hint)
+
+
+def _spent_sequences(alias):
+    try:
+        tables = backend_class(alias)(alias).behind_their_tables()
+    except DatabaseError:  # no rights to read a table, say
+        return
+    for table in tables:
+        message = f"Database {alias!r}: the sequence of {table} is behind its rows, so new rows get ids that are taken."
+        hint = "Run: manage.py sqlsequencereset queuetopia | manage.py dbshell"
+        yield _problem("W011", message, f"{hint}{'' if alias == DEFAULT_DB_ALIAS else f' --database {alias}'}")
 
 
 def _missing(connection):

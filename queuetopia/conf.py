@@ -14,6 +14,7 @@ from typing import Any
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
+from django.utils.module_loading import import_string
 
 DAY = 86_400.0
 LONGEST = 366 * DAY
@@ -25,11 +26,13 @@ SETTINGS: dict[str, Any] = {
     "SCOPES": {},
     "LOCK_DATABASE": None,  # alias whose connection holds the locks, past a pooler; None: the jobs' own
     "LEASE": 15,  # seconds after which a vanished node's queues may be taken over
-    "ENABLED": True,  # False: run_queuetopia says so and ends
+    "ENABLED": True,  # False: run_queuetopia says so and ends; {scope: False}: it leaves that scope to other nodes
     "MAX_PARAMS_BYTES": 262_144,
     "ALERT_AFTER": (300, 3600, 86_400),  # seconds for which a queue is blocked when that is told (again)
     "MAIL_ADMINS_EVERY": None,  # seconds between two mails to ADMINS about blocked queues; None: no mails
     "STATISTICS_RETENTION": 30 * DAY,  # seconds for which statistics are kept; None: for ever, 0: none are made
+    "BACKENDS": {},  # {ENGINE or vendor: dotted path of a Backend of your own}
+    "MIDDLEWARE": (),  # dotted paths of callables that wrap every attempt
     "AUTODISCOVER": "queues",  # module imported from every installed app; None: none
 }
 
@@ -140,6 +143,10 @@ JOB_OPTIONS: dict[str, Callable[[Any], Any]] = {
     "max_attempts": clean_max_attempts,
     "on_exhausted": clean_on_exhausted_name,
 }
+
+
+def uses_time_zones() -> bool:
+    return settings.USE_TZ
 
 
 def user_settings() -> dict[str, Any]:
@@ -274,20 +281,90 @@ def statistics_retention() -> float | None:
     return _clean_retention(setting("STATISTICS_RETENTION"))
 
 
+def _clean_middleware(value):
+    paths = _clean_middleware_paths(value)
+    for path in paths:
+        try:
+            middleware = import_string(path)
+        except Exception as exc:  # the module is the project's
+            raise ValueError(f"{path!r} cannot be imported: {exc}") from exc
+        if not callable(middleware):
+            raise ValueError(f"{path!r} is {middleware!r}, which cannot be called with perform")
+    return paths
+
+
+def _clean_middleware_paths(value):
+    if not isinstance(value, list | tuple) or not all(isinstance(path, str) for path in value):
+        raise ValueError(f"{value!r} is no list of dotted paths")
+    return tuple(value)
+
+
+def middleware() -> tuple[str, ...]:
+    """Return the dotted paths of what wraps every attempt, the outermost first."""
+    return _clean_middleware_paths(setting("MIDDLEWARE"))
+
+
 def _clean_autodiscover(value):
     if value is not None and not (isinstance(value, str) and all(map(str.isidentifier, value.split(".")))):
         raise ValueError(f"{value!r} is neither a module's name nor None")
     return value
 
 
+def _clean_enabled(value):
+    by_scope = value if isinstance(value, dict) else {"": value}
+    if not all(isinstance(scope, str) and isinstance(enabled, bool) for scope, enabled in by_scope.items()):
+        raise ValueError(f"{value!r} is not True or False, and no dict of them by scope")
+    return value
+
+
+def is_enabled(scope: str) -> bool:
+    """Return whether nodes with these settings serve the scope; one that ``ENABLED`` does not name is served."""
+    try:
+        enabled = _clean_enabled(setting("ENABLED"))
+    except ValueError as exc:
+        raise ImproperlyConfigured(f"QUEUETOPIA['ENABLED']: {exc}.") from exc
+    return enabled.get(scope, True) if isinstance(enabled, dict) else enabled
+
+
+def autodiscover() -> str | None:
+    """Return the module to import from every app; the built-in one if the setting is wrong, for a check to say so."""
+    try:
+        return _clean_autodiscover(setting("AUTODISCOVER"))
+    except (ImproperlyConfigured, ValueError):
+        return SETTINGS["AUTODISCOVER"]
+
+
+def clean_backends(value):
+    """BACKENDS as it is; ValueError unless it is {text: dotted path}."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{value!r} is not a dict")
+    for name, path in value.items():
+        if not isinstance(name, str):
+            raise ValueError(f"{name!r} is neither an ENGINE nor a vendor")
+        if not (isinstance(path, str) and "." in path and all(map(str.isidentifier, path.split(".")))):
+            raise ValueError(f"{path!r}, of {name!r}, is no dotted path of a class")
+    return value
+
+
+def backend_path(engine: str, vendor: str) -> str | None:
+    """Return the dotted path of the project's own Backend for a database, by its ENGINE or else its vendor."""
+    try:
+        paths = clean_backends(setting("BACKENDS"))
+    except ValueError as exc:
+        raise ImproperlyConfigured(f"QUEUETOPIA['BACKENDS']: {exc}.") from exc
+    return paths.get(engine) or paths.get(vendor)
+
+
 CLEAN_SETTINGS: dict[str, Callable[[Any], Any]] = {
+    "BACKENDS": clean_backends,
     "LOCK_DATABASE": _clean_lock_database,
     "LEASE": clean_lease,
-    "ENABLED": _clean_bool,
+    "ENABLED": _clean_enabled,
     "MAX_PARAMS_BYTES": _clean_max_params_bytes,
     "ALERT_AFTER": clean_alert_after,
     "MAIL_ADMINS_EVERY": clean_mail_admins_every,
     "STATISTICS_RETENTION": _clean_retention,
+    "MIDDLEWARE": _clean_middleware,
     "AUTODISCOVER": _clean_autodiscover,
 }
 

@@ -1,16 +1,18 @@
-"""``class MailQueue(Queuetopia)``: one declared system of queues, and the registry of all of them."""
+"""``class MailQueue(Queuetopia)``: one declared system of queues, and what can be done to its jobs."""
 
-from functools import lru_cache
+from functools import wraps
+from inspect import signature
 
 from django.apps import apps
+from django.core.exceptions import SynchronousOnlyOperation
 from django.core.paginator import Paginator
-from django.db import router
+from django.db import Error, connections, router
 from django.utils.functional import classproperty
 
-from . import conf
+from . import conf, registry
+from .backends.trouble import Kind, database_trouble
+from .exceptions import Refused
 from .performer import Performer
-
-_registry: list[type["Queuetopia"]] = []
 
 
 class _DefaultScope:
@@ -21,6 +23,40 @@ class _DefaultScope:
         config = apps.get_containing_app_config(owner.__module__)
         label = config.label if config else owner.__module__.partition(".")[0]
         return f"{label}.{owner.__name__}"
+
+
+def _sync(method):
+    """Add the remedy to errors that a mistake of the caller causes: async code, a missing migration, a param as option.
+
+    The last two keep their type, and get a note.
+    """
+
+    @wraps(method)
+    def named(cls, *args, **kwargs):
+        try:
+            return method(cls, *args, **kwargs)
+        except SynchronousOnlyOperation as exc:
+            name = f"{cls.__name__}.{method.__name__}"
+            is_twin = hasattr(cls, f"a{method.__name__}")
+            instead = f"{cls.__name__}.a{method.__name__}(…)" if is_twin else f"sync_to_async({name})(…)"
+            raise SynchronousOnlyOperation(f"{name} uses the database. In async code write: await {instead}") from exc
+        except Error as exc:
+            if (trouble := database_trouble(exc)).kind is not Kind.REFUSED:
+                exc.add_note(f"Database {cls.database()}: {trouble.message}")
+            raise
+        except TypeError as exc:
+            if method.__name__ == "create_job" and _is_of_the_call(exc):
+                given = ", ".join(f"{name!r}: …" for name in kwargs if name not in signature(method).parameters)
+                example = f"{cls.__name__}.create_job(queue, action, {{{given}}}, timeout=30)"
+                exc.add_note(f"The params of the action stand in one dict: {example}")
+            raise
+
+    return named
+
+
+def _is_of_the_call(exc):
+    """True for an error that was raised before the first line of what was called."""
+    return exc.__traceback__ is not None and exc.__traceback__.tb_next is None
 
 
 class Queuetopia:
@@ -38,8 +74,7 @@ class Queuetopia:
         super().__init_subclass__(**kwargs)
         if "scope" not in vars(cls):
             cls.scope = _DefaultScope()  # type: ignore[assignment]
-        if cls.performer is not None:
-            _register(cls)
+        registry.register(cls)
 
     # What was declared
 
@@ -90,6 +125,7 @@ class Queuetopia:
         )
 
     @classmethod
+    @_sync
     def create_job(
         cls,
         queue,
@@ -115,7 +151,8 @@ class Queuetopia:
         max_attempts: failed attempts before the job is exhausted; None means the class's.
         on_exhausted: "halt", "skip" or "retry"; None means the class's.
 
-        Raises InvalidJob, naming the argument, if anything in the job could not run or be stored.
+        Raises InvalidJob, naming the argument, if anything in the job could not run or be stored; Refused where
+        autocommit is off and no ``transaction.atomic()`` is open.
         """
         from . import jobs
 
@@ -132,6 +169,7 @@ class Queuetopia:
         return jobs.create(cls, [job])[0]
 
     @classmethod
+    @_sync
     def create_jobs(cls, new_jobs):
         """Write jobs made by ``job()`` with bulk inserts in one transaction, in the order given; return them.
 
@@ -158,42 +196,62 @@ class Queuetopia:
         return Job.objects.using(cls.database()).filter(scope=cls.scope)
 
     @classmethod
-    def list_jobs(cls, **filters):
-        """Return a QuerySet of this scope's jobs with Django's look-ups as filters, in order of their time."""
-        return cls.jobs().filter(**filters).in_order()
+    @_sync
+    def list_jobs(cls, *, search="", **filters):
+        """Return a QuerySet of this scope's jobs with Django's look-ups as filters, in order of their time.
+
+        search: a job's number, the beginning of a queue's name, or, among the newest 20,000 jobs of the database, the
+        beginning of an action or something in the last error or the params. See ``search.matching`` for what it
+        costs; with it two queries are made at once, and 2,002 jobs are found at most.
+        """
+        from .monitoring.search import matching
+
+        return matching(cls.jobs().filter(**filters), search).in_order()
 
     @classmethod
+    @_sync
     def paginate_jobs(cls, page=1, per_page=50, **filters):
-        """Return a django Page of ``list_jobs(**filters)``; a page out of range is the last one."""
+        """Return a django Page of ``list_jobs(**filters)`` (``search`` is one); a page out of range is the last one."""
         return Paginator(cls.list_jobs(**filters), per_page).get_page(page)
 
     @classmethod
+    def events(cls, *, since=None, timeout=None):
+        """Return what happens to this scope's jobs, for ``for`` and ``async for``: see ``events.Events``."""
+        from .monitoring.events import Events
+
+        return Events(cls.database(), [cls.scope], since=since, timeout=timeout)
+
+    @classmethod
+    @_sync
     def status(cls, queues=20):
         """Return how the scope does now, as a dict: nodes, counts, and up to ``queues`` queues, blocked ones first."""
-        from . import status
+        from .monitoring import status
 
         return status.scope_status(cls, queues=queues)
 
     @classmethod
+    @_sync
     def explain(cls, queue):
         """Say why ``queue`` does what it does now: a dict with a ``sentence``, its ``causes`` and the facts.
 
         See ``explain.explain``.
         """
-        from . import explain
+        from .monitoring import explain
 
         return explain.explain(cls, queue)
 
     @classmethod
+    @_sync
     def statistics(cls, since=None, until=None, by="action", action=None):
         """Return how many jobs were started, done, failed …, and how long they took: see ``statistics.statistics``."""
-        from . import statistics
+        from .monitoring import statistics
 
         return statistics.statistics(cls, since=since, until=until, by=by, action=action)
 
     # What a person can do; each is a function of jobs.py, which says when it is refused.
 
     @classmethod
+    @_sync
     def retry(cls, job, *, by="", reason=""):
         """Make the next attempt of a backing-off or halted job now; see ``jobs.retry``."""
         from . import jobs
@@ -201,6 +259,7 @@ class Queuetopia:
         return jobs.retry(cls, job, by=by, reason=reason)
 
     @classmethod
+    @_sync
     def skip(cls, job, *, by="", reason=""):
         """Give a backing-off or halted job up; its queue goes on. See ``jobs.skip``."""
         from . import jobs
@@ -208,6 +267,23 @@ class Queuetopia:
         return jobs.skip(cls, job, by=by, reason=reason)
 
     @classmethod
+    @_sync
+    def retry_all(cls, queue=None, *, error=None, by="", reason=""):
+        """Retry all jobs that hold queues, or those with this error; return how many. See ``jobs.retry_all``."""
+        from . import jobs
+
+        return jobs.retry_all(cls, queue, error=error, by=by, reason=reason)
+
+    @classmethod
+    @_sync
+    def skip_all(cls, queue=None, *, error=None, by="", reason=""):
+        """Skip all jobs that hold queues, or those with this error; return how many. See ``jobs.skip_all``."""
+        from . import jobs
+
+        return jobs.skip_all(cls, queue, error=error, by=by, reason=reason)
+
+    @classmethod
+    @_sync
     def cancel(cls, job, *, by="", reason=""):
         """Cancel a job: returns "cancelled", "running" (a stop was asked for) or "finished". See ``jobs.cancel``."""
         from . import jobs
@@ -215,6 +291,7 @@ class Queuetopia:
         return jobs.cancel(cls, job, by=by, reason=reason)
 
     @classmethod
+    @_sync
     def mark_done(cls, job, *, by="", reason=""):
         """Take a waiting, backing-off or halted job for done; its queue goes on. See ``jobs.mark_done``."""
         from . import jobs
@@ -222,6 +299,7 @@ class Queuetopia:
         return jobs.mark_done(cls, job, by=by, reason=reason)
 
     @classmethod
+    @_sync
     def edit(cls, job, params, *, was=None, by="", reason=""):
         """Give a job other params; a backing-off or halted one is retried with them. See ``jobs.edit``."""
         from . import jobs
@@ -229,6 +307,7 @@ class Queuetopia:
         return jobs.edit(cls, job, params, was=was, by=by, reason=reason)
 
     @classmethod
+    @_sync
     def move_to_end(cls, job, *, by="", reason=""):
         """Let the other due jobs of its queue go first; return the job at the end. See ``jobs.move_to_end``."""
         from . import jobs
@@ -236,6 +315,15 @@ class Queuetopia:
         return jobs.move_to_end(cls, job, by=by, reason=reason)
 
     @classmethod
+    @_sync
+    def run_now(cls, job, *, by="", reason=""):
+        """Make a job that is scheduled for later due now; return it. See ``jobs.run_now``."""
+        from . import jobs
+
+        return jobs.run_now(cls, job, by=by, reason=reason)
+
+    @classmethod
+    @_sync
     def pause(cls, queue=None, *, by="", reason=""):
         """Start nothing new in ``queue`` (None: in the whole scope); the running job finishes."""
         from . import jobs
@@ -243,6 +331,7 @@ class Queuetopia:
         return jobs.pause(cls, queue, by=by, reason=reason)
 
     @classmethod
+    @_sync
     def resume(cls, queue=None, *, by="", reason=""):
         """Serve a paused queue (None: the scope) again, at once."""
         from . import jobs
@@ -250,26 +339,33 @@ class Queuetopia:
         return jobs.resume(cls, queue, by=by, reason=reason)
 
 
-def _register(queuetopia):
-    # A module imported anew (reload, tests) replaces what it declared before.
-    _registry[:] = [known for known in _registry if known.label != queuetopia.label]
-    _registry.append(queuetopia)
+def pause_all(*, using=None, by="", reason=""):
+    """Start nothing new in any scope, until ``resume_all``; what runs finishes. See ``jobs.pause_all``.
+
+    using: alias of the one database to pause; None means each database in which this code keeps jobs.
+    """
+    from . import jobs
+    from .monitoring import status
+
+    for alias in status.databases() if using is None else [_known_alias(using)]:
+        jobs.pause_all(alias, by=by, reason=reason)
 
 
-def registered() -> list[type[Queuetopia]]:
-    """Return every concrete Queuetopia class, in order of declaration."""
-    return list(_registry)
+def resume_all(*, using=None, by="", reason=""):
+    """End what ``pause_all`` began; scopes and queues that are paused themselves stay so.
+
+    using: alias of the one database to resume; None means each database that is paused.
+
+    Raises Refused if nothing was paused so.
+    """
+    from . import jobs
+    from .monitoring import status
+
+    for alias in status.paused_databases() if using is None else [_known_alias(using)]:
+        jobs.resume_all(alias, by=by, reason=reason)
 
 
-def by_scope() -> dict[str, type[Queuetopia]]:
-    """Return {scope: class}. Two classes of one scope are a system-check error; the first is returned."""
-    return _by_scope(tuple(_registry)) if apps.ready else _by_scope.__wrapped__(_registry)
-
-
-@lru_cache(maxsize=1)
-def _by_scope(queuetopias):
-    # Asked for each job. Before the apps are ready a default scope may still change.
-    scopes: dict[str, type[Queuetopia]] = {}
-    for queuetopia in queuetopias:
-        scopes.setdefault(queuetopia.scope, queuetopia)
-    return scopes
+def _known_alias(using):
+    if using not in connections:
+        raise Refused(f"There is no database {using!r}; DATABASES has {', '.join(connections)}.")
+    return using

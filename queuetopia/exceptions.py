@@ -6,13 +6,15 @@ QueuetopiaError
 ├── ReadOnlyJob             save() or delete() on the job a performer was handed
 ├── SessionLost             the scheduler's database session, and with it its locks, is gone
 ├── SessionRefused          this database connection cannot carry a scheduler; the text says why
+├── TimesRefused            Django's settings would store times wrong; the text names the setting and the remedy
 ├── AttemptEnded            how an attempt ended when the performer did not say so itself
 │   ├── JobTimeout          it outlived its timeout and was killed
 │   ├── WorkerDied          its worker process ended without a result
 │   ├── NodeDied            its whole node vanished
 │   ├── JobCancelled        a person asked to stop it
 │   ├── JobInterrupted      our own stop cut it short; it is not counted
-│   └── OpenTransaction     the performer returned with a transaction still open
+│   ├── OpenTransaction     the performer returned with a transaction still open
+│   └── Unfinished          the performer returned work that was not done: a generator, an open future, …
 └── Verdict                 raised *by* a performer to say what comes next
     ├── Retry(delay=None)   a failed attempt; the next one after ``delay`` instead of the backoff
     ├── Snooze(delay)       not now: uses no attempt
@@ -21,9 +23,10 @@ QueuetopiaError
 """
 
 import math
+import re
 from datetime import timedelta
 
-from django.core.exceptions import ValidationError
+from django.core.exceptions import ImproperlyConfigured, ValidationError
 
 
 class QueuetopiaError(Exception):
@@ -34,7 +37,20 @@ class InvalidJob(ValidationError, QueuetopiaError):
     """A job that could not run or be stored; nothing was written.
 
     ``message_dict`` is keyed by the argument's name (``params``, ``timeout``, in bulk ``jobs[3].params``).
+    ``sentences()`` are its messages for people, each naming its argument once.
     """
+
+    def sentences(self) -> list[str]:
+        return [_sentence(name, text) for name, texts in self.message_dict.items() for text in texts]
+
+
+_NAMED_BY_ITSELF = {"params": r"\bparams?\b", "action": r"\baction\b"}
+
+
+def _sentence(argument, text):
+    job, _, name = argument.rpartition(".")
+    is_named = name in _NAMED_BY_ITSELF and re.search(_NAMED_BY_ITSELF[name], text)
+    return f"{job and f'{job}: '}{text if is_named else f'{name} {text}'}"
 
 
 class Refused(QueuetopiaError):
@@ -51,6 +67,14 @@ class SessionLost(QueuetopiaError):
 
 class SessionRefused(QueuetopiaError):
     """The connection cannot hold a scheduler's locks; the text names the remedy."""
+
+
+class TimesRefused(ImproperlyConfigured, QueuetopiaError):
+    """Django's settings would store the times of jobs wrong; nothing was written.
+
+    Raised by ``create_job``, every verb and every node, because system checks can be skipped. The text names the
+    setting, the cause and the remedy.
+    """
 
 
 class AttemptEnded(QueuetopiaError):
@@ -79,6 +103,10 @@ class JobInterrupted(AttemptEnded):
 
 class OpenTransaction(AttemptEnded):
     """The performer returned with a transaction open; it was rolled back, so its work is not stored."""
+
+
+class Unfinished(AttemptEnded):
+    """The performer returned work that is not done, or a verdict instead of raising it; the text says what to do."""
 
 
 class Verdict(QueuetopiaError):
@@ -111,7 +139,11 @@ class Snooze(Verdict):
 
 
 class Halt(Verdict):
-    """Halt the job: its queue stays blocked until a person retries, skips or cancels."""
+    """Halt the job: its queue stays blocked until a person decides.
+
+    A person can retry it, skip it, edit it, mark it as done or move it to the end. Only a job that was never attempted
+    can be cancelled.
+    """
 
     def __init__(self, reason="halted by the performer"):
         super().__init__(reason)

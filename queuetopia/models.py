@@ -1,18 +1,29 @@
 """The tables: Job is the one table of jobs, Queue the bookkeeping the scheduler looks at.
 
 There is no foreign key between them: a job carries its scope and queue as text, so that creating a job
-neither reads nor locks a Queue row. This module reads only; ``jobs.py`` and ``backends/`` write.
+neither reads nor locks a Queue row. This module reads only; ``jobs`` and ``backends`` write.
 """
 
 import uuid
+from datetime import timedelta
 
+from django.apps import apps
+from django.core.exceptions import ImproperlyConfigured
 from django.db import models
 from django.utils.translation import gettext_lazy as _
 
-from .backends.columns import DatabaseNow, ExactCharField, PartialIndex, are_times
+from .backends.columns import DatabaseNow, ExactCharField, PartialIndex, WideCharField, WideTextField, are_times
 from .conf import LONGEST
+from .decisions import permissions_on
 from .exceptions import ReadOnlyJob
 from .params import ParamsField
+from .text import visible
+from .times import local
+
+if not apps.is_installed("queuetopia"):
+    raise ImproperlyConfigured('Queuetopia has no tables here: add "queuetopia" to INSTALLED_APPS, then migrate.')
+
+UNBEGUN = timedelta(seconds=1)  # what is held for longer has begun: see LONGEST_UNBEGUN and LONGEST_WAIT
 
 
 class BoundedQuerySet(models.QuerySet):
@@ -34,6 +45,10 @@ class JobQuerySet(BoundedQuerySet):
 
     def halted(self):
         return self.filter(state=Job.State.HALTED)
+
+    def kept_from_running(self, now):
+        """Heads that wait for a person or for their next attempt."""
+        return self.filter(models.Q(state=Job.State.HALTED) | models.Q(next_attempt_at__gt=now))
 
     def in_queue(self, scope, queue):
         return self.filter(scope=scope, queue=queue)
@@ -73,10 +88,10 @@ class Job(models.Model):
     state = models.CharField(_("state"), max_length=16, choices=State, default=State.PENDING)
     attempts = models.PositiveIntegerField(_("attempts"), default=0)
     attempted_at = models.DateTimeField(_("attempted at"), null=True)
-    attempted_by = models.CharField(_("attempted by"), max_length=255, default="")
+    attempted_by = WideCharField(_("attempted by"), max_length=255, default="")
     next_attempt_at = models.DateTimeField(_("next attempt at"), null=True)
     done_at = models.DateTimeField(_("done at"), null=True)
-    error = models.TextField(_("last error"), default="")
+    error = WideTextField(_("last error"), default="")
     errors = models.JSONField(_("errors"), default=list)
     failed_at = models.DateTimeField(_("first failed at"), null=True)
     result = ParamsField(_("result"), null=True)
@@ -89,15 +104,10 @@ class Job(models.Model):
     class Meta:
         verbose_name = _("job")
         verbose_name_plural = _("jobs")
-        # Jobs are created by code and changed by verbs, so nobody can be allowed to "add" or "change" them.
+        # Jobs are created by code and changed by verbs, so no user can be allowed to "add" or "change" them.
         default_permissions = ("view", "delete")
         permissions = (
-            ("retry_job", _("Can retry jobs")),
-            ("skip_job", _("Can skip jobs")),
-            ("cancel_job", _("Can cancel jobs")),
-            ("mark_done_job", _("Can mark jobs as done")),
-            ("edit_job", _("Can edit the params of jobs")),
-            ("move_to_end_job", _("Can move jobs to the end of their queues")),
+            *permissions_on("job"),
             ("view_params", _("Can view the params and results of jobs")),
         )
         indexes = (
@@ -147,7 +157,7 @@ class Job(models.Model):
         )
 
     def __str__(self):
-        return f"job {self.pk} ({self.action}) of {self.scope}/{self.queue}"
+        return visible(f"job {self.pk} ({self.action}) of {self.scope}/{self.queue}")
 
     def save(self, *args, **kwargs):
         self._refuse_if_claim("save")
@@ -175,20 +185,40 @@ class Job(models.Model):
             )
 
 
+class QueueIs:
+    """The states of a queue as conditions on its row, to filter by and to count by."""
+
+    HELD = models.Q(held_by__isnull=False)
+    BLOCKED = models.Q(current_job__isnull=False, held_by=None)  # its head was attempted, has not ended, does not run
+    HALTED = BLOCKED & models.Q(due_at=None)
+    BACKING_OFF = BLOCKED & models.Q(due_at__isnull=False)
+    IDLE = models.Q(current_job=None, held_by=None)
+    PAUSED = models.Q(paused_at__isnull=False)
+    WITH_A_PROBLEM = ~models.Q(problem="")
+
+
 class QueueQuerySet(BoundedQuerySet):
     def due(self, now):
-        """Queues whose head may run and that nobody serves."""
+        """Queues whose head may run and that no node serves."""
         return self.filter(due_at__lte=now, paused_at=None, held_by=None)
 
     def held(self):
-        return self.filter(held_by__isnull=False)
+        return self.filter(QueueIs.HELD)
 
     def paused(self):
-        return self.filter(paused_at__isnull=False)
+        return self.filter(QueueIs.PAUSED)
 
     def blocked(self):
-        """Queues whose head was attempted, has not ended, and is not running now."""
-        return self.filter(current_job__isnull=False, held_by=None)
+        return self.filter(QueueIs.BLOCKED)
+
+    def halted(self):
+        return self.filter(QueueIs.HALTED)
+
+    def backing_off(self):
+        return self.filter(QueueIs.BACKING_OFF)
+
+    def idle(self):
+        return self.filter(QueueIs.IDLE)
 
 
 class Queue(models.Model):
@@ -212,10 +242,10 @@ class Queue(models.Model):
     fence = models.BigIntegerField(_("fence"), db_default=0)
     rev = models.BigIntegerField(_("revision"), db_default=0)
     stop_requested = models.BooleanField(_("stop requested"), db_default=False)
-    problem = models.CharField(_("problem"), max_length=500, db_default="")
+    problem = WideCharField(_("problem"), max_length=500, db_default="")
     paused_at = models.DateTimeField(_("paused at"), null=True)
-    paused_by = models.CharField(_("paused by"), max_length=255, db_default="")
-    paused_reason = models.CharField(_("reason"), max_length=500, db_default="")
+    paused_by = WideCharField(_("paused by"), max_length=255, db_default="")
+    paused_reason = WideCharField(_("reason"), max_length=500, db_default="")
     alert_at = models.DateTimeField(_("alert at"), null=True)
 
     objects = QueueQuerySet.as_manager()
@@ -224,7 +254,7 @@ class Queue(models.Model):
         verbose_name = _("queue")
         verbose_name_plural = _("queues")
         default_permissions = ("view",)
-        permissions = (("pause_queue", _("Can pause queues")), ("resume_queue", _("Can resume queues")))
+        permissions = permissions_on("queue")
         indexes = (
             PartialIndex(  # the queues that are due
                 fields=["scope", "due_at"],
@@ -247,7 +277,11 @@ class Queue(models.Model):
         )
 
     def __str__(self):
-        return f"{self.scope}/{self.name}"
+        return visible(f"{self.scope}/{self.name}")
+
+    def may_not_have_begun(self, now):
+        """True for a held queue whose job no worker may have begun: nodes give back what they cannot begin soon."""
+        return self.held_by is not None and self.held_since is not None and now - self.held_since < UNBEGUN
 
     def is_running(self):
         return self.held_by is not None
@@ -270,31 +304,33 @@ class Node(models.Model):
         verbose_name_plural = _("nodes")
 
     def __str__(self):
-        return f"{self.host}:{self.pid}"
+        return visible(f"{self.host}:{self.pid}")
 
 
 class Scope(models.Model):
-    """A scope somebody paused, or did once."""
+    """A scope that an operator paused, or did once. The row named ``EVERYTHING`` is the pause of all scopes."""
+
+    EVERYTHING = "*"  # a check keeps classes from being named so
 
     name = ExactCharField(_("name"), max_length=128, unique=True)
     paused_at = models.DateTimeField(_("paused at"), null=True)
-    paused_by = models.CharField(_("paused by"), max_length=255, default="")
-    paused_reason = models.CharField(_("reason"), max_length=500, default="")
+    paused_by = WideCharField(_("paused by"), max_length=255, default="")
+    paused_reason = WideCharField(_("reason"), max_length=500, default="")
 
     class Meta:
         verbose_name = _("scope")
         verbose_name_plural = _("overview")  # the page about all of them, as the admin's lists of pages name it
         default_permissions = ("view",)
-        permissions = (("pause_scope", _("Can pause scopes")), ("resume_scope", _("Can resume scopes")))
+        permissions = permissions_on("scope")
 
     def __str__(self):
-        return self.name
+        return "everything" if self.name == self.EVERYTHING else visible(self.name)
 
 
 class Statistic(models.Model):
-    """What one node did of one action in one span of time. See ``statistics.py``.
+    """What one node did of one action in one span of time. See ``monitoring.statistics``.
 
-    node: NOBODY in the rows of what no node records: see ``census.py``.
+    node: NOBODY in the rows of what no node records: see ``monitoring.census``.
     waits, runs, blocks: histograms: {number of a bin: how many times}.
     """
 
@@ -327,7 +363,7 @@ class Statistic(models.Model):
         )
 
     def __str__(self):
-        return f"{self.action} of {self.scope} from {self.at:%Y-%m-%d %H:%M} on"
+        return visible(f"{self.action} of {self.scope} from {local(self.at)} on")
 
 
 class Chore(models.Model):
@@ -357,8 +393,8 @@ class JobEvent(models.Model):
     queue = ExactCharField(_("queue"), max_length=255, default="")
     job = models.BigIntegerField(_("job"), null=True)
     at = models.DateTimeField(_("at"), db_default=DatabaseNow())
-    by = models.CharField(_("by"), max_length=255, default="")
-    reason = models.CharField(_("reason"), max_length=500, default="")
+    by = WideCharField(_("by"), max_length=255, default="")
+    reason = WideCharField(_("reason"), max_length=500, default="")
     before = models.JSONField(_("before"), default=dict)
     after = models.JSONField(_("after"), default=dict)
 
@@ -368,4 +404,4 @@ class JobEvent(models.Model):
         indexes = (models.Index(fields=["job"], name="queuetopia_event_job"),)
 
     def __str__(self):
-        return f"{self.verb} {self.scope}/{self.queue}"
+        return visible(f"{self.verb} {self.scope}/{self.queue}")

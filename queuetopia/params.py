@@ -117,6 +117,10 @@ def _refusal(value):
         return "a tuple would come back as a list; pass a list"
     if isinstance(value, models.Model):
         return f"a model instance ({type(value).__name__}) cannot be stored; pass its pk and load it in the performer"
+    if isinstance(value, models.QuerySet):
+        return "a QuerySet cannot be stored; pass a list of pks and load them in the performer"
+    if isinstance(value, set | frozenset):
+        return f"a {type(value).__name__} cannot be stored; pass a sorted list"
     return (
         f"{type(value).__name__} cannot be stored; use JSON's types, datetime, date, time, timedelta, Decimal or UUID"
     )
@@ -157,7 +161,8 @@ def _untag(item):
     try:
         return _FROM_TAGGED[item[TAG]](item["value"])
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as exc:
-        raise ValueError(f"{str(item)[:200]} is not what Queuetopia writes") from exc
+        # Without the value: it may be a secret.
+        raise ValueError(f"{TAG} {str(item[TAG])[:20]!r} has a value that Queuetopia does not write") from exc
 
 
 def _integer(text):
@@ -170,6 +175,18 @@ class ParamsDecoder(json.JSONDecoder):
 
     def __init__(self, **kwargs):
         super().__init__(**{**kwargs, "object_hook": _untag, "parse_int": _integer})
+
+
+def as_json(value):
+    """Return the value as it is stored, with tags instead of other types than JSON's."""
+    return json.loads(as_text(value))
+
+
+def untagged(value):
+    """Return what ``as_json`` was given; a value without tags as it is."""
+    if isinstance(value, dict):
+        return _untag({key: untagged(item) for key, item in value.items()})
+    return [untagged(item) for item in value] if isinstance(value, list) else value
 
 
 _DECODER = ParamsDecoder()  # made once: it is asked for each job
@@ -200,3 +217,15 @@ class ParamsField(models.JSONField):
         # Django returns text that is no JSON as it is; SQLite has such text for one key, as in params__name.
         is_raw = read is value and isinstance(value, str) and not isinstance(expression, KeyTransform)
         return Unreadable(value) if is_raw else read
+
+    # dumpdata and loaddata: serializers have texts of their own for other types than JSON's
+
+    def value_from_object(self, obj):
+        value = super().value_from_object(obj)
+        return as_json(value) if isinstance(value, tuple(_TO_TAGGED)) else value
+
+    def value_to_string(self, obj):
+        return as_json(super().value_from_object(obj))
+
+    def to_python(self, value):
+        return untagged(value)

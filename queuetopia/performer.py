@@ -4,46 +4,87 @@ This module knows no models, so that a performer can be imported anywhere.
 """
 
 import inspect
+import logging
 from collections.abc import Callable
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache, partialmethod
 from typing import Any
 
+from asgiref.sync import sync_to_async
+
+from .completion import acompleted, completed, must_await
+
+logger = logging.getLogger(__name__)
+
 _MARK = "_queuetopia_action"
+_NO_METHODS = (staticmethod, classmethod, property, cached_property)  # marked, they are a system-check error
+PERFORMER_HINT = (
+    "Write class MailPerformer(Performer), and set performer to the class itself: performer = MailPerformer."
+)
+_told_shadows: set[tuple[type, str]] = set()
 
 
-def action(function_or_name: Callable | str) -> Any:
-    """Make a method an action: ``@action`` (named like the method) or ``@action("send-mail")``.
+def action(function_or_name: Callable | str | None = None) -> Any:
+    """Make a method an action: ``@action`` or ``@action()`` (named like the method), or ``@action("send-mail")``.
 
     The method is called as ``method(job, **params)``; it may be ``async def``.
     """
-    if isinstance(function_or_name, str):
+    if function_or_name is None or isinstance(function_or_name, str):
         return lambda function: _mark(function, function_or_name)
-    return _mark(function_or_name, function_or_name.__name__)
+    return _mark(function_or_name, None)
 
 
 def _mark(function, name):
-    if not name or len(name) > 255:
+    if isinstance(function, type) or not (callable(function) or isinstance(function, (*_NO_METHODS, partialmethod))):
+        raise TypeError(f"@action stands above a method, as in def send_mail(self, job, email); {function!r} is none.")
+    name = getattr(_inside(function), "__name__", "") if name is None else name
+    if name in ("", "<lambda>"):
+        raise ValueError(f'Name this action, with 1 to 255 characters, as in @action("send"): {function!r}.')
+    if len(name) > 255:
         raise ValueError(f"An action's name has 1 to 255 characters, not {len(name)}.")
-    setattr(function, _MARK, name)
+    setattr(_inside(function), _MARK, name)
     return function
+
+
+def _inside(value):
+    """Return the function in a property, a classmethod or the like, which can carry no mark itself."""
+    if isinstance(value, property):
+        return value.fget
+    if isinstance(value, cached_property):
+        return value.func
+    return value.__func__ if isinstance(value, staticmethod | classmethod) else value
 
 
 class Performer:
     """Runs jobs. One instance per worker process and class, shared by its threads.
 
     Write ``@action`` methods, or your own ``perform(job)`` together with ``actions = (names, …)``.
-    Return anything: done (what is JSON is kept as ``job.result``). Raise: the attempt failed.
+    Return anything: done (what is JSON is kept as ``job.result``). An awaitable is awaited; work that is not done,
+    as a generator or an open future, is a failed attempt. Raise: the attempt failed.
     ``Retry``, ``Snooze``, ``Halt`` and ``Skip`` say what comes next.
     """
 
     actions: tuple[str, ...] = ()
 
     def perform(self, job):
-        """Run one attempt: calls the action's method with the params as keywords."""
-        return getattr(self, action_methods(type(self))[job.action])(job, **job.params)
+        """Run one attempt: calls the action's method with the params as keywords.
+
+        In a ``def perform(self, job)`` of your own, ``super().perform(job)`` runs the action to its end, also an
+        ``async def`` one. In an ``async def perform(self, job)`` await it, whatever the action is: one that is not
+        ``async def`` runs in a thread, so that it may use the database.
+        """
+        method = _bound(self, action_methods(type(self))[job.action])
+        who = f"Action {job.action!r} of {type(self).__name__}"
+        performer: Any = type(self)
+        if _has_async_perform(performer) and not inspect.iscoroutinefunction(method):
+            return _run_in_thread(method, job, who)
+        returned = method(job, **job.params)
+        return returned if must_await(returned) else completed(returned, who)
 
     def setup(self):
         """Called once per worker process before its first job; set attributes on ``self``."""
+
+    def handle_start(self, job):
+        """Called before each attempt, as part of it: what it raises is raised by the attempt, ``Snooze`` too."""
 
     def backoff(self, job, exc):
         """Return the seconds to wait before the next attempt, or None for the built-in backoff.
@@ -62,6 +103,44 @@ class Performer:
         """Called in a worker after the job's last attempt failed and that is committed, at most once."""
 
 
+def _bound(performer, name):
+    """Return the action's method as the class has it, also when ``setup()`` has set an attribute of its name."""
+    cls = type(performer)
+    if name not in vars(performer):
+        return getattr(performer, name)
+    if (cls, name) not in _told_shadows:
+        _told_shadows.add((cls, name))
+        logger.warning(
+            "self.%s was set, and is the name of an action's method, which runs all the same; rename one performer=%s",
+            name,
+            cls.__qualname__,
+        )
+    method = inspect.getattr_static(cls, name)
+    return method.__get__(performer, cls)
+
+
+def performer_problem(performer) -> str | None:
+    """Say why a Queuetopia cannot have this performer, or None."""
+    if performer is None:
+        return "it has no performer"
+    is_performer = isinstance(performer, type) and issubclass(performer, Performer)
+    return None if is_performer else f"its performer {performer!r} is no subclass of Performer"
+
+
+def hooks() -> list[str]:
+    """Return the names of the methods that Queuetopia calls: no action can have one of these as its method."""
+    return [name for name, value in vars(Performer).items() if inspect.isfunction(value) and not name.startswith("__")]
+
+
+async def _run_in_thread(method, job, who):
+    return await acompleted(await sync_to_async(method)(job, **job.params), who)
+
+
+@cache
+def _has_async_perform(performer):
+    return any(inspect.iscoroutinefunction(vars(base).get("perform")) for base in performer.__mro__)
+
+
 def action_methods(performer) -> dict[str, str]:
     """Return {action name: method name} of a performer class.
 
@@ -77,14 +156,17 @@ def _action_methods(performer):
 
 def own_actions(cls: type) -> list[tuple[str, str]]:
     """Return [(action name, method name)] of the methods marked in the body of ``cls`` itself."""
-    marked = ((getattr(value, _MARK, None), name) for name, value in vars(cls).items())
-    return [(action, name) for action, name in marked if action]
+    marked = ((getattr(_inside(value), _MARK, None), name) for name, value in vars(cls).items())
+    return [(action, name) for action, name in marked if isinstance(action, str)]
 
 
 @cache
 def _arguments(performer, method):
-    """Return the parameters of an action's method, ``self`` and ``job`` first."""
-    return list(inspect.signature(getattr(performer, method)).parameters.values())
+    """Return the parameters of an action's method: those that receive ``self`` and ``job``, and the others."""
+    arguments = list(inspect.signature(getattr(performer, method)).parameters.values())
+    stars = [index for index, argument in enumerate(arguments[:2]) if argument.kind is argument.VAR_POSITIONAL]
+    first = stars[0] + 1 if stars else 2
+    return arguments[:first], arguments[first:]
 
 
 def has_own_perform(performer) -> bool:
@@ -102,34 +184,58 @@ def _known_actions(performer):
     return None if has_own_perform(performer) and not names else names
 
 
+@cache
 def method_problem(performer, method: str) -> str | None:
     """Say why the action's method cannot be called as ``method(job, **params)``, or None."""
     function = inspect.getattr_static(performer, method)
-    if isinstance(function, staticmethod | classmethod):
+    if isinstance(function, _NO_METHODS):
         return f"it is a {type(function).__name__}"
+    if not hasattr(function, "__get__") and callable(function):
+        return f"it is a {type(function).__name__}, which Python gives no self"
     if is_generator(function):
         return "it is a generator: a call would run nothing"
     try:
-        arguments = list(inspect.signature(function).parameters.values())
+        first, others = _arguments(performer, method)
     except (TypeError, ValueError) as exc:
         return str(exc)
-    return _arguments_problem(arguments)
+    return _first_problem(first) or _others_problem(others)
 
 
 def is_generator(function) -> bool:
     return inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
 
 
-def _arguments_problem(arguments):
+def _first_problem(first):
     kinds = inspect.Parameter
-    if len(arguments) < 2 or arguments[1].kind not in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD):
-        return "it must take self and job first"
-    for argument in arguments[2:]:
-        if argument.kind is kinds.POSITIONAL_ONLY:
+    if first and first[0].name == "job" and first[0].kind is not kinds.VAR_POSITIONAL:
+        return "it lacks self, so that its 'job' would receive the performer"
+    takes_both = len(first) == 2 or (first and first[0].kind is kinds.VAR_POSITIONAL)
+    positional = (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD, kinds.VAR_POSITIONAL)
+    return None if takes_both and all(a.kind in positional for a in first) else "it must take self and job first"
+
+
+def _others_problem(others):
+    for argument in others:
+        if argument.kind is argument.POSITIONAL_ONLY:
             return f"'{argument.name}' is positional-only, and params arrive as keywords"
-        if argument.kind is kinds.VAR_POSITIONAL:
+        if argument.kind is argument.VAR_POSITIONAL:
             return f"'*{argument.name}' never receives anything, params arrive as keywords"
     return None
+
+
+def mistaken_for_job(performer, method: str) -> str | None:
+    """Return the name of the parameter that receives the job and seems to be meant for a param, or None.
+
+    Meant for the job are: job, and names that end with it; names that begin with _; what is annotated as Job or
+    cannot be a param (positional-only, *args).
+    """
+    first, _ = _arguments(performer, method)
+    if len(first) < 2 or first[1].kind is not first[1].POSITIONAL_OR_KEYWORD:
+        return None
+    name, annotation = first[1].name, first[1].annotation
+    annotated = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
+    is_meant = name.lower().endswith("job") or name.startswith("_") or annotated.endswith("Job")
+    return None if is_meant else name
 
 
 def param_problems(performer, action_name: str, params: dict) -> list[str]:
@@ -141,12 +247,17 @@ def param_problems(performer, action_name: str, params: dict) -> list[str]:
 def _param_problems(performer, action_name, params):
     kinds = inspect.Parameter
     method = action_methods(performer).get(action_name)
-    arguments = _arguments(performer, method) if method else []
-    taken = {"self", "job", *(a.name for a in arguments[:2] if a.kind is kinds.POSITIONAL_OR_KEYWORD)}
-    problems = [f"a param cannot be named '{name}'" for name in sorted(taken) if name in params]
+    if method is not None and method_problem(performer, method):
+        return []  # said of the action
+    first, arguments = _arguments(performer, method) if method else ([], [])
+    taken = {"self", "job", *(a.name for a in first if a.kind is kinds.POSITIONAL_OR_KEYWORD)}
+    problems = [
+        f"a param cannot be named '{name}'{_remedy(performer, method, name)}"
+        for name in sorted(taken)
+        if name in params
+    ]
     if method is None:
         return problems
-    arguments = arguments[2:]
     named = {a.name: a for a in arguments if a.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)}
     takes_any = any(a.kind is kinds.VAR_KEYWORD for a in arguments)
     takes = ", ".join(named) or "none"
@@ -158,3 +269,22 @@ def _param_problems(performer, action_name, params):
             if name not in named and name not in taken:
                 problems.append(f"unknown param {name!r} of action '{action_name}' (it takes: {takes})")
     return problems
+
+
+def _remedy(performer, method, name):
+    if method is None or mistaken_for_job(performer, method) != name:
+        return "; params are passed to the action as keywords"
+    return f": there {performer.__name__}.{method} receives the job; write def {method}(self, job, {name})"
+
+
+def hook_problem(performer, hook: str) -> str | None:
+    """Say why a method of Performer's that the class overrides cannot be called as Performer's is, or None."""
+    function = inspect.getattr_static(performer, hook)
+    if is_generator(function):
+        return "is a generator: a call would run nothing"
+    names = list(inspect.signature(getattr(Performer, hook)).parameters)[1:]
+    try:
+        inspect.signature(function.__get__(object.__new__(performer), performer)).bind(*names)
+    except (AttributeError, TypeError, ValueError) as exc:
+        return f"cannot be called as {hook}({', '.join(names)}): {exc}"
+    return None

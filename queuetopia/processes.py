@@ -5,12 +5,27 @@ import ctypes
 import json
 import logging
 import os
+import re
 import select
 import signal
 import subprocess
 import sys
+from datetime import datetime
 
 MARK = "QUEUETOPIA_WORKER"  # environment variable by which a worker's descendants are known, wherever they moved
+USERS_PYTHONPATH = "QUEUETOPIA_PYTHONPATH"  # on its way to a child, which has our sys.path in PYTHONPATH at first
+_WITH_PATH = (
+    "import json, runpy, sys; sys.path[:] = json.loads(sys.argv.pop()); "
+    "runpy.run_module('queuetopia', run_name='__main__', alter_sys=True)"
+)
+# Signals that end a process by default, and that say nothing about a job of this node: a closed terminal, a log
+# rotation that was meant for something else, a limit of the whole session.
+DEADLY = tuple(
+    getattr(signal, name)
+    for name in ("SIGHUP", "SIGPWR", "SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGABRT")
+    if hasattr(signal, name)
+)
+_OF_A_SESSION = 4  # descriptors
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -22,16 +37,54 @@ def start_child(
 
     Call it from the main thread: the kernel's death signal follows the thread that started the child.
     """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment = dict(os.environ)
+    environment.pop("RUN_MAIN", None)  # django.utils.autoreload's, of run_queuetopia --reload
     if mark:
         environment[MARK] = mark
+    flags, arguments = (
+        _interpreter_flags(),
+        [role, json.dumps({**options, "parent": os.getpid(), "inherited": [*descriptors]})],
+    )
+    if sys.flags.ignore_environment:  # -E or -I
+        command = [*flags, "-c", _WITH_PATH, *arguments, json.dumps(sys.path)]
+    else:
+        environment[USERS_PYTHONPATH] = environment.get("PYTHONPATH", "")
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+        command = [*flags, "-m", "queuetopia", *arguments]
     return subprocess.Popen(  # noqa: S603 - our own interpreter and arguments
-        [sys.executable, "-m", "queuetopia", role, json.dumps({**options, "parent": os.getpid()})],
+        [sys.executable, *command],
         env=environment,
         pass_fds=descriptors,
         start_new_session=session,
-        stdin=subprocess.DEVNULL,
+        # A scheduler's own is that already, and to open another one takes a descriptor that may be the last.
+        stdin=None if role == "worker" else subprocess.DEVNULL,
     )
+
+
+def _interpreter_flags():
+    """Return the options that this interpreter was started with, as -O or -X dev."""
+    flags, words = [], iter(sys.orig_argv[1:])
+    for word in words:
+        if word in ("-W", "-X"):
+            flags += [word, next(words, "")]
+        elif word.startswith(("-W", "-X")):
+            flags.append(word)
+        elif match := re.match("-[bBEIOPqRsSuv]+", word):  # -um is -u and -m
+            flags.append(match[0])
+            if match[0] != word:
+                break
+        else:
+            break
+    return flags
+
+
+def restore_environment() -> None:
+    """Undo what ``start_child`` did to the environment: what a performer starts may be another Python."""
+    users = os.environ.pop(USERS_PYTHONPATH, None)
+    if users:
+        os.environ["PYTHONPATH"] = users
+    elif users is not None:
+        del os.environ["PYTHONPATH"]
 
 
 def die_with_parent(parent: int) -> None:
@@ -40,6 +93,24 @@ def die_with_parent(parent: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)  # the parent died before the line above
+
+
+def disregard_signals(role: str) -> None:
+    """Have a scheduler or worker not die or stop by signals whose meaning the supervisor decides.
+
+    Called before the project's code is loaded, which may want some of them. A handler, because ignored signals would
+    be ignored in a performer's programs too.
+    """
+    numbers = {signal.SIGQUIT, *DEADLY}
+    if role == "scheduler":
+        numbers.add(signal.SIGTSTP)
+    else:
+        numbers -= {signal.SIGABRT, signal.SIGXCPU}  # of a worker these are its job's fault
+        for number in (signal.SIGTTIN, signal.SIGTTOU):
+            signal.signal(number, signal.SIG_DFL)  # the supervisor ignores them
+    for number in numbers:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
 
 
 def adopt_orphans() -> None:
@@ -76,19 +147,74 @@ def kill_descendants() -> None:
     """SIGKILL all descendants until none is left, and reap them (Linux: those of dead children too)."""
     while children := _children(os.getpid()):
         for pid in children:
-            _kill_tree(pid)
+            kill_tree(pid)
         for pid in children:  # only these: an orphan that became our child meanwhile is not killed yet
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
 
 
-def _kill_tree(pid):
+def kill_adopted(workers: set[int]) -> int:
+    """SIGKILL what dead workers left running, wherever it moved; return how many programs there were (Linux).
+
+    Each worker is the parent of its own orphans while it lives, so ours are those of dead workers. A child in our own
+    session is none of theirs: a log handler may have started it.
+    """
+    seen: set[int] = set()
+    killed = 0
+    while found := [pid for pid in _children(os.getpid()) if pid not in workers | seen and _is_adopted(pid)]:
+        for pid in found:
+            seen.add(pid)
+            if not _is_reaped(pid):
+                kill_tree(pid)
+                killed += 1
+    for pid in seen:
+        _is_reaped(pid)
+    return killed
+
+
+def _is_reaped(pid):
+    """Reap a child if it is dead; return whether it is."""
+    try:
+        return os.waitpid(pid, os.WNOHANG) != (0, 0)
+    except ChildProcessError:
+        return True
+
+
+def _is_adopted(pid):
+    try:
+        return os.getsid(pid) != os.getsid(0)
+    except OSError:
+        return False
+
+
+def kill_tree(pid: int) -> None:
+    """SIGKILL a process and all its descendants."""
     with contextlib.suppress(OSError):
         os.kill(pid, signal.SIGSTOP)  # so that it cannot start another one meanwhile
     for child in _children(pid):
-        _kill_tree(child)
+        kill_tree(child)
     with contextlib.suppress(OSError):
         os.kill(pid, signal.SIGKILL)
+
+
+def reap_orphans(most: int) -> None:
+    """Reap the oldest dead children beyond ``most``.
+
+    A worker is the parent of its jobs' orphans, and no code waits for those. Which of its children they are cannot be
+    seen, and the others are waited for by what has started them, so the last ones stay.
+    """
+    if sys.platform != "linux":
+        return  # no orphan is adopted
+    with contextlib.suppress(ChildProcessError):
+        if os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            return
+        dead = [pid for pid in _children(os.getpid()) if _stat(pid)[:1] == ["Z"]]
+        for pid in sorted(dead, key=_started)[: max(0, len(dead) - most)]:
+            os.waitpid(pid, os.WNOHANG)
+
+
+def _started(pid):
+    return int((_stat(pid) or [0] * 20)[19])
 
 
 def _pids():
@@ -98,13 +224,44 @@ def _pids():
 
 
 def _children(parent):
-    children = []
-    for pid in _pids():
-        with contextlib.suppress(OSError, ValueError), open(f"/proc/{pid}/stat") as file:
-            # The name in parentheses may hold anything; the fields behind it are state, ppid, …
-            if int(file.read().rpartition(")")[2].split()[1]) == parent:
-                children.append(pid)
-    return children
+    """Return the pids of a process's children."""
+    try:
+        children: list[int] = []
+        for thread in os.listdir(f"/proc/{parent}/task"):
+            with open(f"/proc/{parent}/task/{thread}/children") as file:
+                children += map(int, file.read().split())
+        return children
+    except OSError:  # it is gone, or this kernel does not tell
+        return [pid for pid in _pids() if _stat(pid)[1:2] == [str(parent)]]
+
+
+def _stat(pid):
+    """Return what the kernel tells of a process: state, ppid, …; nothing if it is gone."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()  # the name in parentheses may hold anything
+    return []
+
+
+def refused_descriptor() -> OSError | None:
+    """Return the error with which the system refuses the descriptors that a session takes; None if it gives them.
+
+    Drivers of databases hide it: "connection is bad", "unable to open database file".
+    """
+    with contextlib.ExitStack() as opened:
+        try:
+            for _ in range(_OF_A_SESSION):
+                opened.callback(os.close, os.open(os.devnull, os.O_RDONLY))
+        except OSError as exc:
+            return exc
+    return None
+
+
+class _Formatter(logging.Formatter):
+    """Writes times with their offset from UTC."""
+
+    def formatTime(self, record, datefmt=None):
+        moment = datetime.fromtimestamp(record.created).astimezone()
+        return moment.isoformat(sep=" ", timespec="milliseconds")
 
 
 def log_to_stderr(verbosity: int) -> None:
@@ -112,7 +269,7 @@ def log_to_stderr(verbosity: int) -> None:
     logger = logging.getLogger("queuetopia")
     if not logger.hasHandlers() and verbosity > 0:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+        handler.setFormatter(_Formatter("%(asctime)s %(levelname)-7s %(message)s"))
         logger.addHandler(handler)
         logger.setLevel(logging.DEBUG if verbosity > 1 else logging.INFO)
 
@@ -120,11 +277,12 @@ def log_to_stderr(verbosity: int) -> None:
 class Signals:
     """Signals as something a selector can wait for: ``fileno()`` is readable when one of them has come."""
 
-    def __init__(self, *numbers):
+    def __init__(self, *numbers, ignored=()):
         self._read, self._write = os.pipe()
         for descriptor in (self._read, self._write):
             os.set_blocking(descriptor, False)
         self._previous = {number: signal.signal(number, lambda *_: None) for number in numbers}
+        self._previous |= {number: signal.signal(number, signal.SIG_IGN) for number in ignored}
         self._previous_wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
 
     def fileno(self):
@@ -148,6 +306,6 @@ class Signals:
     def restore(self):
         signal.set_wakeup_fd(self._previous_wakeup)
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
         os.close(self._read)
         os.close(self._write)

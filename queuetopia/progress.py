@@ -10,7 +10,7 @@ WIDTH = 30
 
 
 class Bar:
-    """One line that grows: ``[####......] 4/10 jobs``; ``4 jobs`` where nobody knows how many there will be (None)."""
+    """One line that grows: ``[####......] 4/10 jobs``; ``4 jobs`` where the total is unknown (None)."""
 
     def __init__(self, total: int | None = None, unit: str = "jobs", stream=None):
         self._total, self._unit, self._stream = total, unit, stream or sys.stderr

@@ -1,4 +1,4 @@
-"""What fails again and again: it is tried again ever later, and logged once a minute, for it must not fill a disk."""
+"""Repeated failures: wait longer each time, log each cause once a minute."""
 
 import threading
 from collections import defaultdict

@@ -1,14 +1,46 @@
 """What commands need to read from and write to a terminal."""
 
 import argparse
+import errno
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 
+from django.core.management.base import BaseCommand
+
 from .conf import DAY
-from .status import span
+from .monitoring.status import span
+from .streams import as_typed, end_streams, prepare_streams
+from .text import visible
 
 _UNITS = {"": 1, "ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3600, "d": DAY}
+
+
+class TerminalCommand(BaseCommand):
+    """A command for any terminal, and for none."""
+
+    def __init__(self, *args, **kwargs):
+        prepare_streams()
+        super().__init__(*args, **kwargs)
+
+    def create_parser(self, *args, **kwargs):
+        parser = super().create_parser(*args, **kwargs)
+        tell = parser.error
+        parser.error = lambda message: tell(visible(message))  # type: ignore[method-assign] # it repeats what was typed
+        return parser
+
+    def run_from_argv(self, argv):
+        try:
+            super().run_from_argv([as_typed(word) for word in argv])
+        except BrokenPipeError:  # the reader, as ``head``, has all that it wanted
+            pass
+        except OSError as exc:
+            if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            sys.exit(f"Cannot write: {exc.strerror}")
+        finally:
+            end_streams()
 
 
 def duration(text: str) -> float:

@@ -3,25 +3,34 @@
 Jobs are rows, so a test needs no fake: these functions read the test database, inside the test's transaction too.
 """
 
-import asyncio
 import inspect
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import copy_context
 from datetime import datetime
 from typing import Any
 
 from asgiref.sync import async_to_sync
 from django.utils import timezone
 
-from .attempts import Claim, masked
-from .backends import backend_for
-from .backends.base import Ending
-from .declaration import by_scope
+from .attempts import Claim
+from .backends import backend_for, upkeep
+from .backends.values import Ending
+from .completion import completed, must_await
+from .conf import JOB_OPTIONS
 from .models import Job
+from .monitoring import status
+from .monitoring.events import Event
+from .monitoring.follow import Follower
 from .params import Unreadable, dumps
 from .performer import known_actions
-from .worker import Attempt, SetupFailed, forget_performer, is_async, job_of, tell
+from .registry import by_scope, registered
+from .text import masked
+from .worker.middleware import wrapped
+from .worker.news import tell
+from .worker.performing import Attempt, SetupFailed, forget_performer, is_async, job_of, start
 
 MOST_LISTED = 20  # jobs named by a failed assertion
 
@@ -44,17 +53,30 @@ def jobs_created(queuetopia, queue: str | None = None, action: str | None = None
 
 
 def assert_job_created(
-    queuetopia, queue: str | None = None, action: str | None = None, params: dict | None = None
+    queuetopia,
+    queue: str | None = None,
+    action: str | None = None,
+    params: dict | None = None,
+    *,
+    count: int | None = None,
 ) -> Job:
     """Return the job that matches as in ``jobs_created``, the newest one if there are several.
 
-    Raises AssertionError, listing the jobs that are there, if there is none.
+    count: how many have to match; None means one at least. For none at all there is ``assert_no_job_created``.
+
+    Raises AssertionError, listing the jobs that are there, if there is none, or another number than ``count``.
     """
     __tracebackhide__ = True
+    if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+        raise ValueError(f"count must be a number from 1 on, not {count!r}; for none there is assert_no_job_created.")
     found = jobs_created(queuetopia, queue, action, params)
+    wanted = _wanted(queue, action, params)
     if not found:
+        raise AssertionError(f"{queuetopia.__name__} has no job with {wanted}. {_there(queuetopia)}")
+    if count is not None and len(found) != count:
         raise AssertionError(
-            f"{queuetopia.__name__} has no job with {_wanted(queue, action, params)}. {_there(queuetopia)}"
+            f"{queuetopia.__name__} has {len(found)} with {wanted}, not {count}:{_listed(queuetopia, found)}"
+            f"\nIn all: {_there(queuetopia)}"
         )
     return found[-1]
 
@@ -108,8 +130,8 @@ def perform_job(job: Job) -> Any:
 
     job: a stored Job, or one from ``MailQueue.job(...)``. The performer is a new one, set up by ``setup()``, and
     is handed a read-only copy as in a worker, with the number of the next attempt. Nothing else happens: no queue
-    is asked, no row of Queuetopia is written, there is no hook, signal, backoff or timeout. ``Retry``, ``Snooze``,
-    ``Halt`` and ``Skip`` are raised too.
+    is asked, no row of Queuetopia is written, there is no hook but ``handle_start``, no signal, backoff or timeout.
+    ``Retry``, ``Snooze``, ``Halt`` and ``Skip`` are raised too.
 
     An ``async def`` action is run to its end. From an async test: ``await sync_to_async(perform_job)(job)``.
 
@@ -122,9 +144,19 @@ def perform_job(job: Job) -> Any:
     if known is not None and job.action not in known:
         raise LookupError(f"{queuetopia.performer.__name__} has no action {job.action!r}.")
     performer = queuetopia.performer()
-    performer.setup()
-    result = performer.perform(job_of(_claim_of(job)))
-    return _result_of(result) if inspect.iscoroutine(result) else result
+    completed(performer.setup(), f"setup() of {type(performer).__name__}")
+    return copy_context().run(_performed, performer, job_of(_claim_of(job)))  # as in a worker, and in ``_attempt``
+
+
+def _performed(performer, handed):
+    start(performer, handed)
+    who = f"Action {handed.action!r} of {type(performer).__name__}"
+    returned = wrapped(performer, who, is_async=False)(handed)
+    if must_await(returned):
+        if inspect.iscoroutine(returned):
+            returned.close()  # it would warn that it was never awaited
+        raise RuntimeError("Run an async action in an event loop by: await sync_to_async(perform_job)(job)")
+    return completed(returned, who)
 
 
 def _claim_of(job):
@@ -140,25 +172,10 @@ def _claim_of(job):
         fence=job.attempts + 1,
         rev=0,
         scheduled_at=scheduled_at.isoformat(),
-        timeout=job.timeout,
-        max_backoff=job.max_backoff,
-        max_attempts=job.max_attempts,
-        on_exhausted=job.on_exhausted,
+        **{name: getattr(job, name) for name in JOB_OPTIONS},
         attempted=job.attempted_at is not None,
         failed_at=job.failed_at and job.failed_at.isoformat(),
     )
-
-
-def _result_of(coroutine):
-    async def run():
-        return await coroutine
-
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:  # no event loop runs here, so that one may be started
-        return async_to_sync(run)()
-    coroutine.close()
-    raise RuntimeError("Inside an event loop an async action has to be run by: await sync_to_async(perform_job)(job)")
 
 
 def drain(queuetopia, queue: str | None = None, *, now: datetime | None = None, limit: int = 1_000) -> list[Job]:
@@ -173,7 +190,10 @@ def drain(queuetopia, queue: str | None = None, *, now: datetime | None = None, 
     limit: attempts after which RuntimeError is raised, because a job that fails without a backoff never ends.
 
     From an async test: ``await sync_to_async(drain)(MailQueue)``.
+
+    Raises RuntimeError while a live node serves the scope: no lock would keep it from running the same jobs.
     """
+    _refuse_beside_a_node(queuetopia)
     forget_performer(queuetopia)
     backend = backend_for(queuetopia.database())
     holder = uuid.uuid4()
@@ -190,10 +210,20 @@ def drain(queuetopia, queue: str | None = None, *, now: datetime | None = None, 
     return [stored[pk] for pk in jobs if pk in stored]
 
 
+def _refuse_beside_a_node(queuetopia):
+    nodes, now = status.node_rows(queuetopia.database())
+    for node in nodes:
+        if queuetopia.scope in node.scopes and status.is_alive(node, now):
+            raise RuntimeError(
+                f"drain() refuses to run jobs of {queuetopia.scope}: node {node} serves it, and both would run them. "
+                "Stop the node, or leave the jobs to it."
+            )
+
+
 def _next_claim(backend, queuetopia, queue, holder, now):
     after: str | None = ""
     while after is not None:  # the wake-up that follows a commit may never come in a test's transaction
-        _, after = backend.sweep(queuetopia.scope, after)
+        _, after = upkeep.sweep(backend, queuetopia.scope, after)
     claims, _ = backend.claim([queuetopia.scope], 1, holder, now=now, only=queue)
     return claims[0] if claims else None
 
@@ -203,13 +233,35 @@ def _attempt(claim):
     if known is not None and claim.action not in known:
         raise LookupError(f"Job {claim.job_id} has the action {claim.action!r}, which no performer knows.")
     attempt = Attempt(claim)
-    if is_async(claim):
-        async_to_sync(attempt.aperform)()
-    else:
-        attempt.perform()
+    run = async_to_sync(attempt.aperform) if is_async(claim) else attempt.perform
+    copy_context().run(run)  # what an attempt sets there is its own, as in a worker
     if isinstance(attempt.exc, KeyboardInterrupt | SetupFailed):
         raise attempt.exc
     return attempt
+
+
+# What happens
+
+
+@contextmanager
+def capture_events(*queuetopias) -> Iterator[list[Event]]:
+    """Collect what happens to jobs inside the ``with`` block: the list is filled when the block ends.
+
+    queuetopias: the classes whose events are wanted; none means all that are declared.
+
+    Each is an ``Event``, as of ``MailQueue.events()``, oldest first: what ``drain`` or a node did, what a person's
+    verbs did. A job that is created is no event: ``jobs_created`` tells. Works inside the test's transaction.
+    """
+    scopes: dict[str, list[str]] = {}
+    for queuetopia in queuetopias or registered():
+        scopes.setdefault(queuetopia.database(), []).append(queuetopia.scope)
+    followers = [Follower(alias, names) for alias, names in scopes.items()]
+    for follower in followers:
+        follower.look()  # what was before, in a transaction perhaps whose clock stands still
+    captured: list[Event] = []
+    yield captured
+    found = [Event(**event) for follower in followers for event in follower.look()]
+    captured += sorted(found, key=lambda event: event.at)
 
 
 # Wait for other processes

@@ -1,31 +1,23 @@
 """What a person can do, and what it did, in words: for the command and the admin.
 
-The verbs themselves are functions of ``jobs.py``; here each gets one sentence for the person who said it.
+The verbs themselves, listed in ``decisions``, are functions of ``jobs``; here each gets one sentence for the person who
+said it.
 """
 
 from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any
 
-from django.db import DatabaseError
-from django.utils import timezone
+from django.db import Error
 
-from . import status
-from .attempts import MASK
-from .declaration import by_scope
+from . import jobs
+from .backends.trouble import database_trouble
 from .exceptions import InvalidJob, Refused
 from .models import Job, Queue
-
-VERBS = {
-    "retry": "make the next attempt of backing-off or halted jobs now",
-    "skip": "give backing-off or halted jobs up; their queues go on",
-    "cancel": "cancel jobs that were never attempted, ask running ones to stop",
-    "mark_done": "take waiting, backing-off or halted jobs for done; their queues go on",
-    "edit": "give a job other params; a backing-off or halted one is retried with them",
-    "move_to_end": "let the other due jobs of a queue go first; a blocking job is skipped and copied to the end",
-    "pause": "start nothing new in a queue or a whole scope; running jobs finish",
-    "resume": "serve a paused queue or scope again, at once",
-}
+from .monitoring import status
+from .registry import by_scope
+from .text import MASK
+from .times import local
 
 
 def tried(act: Callable[[], dict[str, Any]], **about) -> dict[str, Any]:
@@ -33,16 +25,11 @@ def tried(act: Callable[[], dict[str, Any]], **about) -> dict[str, Any]:
     try:
         return {**about, "ok": True, **act()}
     except InvalidJob as exc:
-        problems = (f"{name} {problem}" for name, found in exc.message_dict.items() for problem in found)
-        return {**about, "ok": False, "message": " ".join(problems)}
+        return {**about, "ok": False, "message": " ".join(exc.sentences())}
     except Refused as exc:
         return {**about, "ok": False, "message": str(exc)}
-    except DatabaseError as exc:
-        return {**about, "ok": False, "message": refused_by_database(exc)}
-
-
-def refused_by_database(exc: DatabaseError) -> str:
-    return f"The database refused: {str(exc).strip()}. Is it reachable and migrated (manage.py migrate)?"
+    except Error as exc:
+        return {**about, "ok": False, "message": database_trouble(exc).message}
 
 
 def known(scope: str):
@@ -76,11 +63,7 @@ def on_job(verb: str, queuetopia, job_id: int, *, by: str, reason: str, **more) 
 
     Raises Refused, and InvalidJob for params that the job's action would not take.
     """
-    do = {
-        "retry": _retry, "skip": _skip, "cancel": _cancel, "mark_done": _mark_done, "edit": _edit,
-        "move_to_end": _move_to_end,
-    }[verb]  # fmt: skip
-    answer, job, message = do(queuetopia, job_id, {"by": by, "reason": reason, **more})
+    answer, job, message = _DONE_TO_A_JOB[verb](queuetopia, job_id, {"by": by, "reason": reason, **more})
     return {
         "scope": job.scope,
         "queue": job.queue,
@@ -134,6 +117,14 @@ def _move_to_end(queuetopia, job_id, why):
     return "moved", job, f"is skipped, and job {last.pk}, its copy, waits at the end of its queue, which {then}"
 
 
+def _run_now(queuetopia, job_id, why):
+    job = queuetopia.run_now(job_id, **why)
+    when = (
+        "starts when its queue is resumed" if status.is_paused(queuetopia, job.queue) else "starts when it is its turn"
+    )
+    return "due now", job, f"is due now, and {when}"
+
+
 def unmasked(params, old, sensitive) -> Any:
     """Return ``params`` with the old values of those sensitive ones that still say what people are shown of them."""
     if not isinstance(params, dict) or not isinstance(old, dict):
@@ -152,11 +143,24 @@ def _cancel(queuetopia, job_id, why):
     return answer, job, "is cancelled"
 
 
+_DONE_TO_A_JOB = {
+    "retry": _retry, "skip": _skip, "cancel": _cancel, "mark_done": _mark_done, "edit": _edit,
+    "move_to_end": _move_to_end, "run_now": _run_now,
+}  # fmt: skip
+
+
 def name_of(job: Job) -> str:
     return f"Job {job.pk} ({job.action} of {job.scope}/{job.queue})"
 
 
-# On a queue, or a whole scope
+# On a queue, a whole scope, or everything
+
+
+def on_everything(verb: str, alias: str, *, by: str, reason: str) -> dict[str, Any]:
+    """Pause or resume all scopes of a database; return a ``message``. Raises Refused."""
+    {"pause": jobs.pause_all, "resume": jobs.resume_all}[verb](alias, by=by, reason=reason)
+    done = "is paused: what runs finishes, nothing new starts" if verb == "pause" else "is resumed"
+    return {"message": f"Everything in database {alias} {done}."}
 
 
 def on_queue(verb: str, queuetopia, queue: str | None, *, by: str, reason: str) -> dict[str, Any]:
@@ -173,8 +177,9 @@ def _pause(queuetopia, queue, why):
 
 def _resume(queuetopia, queue, why):
     queuetopia.resume(queue, **why)
-    is_still = queue is not None and status.is_paused(queuetopia, queue)
-    note = f", but all of {queuetopia.scope} is paused" if is_still else ""
+    scope_paused, all_paused = status.pauses(queuetopia.database(), queuetopia.scope)
+    still = f"all of {queuetopia.scope}" if scope_paused else "everything" if all_paused else ""
+    note = f", but {still} is paused" if still else ""
     return {"message": f"{_place(queuetopia, queue)} is resumed{note}."}
 
 
@@ -185,7 +190,3 @@ def _place(queuetopia, queue):
 def _exists(queuetopia, queue):
     rows = Queue.objects.using(queuetopia.database()).filter(scope=queuetopia.scope, name=queue)
     return rows.exists() or queuetopia.jobs().filter(queue=queue).exists()
-
-
-def local(moment) -> str:
-    return timezone.localtime(moment).strftime("%Y-%m-%d %H:%M:%S")

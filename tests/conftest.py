@@ -1,6 +1,7 @@
 import os
 import re
 import signal
+from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType
 
@@ -9,6 +10,9 @@ import pytest
 from django.db import connections
 
 from tests.database import url_of_database
+
+# Here, before any test imports it: a failed assertion of it then shows both sides.
+pytest.register_assert_rewrite("tests.nodes")
 
 # An example that writes to a database takes as long as it takes.
 hypothesis.settings.register_profile("queuetopia", deadline=None, print_blob=True)
@@ -65,15 +69,21 @@ def node_environment(django_db_setup):
 
 
 @pytest.fixture
+def declare_only():
+    """declare_only(A, B): the project has just these classes, and those that the test declares, until the test ends."""
+    from queuetopia import registry
+
+    with ExitStack() as stack:
+        yield lambda *queuetopias: stack.enter_context(registry.only(*queuetopias))
+
+
+@pytest.fixture
 def backend(transactional_db):
     """The session under test."""
-    from queuetopia import conf
-    from queuetopia.backends import backend_for
+    from queuetopia.backends.contract.toolkit import session
 
-    backend = backend_for("default")
-    backend.open_session(conf.lease())
-    yield backend
-    backend.close_session()
+    with session() as backend:
+        yield backend
 
 
 def pytest_sessionstart():

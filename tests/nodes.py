@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import uuid
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -144,6 +145,11 @@ class Nodes:
     def logs(self) -> str:
         return "\n".join(f"node {number}:\n{node.log()}" for number, node in enumerate(self._started))
 
+    def kill(self) -> None:
+        """SIGKILL every process of all nodes, whatever they do."""
+        for node in self._started:
+            node.send_all(signal.SIGKILL)
+
     def put_away(self) -> None:
         """End all nodes. Raises AssertionError if one of them left processes behind."""
         left = [left for node in reversed(self._started) for left in node.put_away()]
@@ -192,7 +198,10 @@ def _carries(process, mark):
 
 def _role(process):
     words = _command(process)
-    return words[3] if words[1:3] == ["-m", "queuetopia"] else None
+    for number, (option, module) in enumerate(pairwise(words)):
+        if (option, module) == ("-m", "queuetopia"):  # behind the interpreter's own options
+            return words[number + 2]
+    return None
 
 
 def _command(process):

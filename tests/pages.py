@@ -25,7 +25,7 @@ from tests.conftest import REPOSITORY
 FENCED = re.compile(r"^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# (?P<file>[\w/]+\.py)(?P<whole>, the whole file)?\n")
 CHANGED = re.compile(r"--- (?P<file>[\w/]+\.py)\n")
-TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:,\d+)?|\b\d+(?:\.\d+)? ?s\b")
+TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:[.,]\d+)?(?:[+-]\d\d:\d\d)?|\b\d+(?:\.\d+)? ?s\b")
 
 SESSION = """
 import doctest, sys
@@ -99,7 +99,7 @@ class Project:
     def python(self, code):
         return self.manage("shell", "--verbosity=0", "--command", code).strip()
 
-    def run(self, *command, typed=""):
+    def run(self, *command, typed="", timeout=60):
         """Run a command that has to succeed; return what it printed."""
         result = subprocess.run(
             command,
@@ -109,7 +109,7 @@ class Project:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=60,
+            timeout=timeout,
         )
         assert result.returncode == 0, f"{command}\n{result.stdout}"
         return result.stdout
@@ -146,7 +146,7 @@ def pattern_of(wanted):
         if piece == "…":
             parts.append(".*")
         elif TIME.fullmatch(piece):
-            parts.append(r"[-\d:,. ]+" + ("s" if piece.endswith("s") else ""))
+            parts.append(r"[-+\d:,. ]+" + ("s" if piece.endswith("s") else ""))
         else:
             parts.append(r"\s+".join(re.escape(word) for word in re.split(r"\s+", piece)))
     return "".join(parts)

@@ -31,8 +31,17 @@ if django.VERSION >= (6, 1):
     MAILERS = {"default": {"BACKEND": "django.core.mail.backends.locmem.EmailBackend"}}
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 
+# While this file exists, whoever writes a log record waits: a full disk, a mail server that never answers.
+if gate := env.str("QUEUETOPIA_TEST_LOG_GATE", default=""):
+    LOGGING = {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "handlers": {"gate": {"class": "tests.faults.gate.GateHandler", "path": gate}},
+        "root": {"handlers": ["gate"], "level": "INFO"},
+    }
+
 # What a test wants to be different in the nodes it starts, it says in their environment.
 QUEUETOPIA = {
     "LEASE": env.float("QUEUETOPIA_TEST_LEASE", default=15),
-    "ENABLED": env.bool("QUEUETOPIA_TEST_ENABLED", default=True),
+    "ENABLED": env.json("QUEUETOPIA_TEST_ENABLED", default=True),
 }

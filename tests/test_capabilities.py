@@ -21,6 +21,8 @@ def marked_tests():
             if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 _note(found, _decorators(node), f"{file}::{node.name}")
             if isinstance(node, ast.ClassDef):
+                for name, ids in _of_inherited(node).items():
+                    _note(found, ids, f"{file}::{node.name}::{name}")
                 for method in node.body:
                     if isinstance(method, ast.FunctionDef | ast.AsyncFunctionDef):
                         _note(found, _decorators(method), f"{file}::{node.name}::{method.name}")
@@ -30,6 +32,12 @@ def marked_tests():
 def _note(found, ids, test):
     for name in ids:
         found[name].add(test)
+
+
+def _of_inherited(node):
+    """Return {test: IDs} of tests that the class inherits: it has them in a dict, CAPABILITIES."""
+    assigned = [each for each in node.body if isinstance(each, ast.Assign) and each.targets[0].id == "CAPABILITIES"]
+    return ast.literal_eval(assigned[0].value) if assigned else {}
 
 
 def _decorators(node):

@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 from enum import Enum
+from functools import cached_property, partial, partialmethod, wraps
 
 import pytest
 from django.core.checks import Tags, run_checks
@@ -11,8 +12,9 @@ from django.db import connections
 from django.db.backends.postgresql import psycopg_any
 from django.db.migrations.recorder import MigrationRecorder
 
-from queuetopia import Performer, Queuetopia, action, declaration
+from queuetopia import Performer, Queuetopia, action
 from queuetopia.conf import OPTIONS
+from queuetopia.models import Job
 
 
 class MailPerformer(Performer):
@@ -22,9 +24,9 @@ class MailPerformer(Performer):
 
 
 @pytest.fixture(autouse=True)
-def own_registry(monkeypatch):
+def own_registry(declare_only):
     """Only the classes that the test declares are registered, and afterwards they are gone."""
-    monkeypatch.setattr(declaration, "_registry", [])
+    declare_only()
 
 
 @pytest.fixture
@@ -143,7 +145,7 @@ def test_an_unknown_key(settings):
 
 def test_an_unknown_key_that_resembles_none_is_told_all_there_are(settings):
     settings.QUEUETOPIA = {5: {}}
-    assert "Known are: ALERT_AFTER, AUTODISCOVER, DEFAULTS, ENABLED, LEASE" in the_problem("E002").hint
+    assert "Known are: ALERT_AFTER, AUTODISCOVER, BACKENDS, DEFAULTS, ENABLED, LEASE" in the_problem("E002").hint
 
 
 @pytest.mark.parametrize(
@@ -155,6 +157,7 @@ def test_an_unknown_key_that_resembles_none_is_told_all_there_are(settings):
         ("LEASE", 15_000_000, "the unit is seconds, not milliseconds"),
         ("ENABLED", "False", "'False' is not True or False"),
         ("ENABLED", 0, "0 is not True or False"),
+        ("ENABLED", ["shop.mail"], "['shop.mail'] is not True or False, and no dict of them by scope"),
         ("MAX_PARAMS_BYTES", 0, "0 is not a positive whole number of bytes"),
         ("MAX_PARAMS_BYTES", 1e6, "1000000.0 is not a positive"),
         ("MAX_PARAMS_BYTES", True, "True is not a positive"),
@@ -184,6 +187,18 @@ def test_options_for_a_scope_that_no_class_declares(settings):
     problem = the_problem("W001")
     assert "options for 'shop.mails', a scope that no class declares" in problem.msg
     assert problem.hint == "Did you mean 'shop.mail'?"
+
+
+def test_a_scope_can_be_disabled_if_a_class_declares_it(settings):
+    declare()
+    settings.QUEUETOPIA = {"ENABLED": {"shop.mail": False}}
+    assert problems() == []
+    settings.QUEUETOPIA = {"ENABLED": {"shop.mails": False}}
+    problem = the_problem("W001")
+    assert problem.msg == "QUEUETOPIA['ENABLED'] names 'shop.mails', a scope that no class declares."
+    assert problem.hint == "Did you mean 'shop.mail'?"
+    settings.QUEUETOPIA = {"ENABLED": {"shop.mail": 0}}
+    assert "{'shop.mail': 0} is not True or False, and no dict of them by scope" in the_problem("E003").msg
 
 
 # Options
@@ -288,6 +303,7 @@ def test_a_bad_value_of_an_option_in_the_settings(settings, where, name, value, 
         ("a\0", "contains a NUL character"),
         ("\ud83d", "contains a lone surrogate"),
         (None, "is a NoneType, not a str"),
+        ("*", "stands for all scopes"),
         (5, "is a int, not a str"),
         (["shop"], "is a list, not a str"),
     ],
@@ -304,6 +320,20 @@ def test_two_classes_of_one_scope():
         declare(name, scope="shop.other" if name == "OtherQueue" else "shop.mail")
     problem = the_problem("E007")
     assert problem.msg.startswith("shop.MailQueue and shop.LetterQueue have one scope, 'shop.mail'")
+
+
+@pytest.mark.parametrize("other", ["Shop.Mail", "shop.mail ", " shop.mail", "shop.\uff4dail"])
+def test_two_scopes_that_look_alike(other):
+    declare(scope="shop.mail")
+    declare("LetterQueue", scope=other)
+    problem = the_problem("W012")
+    assert "look alike" in problem.msg and ascii(other) in problem.msg and "'shop.mail'" in problem.msg
+
+
+def test_scopes_that_differ_in_a_letter_are_no_problem():
+    declare(scope="shop.mail")
+    declare("LetterQueue", scope="shop.mails")
+    assert problems() == []
 
 
 # Performers
@@ -324,6 +354,15 @@ class BadPerformer(Performer):
     def no_job(self): ...
 
     @action
+    def no_self(job, email): ...
+
+    @action
+    def nothing(): ...
+
+    @action
+    def stars_and_keyword(self, *, job, **params): ...
+
+    @action
     def job_as_keyword(self, *, job): ...
 
     @action
@@ -335,6 +374,28 @@ class BadPerformer(Performer):
     @action
     @staticmethod
     def static(job, email): ...
+
+    @action
+    @classmethod
+    def of_class(cls, job, email): ...
+
+    @classmethod
+    @action
+    def marked_within(cls, job, email): ...
+
+    @action
+    @property
+    def got(self): ...
+
+    @property
+    @action
+    def got_within(self): ...
+
+    @cached_property
+    @action
+    def cached(self): ...
+
+    half = action("half")(partial(print, "x"))
 
     @action
     def lazy(self, job):
@@ -349,10 +410,19 @@ class BadPerformer(Performer):
     ("name", "text"),
     [
         ("no_job", "it must take self and job first"),
+        ("no_self", "it lacks self, so that its 'job' would receive the performer"),
+        ("nothing", "it must take self and job first"),
         ("job_as_keyword", "it must take self and job first"),
+        ("stars_and_keyword", "it must take self and job first"),
         ("positional", "'email' is positional-only, and params arrive as keywords"),
         ("stars", "'*emails' never receives anything"),
         ("static", "it is a staticmethod"),
+        ("of_class", "it is a classmethod"),
+        ("marked_within", "it is a classmethod"),
+        ("got", "it is a property"),
+        ("got_within", "it is a property"),
+        ("cached", "it is a cached_property"),
+        ("half", "it is a partial, which Python gives no self"),
         ("lazy", "it is a generator"),
         ("lazy_async", "it is a generator"),
     ],
@@ -390,6 +460,175 @@ def test_an_action_may_be_a_coroutine_have_defaults_and_take_any_keyword():
         def two(this, the_job, /, **params): ...
 
     declare(performer=Good)
+    assert problems() == []
+
+
+def wrapping(function):
+    @wraps(function)
+    def wrapped(*args, **kwargs):
+        return function(*args, **kwargs)
+
+    return wrapped
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        lambda self, email: None,
+        lambda self, email, body="": None,
+        lambda self, email, *, job: None,
+        wrapping(lambda self, email: None),
+        partialmethod(lambda self, email, body: None, body="x"),
+    ],
+)
+def test_a_first_parameter_that_seems_to_be_meant_for_a_param(method):
+    performer = type("Bad", (Performer,), {"__module__": "shop", "send": action("send")(method)})
+    declare(performer=performer)
+    problem = the_problem("W008")
+    assert problem.msg == "shop.Bad.send: its first parameter, 'email', receives the job, not a param of that name."
+    assert problem.hint.startswith("Write def send(self, job, email), or name the first parameter job ")
+
+
+def typed(self, current: Job, email): ...
+
+
+def typed_by_name(self, current: "Job", email): ...
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        lambda self, job, email: None,
+        lambda this, the_job, email: None,
+        lambda self, currentJob, email: None,
+        lambda self, _job, email: None,
+        lambda self, _, email: None,
+        lambda self, current, /, email: None,
+        lambda self, *args, **kwargs: None,
+        lambda self, *jobs, email: None,
+        lambda *args, **kwargs: None,
+        typed,
+        typed_by_name,
+        wrapping(lambda self, job, email: None),
+        partialmethod(lambda self, job, email, body: None, body="x"),
+    ],
+)
+def test_a_first_parameter_that_is_meant_for_the_job(method):
+    declare(performer=type("Good", (Performer,), {"send": action("send")(method)}))
+    assert problems() == []
+
+
+@pytest.mark.parametrize("name", ["perform", "setup", "backoff", "handle_done_job", "handle_exhausted_job"])
+def test_an_action_that_has_the_name_of_a_method_that_queuetopia_calls(name):
+    performer = type("Bad", (Performer,), {"__module__": "shop", name: action(name)(lambda self, job: None)})
+    declare(performer=performer)
+    found = [problem for problem in problems() if problem.id == "queuetopia.E016"]
+    assert [problem.msg for problem in found] == [
+        f"shop.Bad.{name} is marked with @action, and Queuetopia calls {name}() for something else."
+    ]
+    assert found[0].hint == f'Rename it; @action("{name}") keeps the name of the action.'
+
+
+def test_an_action_may_be_named_like_a_hook_if_its_method_is_not():
+    class Good(Performer):
+        @action("setup")
+        def set_the_table(self, job): ...
+
+    declare(performer=Good)
+    assert problems() == []
+
+
+def lazy_hook(self, *args):
+    yield
+
+
+@pytest.mark.parametrize(
+    ("hook", "method", "text"),
+    [
+        ("backoff", lambda self, job: 5, "cannot be called as backoff(job, exc): too many positional arguments."),
+        ("handle_done_job", lambda self: 5, "cannot be called as handle_done_job(job): too many positional"),
+        ("handle_failed_job", lambda self, job, exc, more: 5, "missing a required argument: 'more'"),
+        ("setup", lambda self, job: 5, "cannot be called as setup(): missing a required argument: 'job'"),
+        ("handle_done_job", lazy_hook, "is a generator"),
+        ("backoff", 5, "cannot be called as backoff(job, exc): "),
+    ],
+)
+def test_a_hook_that_cannot_be_called(hook, method, text):
+    declare(performer=type("Bad", (MailPerformer,), {"__module__": "shop", hook: method}))
+    problem = the_problem("E017")
+    assert problem.msg.startswith(f"shop.Bad.{hook} ")
+    assert text in problem.msg
+    assert problem.hint.startswith(f"Write it as def {hook}(self")
+
+
+def test_hooks_may_take_what_they_are_given_in_any_way():
+    class Good(MailPerformer):
+        def backoff(self, *args): ...
+
+        @staticmethod
+        def handle_done_job(job): ...
+
+        @classmethod
+        def setup(cls, more=1): ...
+
+        def handle_failed_job(self, task, error, **more): ...
+
+        async def handle_exhausted_job(self, job, exc): ...
+
+    declare(performer=Good)
+    assert problems() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "hook"),
+    [
+        ("handle_failed_jobs", "handle_failed_job"),
+        ("handle_failed", "handle_failed_job"),
+        ("handle_exausted_job", "handle_exhausted_job"),
+        ("handle_done", "handle_done_job"),
+        ("setUp", "setup"),
+        ("set_up", "setup"),
+        ("back_off", "backoff"),
+        ("performs", "perform"),
+    ],
+)
+def test_a_method_that_looks_like_a_misspelt_hook(name, hook):
+    declare(performer=type("Bad", (MailPerformer,), {"__module__": "shop", name: lambda self, job: None}))
+    problem = the_problem("W009")
+    assert problem.msg == f"shop.Bad.{name} is nothing that Queuetopia calls, and looks like {hook}."
+
+
+def test_two_actions_that_look_alike():
+    performer = type(
+        "Mails",
+        (Performer,),
+        {"__module__": "shop", "a": action("send")(lambda self, job: None), "b": action("Send ")(lambda self, job: 1)},
+    )
+    declare(performer=performer)
+    problem = the_problem("W012")
+    assert problem.msg == "shop.Mails: the actions 'Send ' and 'send' are different ones, and look alike."
+
+
+@pytest.mark.parametrize("name", ["_setup", "handle_done_email", "setup_mail", "retry", "job", "transaction"])
+def test_a_method_that_is_no_misspelt_hook(name):
+    declare(performer=type("Good", (MailPerformer,), {name: lambda self, job: None}))
+    assert problems() == []
+
+
+def test_a_class_whose_performer_was_forgotten():
+    declare_without = type("MailQueue", (Queuetopia,), {"__module__": "shop", "timeout": 5})
+    problem = the_problem("W010")
+    assert problem.msg == "shop.MailQueue has no performer, so that it can have no jobs."
+    assert "performer = MailPerformer" in problem.hint
+    assert "performer = None" in problem.hint
+    declare_without.performer = MailPerformer
+    assert problems() == []
+
+
+def test_a_base_of_another_class_needs_no_performer():
+    base = type("Base", (Queuetopia,), {"__module__": "shop"})
+    type("MailQueue", (base,), {"__module__": "shop", "performer": MailPerformer})
+    type("Plain", (Queuetopia,), {"__module__": "shop", "performer": None})
     assert problems() == []
 
 

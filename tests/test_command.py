@@ -12,11 +12,12 @@ from django.core.management import CommandError, call_command
 from django.db import OperationalError
 from django.utils import timezone
 
-from queuetopia import declaration, status
+from queuetopia import jobs
 from queuetopia.management.commands import queuetopia as command
 from queuetopia.models import Job, JobEvent, Queue, Scope
-from tests.test_status import put_node
-from tests.test_verbs import ENDED, mail_queue, put
+from queuetopia.monitoring import status
+from tests.jobs.test_verbs import ENDED, mail_queue, put
+from tests.monitoring.test_status import put_node
 
 pytestmark = pytest.mark.django_db
 
@@ -24,8 +25,8 @@ HOSTILE = "\x1b[2J\x1b]0;owned\x07\r\nfake line\u202e\x9b31m"
 
 
 @pytest.fixture
-def queues(monkeypatch):
-    monkeypatch.setattr(declaration, "_registry", [])
+def queues(declare_only):
+    declare_only()
     return mail_queue()
 
 
@@ -57,6 +58,7 @@ class TestVerbOnJobs:
             ("mark-done", "halted", "done", "is marked as done; its queue goes on."),
             ("mark-done", "waiting", "done", "is marked as done."),
             ("move-to-end", "waiting", "pending", "is moved to the end of its queue."),
+            ("run-now", "scheduled", "pending", "is due now, and starts when it is its turn."),
             ("cancel", "waiting", "cancelled", "is cancelled."),
             (
                 "cancel",
@@ -90,8 +92,8 @@ class TestVerbOnJobs:
             edited.refresh_from_db()
             assert edited.params == params
 
-    def test_keeps_a_masked_param_that_is_not_edited(self, monkeypatch):
-        monkeypatch.setattr(declaration, "_registry", [])
+    def test_keeps_a_masked_param_that_is_not_edited(self, declare_only):
+        declare_only()
         job = put(mail_queue(sensitive_params=("card",)), "halted", params={"card": "4111", "amount": 1})
         run("edit", job.pk, '{"card": "********", "amount": 2}')
         job.refresh_from_db()
@@ -206,9 +208,9 @@ class TestFindingTheJobsClass:
         _, refused = run("skip", 1, "--scope", "tests.mai")
         assert refused == "No class of this code has the scope 'tests.mai'. Did you mean tests.mail?"
 
-    def test_refuses_a_job_whose_scope_no_code_declares_and_goes_on(self, queues, monkeypatch):
+    def test_refuses_a_job_whose_scope_no_code_declares_and_goes_on(self, queues, declare_only):
         stray, job = put(mail_queue("tests.mail2"), "halted"), put(queues, "halted")
-        monkeypatch.setattr(declaration, "_registry", [queues])
+        declare_only(queues)
         text, refused = run("skip", stray.pk, job.pk)
         assert refused == "No class of this code has the scope 'tests.mail2'. Did you mean tests.mail?"
         assert f"Job {job.pk}" in text
@@ -231,9 +233,9 @@ class TestFindingTheJobsClass:
         assert "There is no job" in run("cancel", job.pk, "--database", "default")[1]
 
     @pytest.mark.django_db(databases=["default", "other"])
-    def test_refuses_a_job_that_its_class_does_not_look_for_there(self, queues, monkeypatch):
+    def test_refuses_a_job_that_its_class_does_not_look_for_there(self, queues, declare_only):
         job = put(queues, "halted")
-        monkeypatch.setattr(declaration, "_registry", [])
+        declare_only()
         mail_queue(using="other")
         _, refused = run("skip", job.pk, "--database", "default")
         assert "where nothing serves it: MailQueue keeps its jobs in other" in refused
@@ -275,6 +277,21 @@ class TestPauseAndResume:
         queues.pause()
         queues.pause("a")
         assert run("resume", "tests.mail", "a")[0] == "tests.mail/a is resumed, but all of tests.mail is paused.\n"
+
+    def test_of_everything(self, queues):
+        text, _ = run("pause", "--all", "--by", "ann", "--reason", "moving")
+        assert text == "Everything in database default is paused: what runs finishes, nothing new starts.\n"
+        assert "everything is paused since" in (shown := run("status")[0]) and "by ann: moving" in shown
+        queues.pause("a")
+        assert run("resume", "tests.mail", "a")[0] == "tests.mail/a is resumed, but everything is paused.\n"
+        assert run("resume", "--all", "--database", "default")[0] == "Everything in database default is resumed.\n"
+        assert "is paused" not in run("status")[0]
+        assert "Everything is not paused in any database" in run("resume", "--all")[1]
+
+    @pytest.mark.parametrize("words", [(), ("tests.mail", "--all"), ("tests.mail", "--database", "default")])
+    def test_want_a_scope_or_all(self, queues, words):
+        assert "name a scope, or say --all" in run("pause", *words)[1]
+        assert not Scope.objects.exists()
 
     def test_refuse_to_resume_what_is_not_paused(self, queues):
         assert run("resume", "tests.mail") == ("", "tests.mail is not paused.")
@@ -371,7 +388,7 @@ class TestStatus:
         put(queues, "running first", "runs")
         text, _ = run("status")
         lines = text[text.index("tests.mail (") :].splitlines()
-        assert lines[0] == "tests.mail (tests.test_verbs.MailQueue, database default)"
+        assert lines[0] == "tests.mail (tests.jobs.test_verbs.MailQueue, database default)"
         assert (
             "unfinished jobs: 4 (1 waiting, 1 running, 1 backing off, 1 halted); the oldest is due for 60 min"
             in lines[1]
@@ -410,9 +427,9 @@ class TestStatus:
         assert "elsewhere" not in text
         assert "elsewhere" in run("status")[0]
 
-    def test_shows_scopes_that_no_code_knows(self, queues, monkeypatch):
+    def test_shows_scopes_that_no_code_knows(self, queues, declare_only):
         put(mail_queue("tests.gone"), "waiting")
-        monkeypatch.setattr(declaration, "_registry", [queues])
+        declare_only(queues)
         assert (
             "tests.gone (database default): unfinished jobs: 1, untouched, for no code here knows" in run("status")[0]
         )
@@ -427,11 +444,11 @@ class TestStatus:
         assert "q" * 255 in text
         assert "E" * 2000 in text
 
-    def test_is_json_for_machines(self, queues, monkeypatch):
+    def test_is_json_for_machines(self, queues, declare_only):
         job = put(queues, "halted")
         put_node(workers=[{"pid": 11, "jobs": []}])
         put(mail_queue("tests.gone"), "waiting")
-        monkeypatch.setattr(declaration, "_registry", [queues])
+        declare_only(queues)
         answer, refused = run_json("status")
         assert refused is None
         assert list(answer) == ["nodes", "scopes", "unknown_scopes", "unreachable"]
@@ -488,9 +505,9 @@ class TestHostileText:
         self.assert_harmless(text)
         assert "\\x1b[2J" in text
 
-    def test_is_escaped_in_an_unknown_scope_of_a_job(self, queues, monkeypatch):
+    def test_is_escaped_in_an_unknown_scope_of_a_job(self, queues, declare_only):
         job = put(mail_queue(HOSTILE), "halted")
-        monkeypatch.setattr(declaration, "_registry", [])
+        declare_only()
         text, refused = run("skip", job.pk)
         self.assert_harmless(text + refused)
         self.assert_harmless(run("status")[0])
@@ -513,7 +530,7 @@ class TestErrors:
         def broken(alias):
             raise OperationalError("no such table: queuetopia_job\x1b[2J")
 
-        for module in (command.jobs, status):
+        for module in (jobs.deciding, jobs.retention, status):
             monkeypatch.setattr(module, "backend_for", broken)
         monkeypatch.setattr(status, "databases", lambda: broken("default"))
         _, refused = run(*arguments)
@@ -531,7 +548,7 @@ class TestErrors:
 
         text, refused = run("status")
         assert "tests.mail" in text
-        assert refused.startswith("database other: The database refused: connection refused.")
+        assert refused.startswith("database other: The database cannot be reached: connection refused.")
         answer, refused = run_json("status")
         assert [each["database"] for each in answer["unreachable"]] == ["other"]
 
@@ -561,3 +578,33 @@ def test_from_a_shell_a_refusal_is_on_stderr_with_exit_code_1_and_no_traceback(n
     fine = shell("status", "--json")
     assert (fine.returncode, fine.stderr) == (0, "")
     assert json.loads(fine.stdout)["nodes"] == []
+
+
+class TestAll:
+    @pytest.fixture
+    def jobs(self, queues):
+        return [put(queues, "halted", name, error=f"OSError: {name}") for name in "abc"]
+
+    def test_are_counted_retried_and_skipped(self, queues, jobs):
+        assert run("retry", "--all", "--dry-run") == ("tests.mail: jobs that would be retried: 3.\n", None)
+        assert Job.objects.halted().count() == 3
+        assert run("skip", "--all", "--error", "oserror: a", "--by", "ann")[0] == "tests.mail: jobs skipped: 1.\n"
+        assert run("retry", "--all", "--scope", "tests.mail", "--queue", "b")[0] == "tests.mail: jobs retried: 1.\n"
+        answer, _ = run_json("retry", "--all")
+        assert [(found["scope"], found["done"], found["left"]) for found in answer["results"]] == [("tests.mail", 1, 0)]
+        assert [event.verb for event in JobEvent.objects.order_by("pk")] == ["skip", "retry", "retry"]
+
+    def test_need_to_be_meant(self, queues, jobs):
+        assert "or say --all" in run("retry")[1]
+        assert "not both" in run("skip", "--all", jobs[0].pk)[1]
+        assert "only together with --all" in run("skip", jobs[0].pk, "--error", "x")[1]
+        assert Job.objects.halted().count() == 3
+
+    def test_show_a_bar_on_a_terminal(self, queues, jobs, monkeypatch):
+        class Terminal(io.StringIO):
+            def isatty(self):
+                return True
+
+        monkeypatch.setattr(command.sys, "stderr", terminal := Terminal())
+        run("retry", "--all")
+        assert terminal.getvalue().endswith("] 3/3 jobs\n")

@@ -1,19 +1,26 @@
 """Declaring Queuetopias: options and their precedence, scopes, the registry, actions, autodiscovery."""
 
 import os
+import re
 import subprocess
 import sys
-from datetime import timedelta
+from datetime import datetime, timedelta
+from functools import partial, partialmethod
+from io import StringIO
 
 import pytest
-from django.core.exceptions import ImproperlyConfigured
+from asgiref.sync import async_to_sync
+from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
+from django.core.management import call_command
 
-from queuetopia import Performer, Queuetopia, action, declaration
+from queuetopia import InvalidJob, Performer, Queuetopia, action, declaration
 from queuetopia.attempts import Claim, Verdict
 from queuetopia.conf import OPTIONS
-from queuetopia.declaration import by_scope, registered
 from queuetopia.jobs import failed
+from queuetopia.monitoring import health
 from queuetopia.performer import action_methods, has_own_perform, known_actions, param_problems
+from queuetopia.registry import by_scope, registered
+from tests.conftest import REPOSITORY
 
 DAY = 86_400.0
 
@@ -32,9 +39,9 @@ class MailPerformer(Performer):
 
 
 @pytest.fixture(autouse=True)
-def own_registry(monkeypatch):
+def own_registry(declare_only):
     """Only the classes that the test declares are registered, and afterwards they are gone."""
-    monkeypatch.setattr(declaration, "_registry", [])
+    declare_only()
 
 
 def claim(**given):
@@ -325,6 +332,225 @@ def test_a_name_that_no_action_can_have_is_refused_where_it_is_written(name):
         action(name)(lambda self, job: None)
 
 
+def test_an_action_may_be_marked_with_empty_parentheses():
+    class Marked(Performer):
+        @action()
+        def send_mail(self, job):
+            pass
+
+    assert action_methods(Marked) == {"send_mail": "send_mail"}
+
+
+@pytest.mark.parametrize("nothing", [5, None, ["send"], type("Sender", (), {})])
+def test_only_a_method_can_be_marked(nothing):
+    with pytest.raises(TypeError, match=r"stands above a method, as in def send_mail\(self, job, email\)"):
+        action("send")(nothing)
+
+
+@pytest.mark.parametrize("nameless", [lambda self, job: None, partial(print), partialmethod(print)])
+def test_what_has_no_name_is_an_action_only_by_one_that_is_given(nameless):
+    with pytest.raises(ValueError, match=r'Name this action, .* as in @action\("send"\)'):
+        action()(nameless)
+    assert action("send")(nameless) is nameless
+
+
+def test_an_attribute_set_by_setup_does_not_shadow_an_action(caplog):
+    class Shadowed(Performer):
+        def setup(self):
+            self.state = "ready"
+
+        @action
+        def state(self, job, text):
+            return f"{text}, {self.state}"
+
+    class Job:
+        action = "state"
+        params = {"text": "ran"}
+
+    performer = Shadowed()
+    performer.setup()
+    for _ in range(2):
+        assert performer.perform(Job()) == "ran, ready"
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage().startswith("self.state was set, and is the name of an action's method")
+    assert record.getMessage().endswith("Shadowed")
+
+
+def declared(**attributes):
+    return type("MailQueue", (Queuetopia,), {"__module__": "shop", "scope": "shop.mail", **attributes})
+
+
+@pytest.mark.parametrize(
+    ("attributes", "text"),
+    [
+        ({}, "shop.MailQueue: it has no performer. "),
+        ({"performer": MailPerformer()}, "shop.MailQueue: its performer <"),
+        ({"performer": "shop.MailPerformer"}, "shop.MailQueue: its performer 'shop.MailPerformer' is no subclass of"),
+        ({"performer": object}, "shop.MailQueue: its performer <class 'object'> is no subclass of Performer. "),
+    ],
+)
+def test_no_job_can_be_created_without_a_performer_class(attributes, text):
+    queuetopia = declared(**attributes)
+    for create in (queuetopia.create_job, queuetopia.job):
+        with pytest.raises(ImproperlyConfigured) as caught:
+            create("a", "send_mail", {"email_address": "x"})
+        assert str(caught.value).startswith(text)
+        assert "set performer to the class itself: performer = MailPerformer" in str(caught.value)
+
+
+class FaultyPerformer(Performer):
+    @action
+    def no_job(self): ...
+
+    @action
+    def to_email(self, email): ...
+
+    @action
+    @staticmethod
+    def static(job): ...
+
+    @action
+    def changed(self, job): ...
+
+    def unmarked(self, job): ...
+
+
+class Changed(FaultyPerformer):
+    changed = 5
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "key", "text"),
+    [
+        ("no_job", {}, "action", "Changed.no_job cannot run action 'no_job': it must take self and job first."),
+        ("static", {}, "action", "Changed.static cannot run action 'static': it is a staticmethod."),
+        ("changed", {}, "action", "5 is not a callable object."),
+        ("unmarked", {}, "action", "Changed has no action 'unmarked'; mark its method unmarked with @action."),
+        ("backoff", {}, "action", "Changed has no action 'backoff'; it knows: changed, no_job, static, to_email."),
+        (
+            "to_email", {"email": "x"}, "params",
+            "a param cannot be named 'email': there Changed.to_email receives the job; "
+            "write def to_email(self, job, email).",
+        ),
+    ],
+)  # fmt: skip
+def test_a_job_for_a_faulty_action_is_refused_with_the_remedy(name, params, key, text):
+    with pytest.raises(InvalidJob) as caught:
+        declared(performer=Changed).create_job("a", name, params)
+    (message,) = caught.value.message_dict[key]
+    assert message.endswith(text)
+
+
+def test_a_performer_without_actions_says_so_when_a_job_is_created():
+    with pytest.raises(InvalidJob) as caught:
+        declared(performer=Performer).create_job("a", "send")
+    assert caught.value.message_dict == {
+        "action": ["Performer has no action 'send'; it has none: mark its methods with @action."]
+    }
+
+
+def calls():
+    return [
+        (lambda queue: queue.create_job("a", "send-letter"), "create_job", "MailQueue.acreate_job(…)"),
+        (lambda queue: queue.create_jobs([queue.job("a", "send-letter")]), "create_jobs", None),
+        (lambda queue: queue.paginate_jobs(), "paginate_jobs", None),
+        (lambda queue: queue.status(), "status", None),
+        (lambda queue: queue.explain("a"), "explain", None),
+        (lambda queue: queue.statistics(), "statistics", None),
+        (lambda queue: queue.pause("a"), "pause", None),
+        (lambda queue: queue.resume("a"), "resume", None),
+        (lambda queue: queue.edit(1, {}), "edit", None),
+        *(
+            (lambda queue, verb=verb: getattr(queue, verb)(1), verb, None)
+            for verb in ("retry", "skip", "cancel", "mark_done", "move_to_end", "run_now")
+        ),
+    ]
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(("call", "name", "instead"), calls())
+def test_in_async_code_a_call_names_what_to_write_instead(call, name, instead):
+    queuetopia = declared(performer=MailPerformer)
+
+    async def view():
+        call(queuetopia)
+
+    with pytest.raises(SynchronousOnlyOperation) as caught:
+        async_to_sync(view)()
+    assert str(caught.value) == (
+        f"MailQueue.{name} uses the database. In async code write: await "
+        f"{instead or f'sync_to_async(MailQueue.{name})(…)'}"
+    )
+
+
+@pytest.mark.django_db
+def test_a_disabled_scope_says_so_where_its_jobs_wait(settings):
+    queuetopia = declared(performer=MailPerformer)
+    other = type("Other", (Queuetopia,), {"performer": MailPerformer, "scope": "shop.other"})
+    settings.QUEUETOPIA = {"ENABLED": {"shop.mail": False}}
+    for each in (queuetopia, other):
+        each.create_job("a", "send-letter")
+    off = "no live node serves shop.mail: QUEUETOPIA['ENABLED'] is False for it here"
+    assert off in queuetopia.explain("a")["sentence"]
+    assert "start one with manage.py run_queuetopia" in other.explain("a")["sentence"]
+    assert [each.status()["enabled"] for each in (queuetopia, other)] == [False, True]
+    found = {problem["scope"]: problem["message"] for problem in health.problems([queuetopia, other], is_all=False)}
+    assert found["shop.mail"].endswith("no live node serves them; QUEUETOPIA['ENABLED'] is False for the scope here")
+    assert found["shop.other"].endswith("no live node serves them")
+    shown = StringIO()
+    call_command("queuetopia", "status", stdout=shown, no_color=True)
+    assert shown.getvalue().count("QUEUETOPIA['ENABLED'] is False for it: nodes with these settings run none") == 1
+
+
+# What errors say
+
+WRONG = [
+    (("a", "send_mail"), {}, "missing param 'email_address' of action 'send_mail' (it takes: email_address)."),
+    (("a", "send-letter", {"x": 1}), {}, "unknown param 'x' of action 'send-letter' (it takes: none)."),
+    (
+        ("a", "send-letter", {"job": 1}),
+        {},
+        "a param cannot be named 'job'; params are passed to the action as keywords.",
+    ),
+    (("a", "send-letter", [1]), {}, "params must be a dict of the action's keyword arguments, not list."),
+    (("a", "send_mail", {"email_address": (1,)}), {}, "params.email_address: a tuple would come back as a list"),
+    (("a", "send_mail", {"email_address": "x" * 262_144}), {}, "params take 262165 bytes as JSON, over QUEUETOPIA["),
+    (("a", "send-leter"), {}, "MailPerformer has no action 'send-leter'; did you mean 'send-letter'?"),
+    (("a", 5), {}, "action must be a str, not int."),
+    ((5, "send-letter"), {}, 'queue must be a str, not int; name it by one, as in f"customer-{pk}".'),
+    (("", "send-letter"), {}, "queue has 0 characters; a queue's name has 1 to 255."),
+    (("\0", "send-letter"), {}, "queue contains a NUL character, which PostgreSQL cannot store."),
+    (("a", "send-letter"), {"timeout": 0}, "timeout 0 is not more than 0 seconds. Leave it out to use the option of"),
+    (("a", "send-letter"), {"max_backoff": "x"}, "max_backoff 'x' is neither a number of seconds nor a timedelta."),
+    (("a", "send-letter"), {"max_attempts": 0}, "max_attempts 0 is not between 1 and 2147483646."),
+    (("a", "send-letter"), {"on_exhausted": "x"}, "on_exhausted 'x' is none of 'halt', 'skip', 'retry'."),
+    (("a", "send-letter"), {"scheduled_at": datetime(2026, 1, 1)}, "scheduled_at is a naive datetime; use "),
+    (("a", "send-letter"), {"scheduled_at": 5}, "scheduled_at must be an aware datetime, not int; as in "),
+]
+
+
+@pytest.mark.parametrize(("arguments", "options", "sentence"), WRONG)
+def test_what_is_wrong_with_a_job_reads_as_a_sentence_that_names_the_argument_once(arguments, options, sentence):
+    with pytest.raises(InvalidJob) as caught:
+        declared(performer=MailPerformer).job(*arguments, **options)
+    (found,) = caught.value.sentences()
+    assert found.startswith(sentence)
+    assert not re.search(r"\b(\w\w+?)s? \1s?\b", found, re.IGNORECASE)
+
+
+def test_what_is_wrong_with_many_jobs_names_each():
+    queuetopia = declared(performer=MailPerformer)
+    changed = queuetopia.job("a", "send-letter")
+    changed.params = {"x": 1}
+    with pytest.raises(InvalidJob) as caught:
+        queuetopia.create_jobs([5, changed])
+    assert caught.value.sentences() == [
+        "jobs[0] is a int; make it with MailQueue.job().",
+        "jobs[1]: unknown param 'x' of action 'send-letter' (it takes: none).",
+    ]
+
+
 # Importing
 
 PROJECT = """
@@ -337,7 +563,7 @@ settings.configure(
     QUEUETOPIA={configured!r},
 )
 django.setup()
-from queuetopia.declaration import registered
+from queuetopia.registry import registered
 print(*sorted(queuetopia.scope for queuetopia in registered()))
 """
 QUEUES = """
@@ -366,6 +592,9 @@ def project(tmp_path):
         ({}, ["shop.Mail"]),
         ({"AUTODISCOVER": "lines"}, ["shop.Letters"]),
         ({"AUTODISCOVER": None}, []),
+        ({"AUTODISCOVER": 5}, ["shop.Mail"]),
+        ([], ["shop.Mail"]),
+        (None, ["shop.Mail"]),
     ],
 )
 def test_the_queues_of_all_apps_are_known_after_setup(project, configured, scopes):
@@ -416,3 +645,22 @@ def test_the_package_offers_its_public_names_and_no_other():
     assert {*queuetopia.__all__} <= {*dir(queuetopia)}
     with pytest.raises(AttributeError, match="'queuetopia' has no attribute 'Quetopia'"):
         queuetopia.Quetopia  # noqa: B018
+
+
+def test_without_the_app_in_the_settings_a_class_says_what_to_add():
+    code = """
+import django
+from django.conf import settings
+settings.configure(DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}})
+django.setup()
+from queuetopia import Performer, Queuetopia, action
+class P(Performer):
+    @action
+    def a(self, job): ...
+class Q(Queuetopia):
+    performer = P
+Q.create_job("a", "a")
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=REPOSITORY)
+    assert result.returncode == 1
+    assert 'add "queuetopia" to INSTALLED_APPS, then migrate.' in result.stderr.splitlines()[-1]

@@ -17,7 +17,7 @@ import pytest
 from django.core.management import BaseCommand, load_command_class
 
 from queuetopia import conf, models
-from queuetopia.supervisor import KILL_MARGIN
+from queuetopia.node.supervisor import KILL_MARGIN
 from tests.conftest import REPOSITORY
 from tests.pages import SESSION, Block, Project, assert_printed, blocks
 
@@ -81,6 +81,22 @@ def test_a_guide_goes_as_it_says(page, tmp_path):
         if block.file and (page.stem in ON_README or block.file == "mysite/settings.py"):
             project.add(block)
     project.follow(page)
+
+
+@pytest.mark.processes
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_backend_of_the_guide_keeps_the_whole_contract(tmp_path):
+    project = Project.new(tmp_path)
+    for block in blocks(README):
+        if block.file == "mysite/settings.py":
+            project.add(block)
+    project.follow(DOCS / "guides/backends.md")
+    project.environment["QUEUETOPIA_HAMMER_SECONDS"] = "1"
+    # A project may refuse marks that it does not know, and any warning.
+    strict = ["--strict-markers", "--strict-config", "-W", "error", "--numprocesses=2"]
+    pytest_ = [sys.executable, "-m", "pytest", "--ds=mysite.settings", "-q", *strict, "shop/test_backend.py"]
+    assert " failed" not in project.run(*pytest_, timeout=500)
 
 
 @pytest.mark.parametrize("page", [TUTORIAL, *GUIDES], ids=lambda page: page.stem)

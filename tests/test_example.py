@@ -21,7 +21,7 @@ from django.db import transaction
 from django.test import override_settings
 from django.utils import timezone
 
-from queuetopia import InvalidJob, declaration
+from queuetopia import InvalidJob, registry
 from queuetopia.models import Job
 from queuetopia.testing import drain, perform_job
 from tests.conftest import REPOSITORY
@@ -48,23 +48,24 @@ _in_admin: dict = {}  # what the example registers when it is imported, which ha
 @pytest.fixture(scope="module")
 def shop(django_db_setup, django_db_blocker):
     """The shop's modules and the provider's, their apps being installed for this module's tests alone."""
-    registry, models = declaration.registered(), dict(admin.site._registry)
+    models = dict(admin.site._registry)
     apps = [*settings.INSTALLED_APPS, "example_project.shop", "example_project.provider"]
     with (
         django_db_blocker.unblock(),
         override_settings(INSTALLED_APPS=apps, ROOT_URLCONF="example_project.urls"),
+        registry.only(*registry.registered()),
     ):
         for app in ("shop", "provider"):
             call_command("migrate", app, verbosity=0)
         modules = {name.rpartition(".")[2]: import_module(f"example_project.shop.{name}") for name in MODULES}
-        if (queues := modules["queues"].OrderQueue) not in declaration.registered():  # imported before, by another run
-            declaration._registry.append(queues)
+        if (queues := modules["queues"].OrderQueue) not in registry.registered():  # imported before, by another run
+            registry.register(queues)
         _in_admin.update(set(admin.site._registry.items()) - set(models.items()))
         admin.site._registry.update(_in_admin)
         yield SimpleNamespace(**modules, provider=import_module("example_project.provider.models"))
         for app in ("shop", "provider"):
             call_command("migrate", app, "zero", verbosity=0)
-    declaration._registry[:], admin.site._registry = registry, models
+    admin.site._registry = models
 
 
 @pytest.fixture

@@ -10,12 +10,15 @@ from tests.faults.__main__ import arguments
 PAGE = (REPOSITORY / "docs" / "faults.md").read_text()
 ROWS = [line.strip("|").split("|") for line in PAGE[PAGE.index("## What could go wrong") :].splitlines() if "|" in line]
 PROOFS = sorted(set(re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", PAGE)))
+RUNS_CONTRACT = "tests/backends/test_contract.py"
+CONTRACT = list((REPOSITORY / "queuetopia/backends/contract").glob("*.py"))
 COMMANDS = re.findall(r"^python -m tests\.faults ?([^#\n]*)", PAGE, re.MULTILINE)
 
 
 @pytest.mark.parametrize(("file", "name"), PROOFS)
 def test_each_proof_is_a_test(file, name):
-    assert re.search(rf"^ *(async )?def {name}\(", (REPOSITORY / file).read_text(), re.MULTILINE)
+    sources = "".join(path.read_text() for path in (REPOSITORY / file, *(CONTRACT if file == RUNS_CONTRACT else ())))
+    assert re.search(rf"^ *(async )?def {name}\(", sources, re.MULTILINE)
 
 
 def test_each_hazard_has_a_proof_or_a_reason():

@@ -1,6 +1,8 @@
 """The migrations: forwards, backwards and forwards again, and nothing left to migrate."""
 
 import pytest
+from django.apps import apps
+from django.core import checks
 from django.core.management import call_command
 from django.db import DatabaseError, IntegrityError, connection, transaction
 from django.utils import timezone
@@ -47,6 +49,37 @@ def test_indexes_and_constraints_go_and_come_back_too():
     call_command("migrate", "queuetopia", "zero", verbosity=0)
     call_command("migrate", "queuetopia", verbosity=0)
     assert constraints() == before
+
+
+@pytest.mark.django_db
+def test_django_warns_of_none_of_our_models():
+    warnings = checks.run_checks([apps.get_app_config("queuetopia")], databases=["default"])
+    assert [warning for warning in warnings if warning.id.startswith("models.")] == []
+
+
+@pytest.mark.skipif(connection.vendor != "mysql", reason="others have one character set")
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("charset", ["utf8mb3", "latin1"])
+def test_any_text_can_be_stored_whatever_the_database_s_character_set_is(charset):
+    text = "\u0440 \U0001f4a5"
+    name = connection.ops.quote_name(connection.settings_dict["NAME"])
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(f"ALTER DATABASE {name} CHARACTER SET {charset}")
+        for target in ("zero", "0004", "0005", "0004", "0005"):
+            call_command("migrate", "queuetopia", target, verbosity=0)
+        job = LedgerQueue.create_job("a", "noop", {"edited": text})
+        Job.objects.update(error=text, errors=[{"message": text}], attempted_by=text, result={"a": text})
+        LedgerQueue.pause("a", by=text, reason=text)
+        LedgerQueue.pause(by=text, reason=text)
+        Queue.objects.update(problem=text)
+        job.refresh_from_db()
+        assert (job.error, job.attempted_by, Queue.objects.get().problem) == (text, text, text)
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute(f"ALTER DATABASE {name} CHARACTER SET utf8mb4")
+        call_command("migrate", "queuetopia", "zero", verbosity=0)
+        call_command("migrate", "queuetopia", verbosity=0)
 
 
 @pytest.mark.django_db

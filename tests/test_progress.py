@@ -8,10 +8,9 @@ import pytest
 from django.core.management import call_command
 from django.utils import timezone
 
-from queuetopia import declaration
 from queuetopia.management.commands import queuetopia as command
 from queuetopia.progress import Bar, counted
-from tests.test_verbs import mail_queue, put
+from tests.jobs.test_verbs import mail_queue, put
 
 pytestmark = [pytest.mark.django_db]
 
@@ -22,8 +21,8 @@ class Terminal(io.StringIO):
 
 
 @pytest.fixture
-def queues(monkeypatch):
-    monkeypatch.setattr(declaration, "_registry", [])
+def queues(monkeypatch, declare_only):
+    declare_only()
     monkeypatch.setattr(command, "LONG", 3)
     monkeypatch.setattr(command, "PRUNE_BATCH", 2)
     return mail_queue()

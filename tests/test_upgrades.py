@@ -13,8 +13,9 @@ from django.db.migrations.loader import MigrationLoader
 from django.utils import timezone
 
 from queuetopia.attempts import Verdict, describe
+from queuetopia.backends.contract.toolkit import end, finish, record
 from queuetopia.models import Job, Queue
-from tests.test_backends import SCOPE, claim, end, finish, record
+from tests.ledger import SCOPE, claim
 from tests.testapp.queues import LedgerQueue
 
 LOADER = MigrationLoader(None)

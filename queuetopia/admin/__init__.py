@@ -2,7 +2,7 @@
 
 ``lists`` keeps the lists cheap beside a million jobs, ``base`` holds what the pages share: who may do what, the
 confirmation, and the record of what was done; ``overview`` is the page about everything. What is done is done by the
-functions of ``jobs.py``.
+functions of ``jobs``.
 """
 
 from .jobs import JobAdmin

@@ -1,5 +1,6 @@
 """What the pages of jobs and queues share: nothing is added or edited, and each verb asks before it acts."""
 
+from collections import Counter
 from functools import partial
 from typing import Any
 
@@ -8,31 +9,73 @@ from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.models import CHANGE, DELETION, LogEntry
 from django.contrib.admin.templatetags.admin_urls import add_preserved_filters
-from django.contrib.admin.utils import flatten_fieldsets, unquote
+from django.contrib.admin.utils import flatten_fieldsets, quote, unquote
+from django.contrib.admin.views.main import ChangeList
 from django.contrib.contenttypes.models import ContentType
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
-from django.db.models import OuterRef, Subquery
+from django.db.models import Case, OuterRef, Subquery, Value, When
 from django.db.models.constants import LOOKUP_SEP
 from django.http import HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import path
-from django.utils.html import format_html
+from django.utils import timezone
+from django.utils.html import escape, format_html
+from django.utils.safestring import mark_safe
 from django.utils.translation import gettext_lazy as _
 
-from .. import status
-from ..attempts import storable
-from ..declaration import by_scope
-from ..jobs import again_after_deadlock
-from ..models import Node, Scope
-from ..status import visible
-from ..verbs import local, tried
-from .lists import PER_PAGE, BoundedChangeList, BoundedPaginator, address, default_database, id_in, list_address, row_id
+from ..jobs import again_after_deadlock, decide, refusals
+from ..models import Job, Node, Scope
+from ..monitoring import status
+from ..monitoring.search import id_in
+from ..registry import by_scope
+from ..text import storable, visible
+from ..times import local
+from ..verbs import name_of, serving, tried
+from .lists import PER_PAGE, BoundedPaginator, address, default_database, list_address, row_id
 
 MOST_AT_ONCE = 500  # rows of one confirmation; Django takes 1,000 fields in one form
 MOST_TOLD = 10  # results told one by one, of each kind
 MOST_EVENTS = 50
 NOTHING = "-"
+
+
+class BoundedChangeList(ChangeList):
+    """The list of a ReadOnlyAdmin: all about its rows is read with them, whatever their database."""
+
+    model_admin: "ReadOnlyAdmin"
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        # Only shown from here on. Django's template repeats the filters in hidden fields.
+        self.query = visible(self.query)
+        self.params = {name: _referenced(value) for name, value in self.params.items()}
+
+    def get_queryset(self, request, exclude_parameters=None):
+        return super().get_queryset(request, exclude_parameters).defer(*self.model_admin.heavy)
+
+    def get_results(self, request):
+        super().get_results(request)
+        # The search form would show the bound as if it were the count.
+        self.full_result_count = self.result_count
+        self.result_list = list(self._rows())
+        self.model_admin.look_at(self.result_list)
+
+    def _rows(self):
+        # What was found, and sorted, by looking at everything is not looked for again.
+        first = (self.page_num - 1) * self.list_per_page
+        ids = self.paginator.listed_ids[first : first + self.list_per_page]
+        rows = self.model._default_manager.using(self.queryset.db).defer(*self.model_admin.heavy)
+        found = rows.in_bulk(ids) if ids else {}
+        return [found[pk] for pk in ids if pk in found]  # some may be gone since
+
+    def url_for_result(self, result):
+        return address(self.model_admin.admin_site, result)
+
+
+def _referenced(text):
+    """Return text for HTML with references to the characters that are not printable."""
+    return mark_safe("".join(escape(char) if char.isprintable() else f"&#{ord(char)};" for char in text))  # noqa: S308
 
 
 class ReadOnlyAdmin(admin.ModelAdmin):
@@ -44,6 +87,7 @@ class ReadOnlyAdmin(admin.ModelAdmin):
 
     verbs: dict[str, str] = {}
     verbs_of_one: tuple[str, ...] = ()  # those that are never said to several rows at once
+    verbs_of_many: dict[str, str] = {}  # {verb: retry or skip} that is done to several rows in a few statements
     order_of_verbs: tuple[str, ...] = ()  # the rows' order in which a verb comes to them
     heavy: tuple[str, ...] = ()  # columns that only a row's own page needs
 
@@ -151,10 +195,17 @@ class ReadOnlyAdmin(admin.ModelAdmin):
         """Return what the row's page shows under its fields."""
         return {}
 
+    def _get_obj_does_not_exist_redirect(self, request, opts, object_id):
+        shown = quote(visible(unquote(object_id)))
+        return super()._get_obj_does_not_exist_redirect(request, opts, shown)  # type: ignore[misc] # not in the stubs
+
     def history_view(self, request, object_id, extra_context=None):
         row = self.get_object(request, unquote(object_id))
         known = {"address": address(self.admin_site, row)} if row else {}
-        return super().history_view(request, object_id, {**(extra_context or {}), **known})
+        answer = super().history_view(request, object_id, {**(extra_context or {}), **known})
+        for entry in getattr(answer, "context_data", {}).get("action_list", ()):
+            _show_names(entry.user)
+        return answer
 
     # Verbs: chosen in a list or on the row's page, then confirmed, then done to one row after the other
 
@@ -224,14 +275,14 @@ class ReadOnlyAdmin(admin.ModelAdmin):
             "admin/queuetopia/confirm_verb.html",
             {
                 **self.admin_site.each_context(request),
-                "title": f"{words(verb)} {len(rows)} {self._named(len(rows))}",
+                "title": self._title(verb, rows),
                 "opts": self.opts,
                 "media": self.media,
                 "preserved_filters": self.get_preserved_filters(request),
                 "verb": words(verb),
                 "form": form or (self.form_of(verb, row) if one else None),
-                "reason": request.POST.get("reason", ""),
-                "does": self.verbs[verb],
+                "reason": visible(request.POST.get("reason", "")),
+                "does": self._does(verb, rows),
                 "rows": [(row_id(row), address(site, row), visible(row), str(row.state_seen)) for row in rows],
                 "seen": [f"{row_id(row)}={self.seen_of(row)}" for row in rows if self.seen_of(row)],
                 "asks_for_reason": verb != "delete",
@@ -242,7 +293,10 @@ class ReadOnlyAdmin(admin.ModelAdmin):
         )
 
     def _do(self, request, verb, rows, reason):
-        results = [tried(partial(self._act_and_log, request, verb, row, reason)) for row in rows]
+        if verb in self.verbs_of_many and len(rows) > 1:
+            results = self._do_together(request, verb, rows, reason)
+        else:
+            results = [tried(partial(self._act_and_log, request, verb, row, reason)) for row in rows]
         done = [result["message"] for result in results if result["ok"]]
         refused = [result["message"] for result in results if not result["ok"]]
         for level, texts in ((messages.SUCCESS, done), (messages.ERROR, refused)):
@@ -250,7 +304,53 @@ class ReadOnlyAdmin(admin.ModelAdmin):
                 self.message_user(request, visible(text), level)
         if len(rows) > MOST_TOLD:
             level = messages.WARNING if refused else messages.SUCCESS
-            self.message_user(request, f"{words(verb)}: {len(done)} done, {len(refused)} refused.", level)
+            self.message_user(request, f"{words(verb)}: {len(done)} done, {_numbered(results, len(refused))}.", level)
+
+    def _do_together(self, request, verb, rows, reason):
+        """Retry or skip the jobs of rows, a fixed number of statements for each scope; return a result for each."""
+        results = {row_id(row): _refused(*why) for row in rows if (why := self.refusal(verb, row))}
+        for alias in dict.fromkeys(row._state.db for row in rows):
+            tries = [row for row in rows if row._state.db == alias and row_id(row) not in results]
+            jobs = self.jobs_of(tries, alias) if tries else {}
+            for scope in sorted({row.scope for row in tries}):
+                of_scope = [(row, jobs[row.pk]) for row in tries if row.scope == scope and row.pk in jobs]
+                results |= self.decide_scope(request, self.verbs_of_many[verb], alias, scope, of_scope, reason)
+        return [results.get(row_id(row)) or _refused("gone", f"{row} has no job any more.") for row in rows]
+
+    def refusal(self, verb, row) -> tuple[str, str] | None:
+        """Return why the verb is not even tried, in a word or two and as a sentence; None if it is."""
+        return None
+
+    def jobs_of(self, rows, alias) -> dict[int, Job]:
+        """Return {id of a row: the job that a verb of many is about}."""
+        return {row.pk: row for row in rows}
+
+    def decide_scope(self, request, verb, alias, scope, pairs, reason) -> dict[str, dict[str, Any]]:
+        """Retry or skip jobs of one scope, and write each into the admin's own log, in one transaction.
+
+        pairs: (row, its job). Return {id of the row: the result}, with ``why`` in a word or two if it is not ``ok``.
+        """
+        decided = tried(partial(self._decide, request, verb, alias, scope, pairs, reason))
+        if not decided["ok"]:
+            return {row_id(row): decided for row, _ in pairs}
+        done, left = decided["done"], decided["left"]
+        return {
+            row_id(row): {"ok": True, "message": _decided(verb, job)} if job.pk in done else _refused(*left[job.pk])
+            for row, job in pairs
+        }
+
+    def _decide(self, request, verb, alias, scope, pairs, reason):
+        queuetopia = serving(scope, alias, "The jobs")
+        done = again_after_deadlock(alias, partial(self._decide_and_log, request, verb, queuetopia, pairs, reason))
+        rest = [job.pk for _, job in pairs if job.pk not in done]
+        return {"done": done, "left": refusals(queuetopia, verb, rest) if rest else {}}
+
+    def _decide_and_log(self, request, verb, queuetopia, pairs, reason) -> set[int]:
+        with transaction.atomic(using=queuetopia.database()):
+            by = request.user.get_username()
+            done = set(decide(queuetopia, verb, [job.pk for _, job in pairs], by=by, reason=reason))
+            self.log_all(request, [(row, _decided(verb, job)) for row, job in pairs if job.pk in done], reason)
+        return done
 
     def _act_and_log(self, request, verb, row, reason, **more):
         return self.logged(request, verb, row, reason, partial(self.act, verb, row, reason=reason, **more))
@@ -273,6 +373,23 @@ class ReadOnlyAdmin(admin.ModelAdmin):
             ).save()
         return result
 
+    def log_all(self, request, done, reason):
+        """Write what was done to many rows, (row, text) each, into the admin's own log, in one statement."""
+        if not done:
+            return
+        kind = ContentType.objects.get_for_model(type(done[0][0]))
+        LogEntry.objects.bulk_create(
+            LogEntry(
+                user_id=request.user.pk,
+                content_type=kind,
+                object_id=row_id(row),
+                object_repr=storable(visible(row), 200),
+                action_flag=CHANGE,
+                change_message=storable(visible(f"{text}{reason and f' Reason: {reason}'}"), 2_000),
+            )
+            for row, text in done
+        )
+
     def _back(self, request, row=None):
         """Go to the row's page, or to the list as it was."""
         to = list_address(self.admin_site, self.model) if row is None else address(self.admin_site, row)
@@ -290,20 +407,51 @@ class ReadOnlyAdmin(admin.ModelAdmin):
     def scope_name(self, row):
         return f"{visible(row.scope)}{_unless_known(row.scope)}"
 
+    def _title(self, verb, rows):
+        return f"{words(verb)} {len(rows)} {self._named(len(rows))}"
+
+    def _does(self, verb, rows):
+        return self.verbs[verb]
+
     def _named(self, number):
         return self.opts.verbose_name if number == 1 else self.opts.verbose_name_plural
 
 
+def _decided(verb, job):
+    return f"{name_of(job)} is {'retried' if verb == 'retry' else 'skipped'}."
+
+
+def _refused(why, message) -> dict[str, Any]:
+    return {"ok": False, "why": why, "message": message}
+
+
+def _numbered(results, number) -> str:
+    """Say how many were refused, and why as far as that is known."""
+    whys = Counter(result["why"] for result in results if "why" in result)
+    reasons = ", ".join(f"{count} {why}" for why, count in whys.most_common())
+    return f"{number} refused{f' ({reasons})' if reasons else ''}"
+
+
+def _show_names(user):
+    """Let Django's template print the names of a user visibly."""
+    for name in ("get_username", "get_full_name"):
+        if written := getattr(user, name, None):
+            setattr(user, name, partial(visible, written()))
+
+
 def pause_of_scope(alias) -> dict[str, Subquery]:
     """Return what is to be annotated to queues for ``scope_of``."""
-    scope = Scope.objects.using(alias).filter(name=OuterRef("scope"), paused_at__isnull=False)
-    return {f"scope_{name}": Subquery(scope.values(name)) for name in ("paused_at", "paused_by", "paused_reason")}
+    names = [OuterRef("scope"), Value(Scope.EVERYTHING)]
+    widest = Case(When(name=Scope.EVERYTHING, then=0), default=1)
+    scope = Scope.objects.using(alias).filter(name__in=names, paused_at__isnull=False).order_by(widest)
+    fields = ("name", "paused_at", "paused_by", "paused_reason")
+    return {f"scope_{name}": Subquery(scope.values(name)[:1]) for name in fields}
 
 
 def scope_of(queue) -> Scope:
-    """Return the scope of a queue that was read with ``pause_of_scope``, as far as its pause goes."""
+    """Return the scope of a queue that was read with ``pause_of_scope``, or everything if that is paused."""
     return Scope(
-        name=queue.scope,
+        name=queue.scope_name or queue.scope,
         paused_at=queue.scope_paused_at,
         paused_by=queue.scope_paused_by or "",
         paused_reason=queue.scope_paused_reason or "",
@@ -329,18 +477,15 @@ def first_line(text) -> str:
     return line if len(line) <= 120 else f"{line[:119]}…"
 
 
-def readable(text) -> str:
-    """Return text of several lines with all that is not printable escaped."""
-    return "\n".join(visible(line) for line in text.split("\n"))
-
-
 def running(queue, node) -> str:
     """Say where the current job of a held queue runs, and since when; ``node`` is None when it is gone."""
     # Told with the node's heartbeats: not there for a job that has just begun.
     workers = [worker["pid"] for worker in node.workers if queue.current_job in worker["jobs"]] if node else []
     where = f"{visible(node) if node else 'a node that is gone'}{''.join(f', worker {pid}' for pid in workers)}"
     stop = ", asked to stop" if queue.stop_requested else ""
-    return f"attempt {queue.attempt} on {where} since {when(queue.held_since)}{stop}"
+    is_claimed = node and not workers and queue.may_not_have_begun(timezone.now())
+    claimed = ", claimed, not begun or only just" if is_claimed else ""
+    return f"attempt {queue.attempt} on {where} since {when(queue.held_since)}{claimed}{stop}"
 
 
 def words(verb) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from django.utils import timezone
+from ..times import local_minute
 
 WIDTH, HEIGHT = 320, 64
 
@@ -37,13 +37,13 @@ def chart(title: Any, moments: list[datetime], lines: list[Line], unit: Any = ""
         ],
         "rows": [
             (
-                f"{timezone.localtime(moment):%H:%M}",
+                local_minute(moment),
                 ["-" if line.values[place] is None else number(line.values[place]) for line in lines],
             )
             for place, moment in enumerate(moments)
         ],
-        "begins": f"{timezone.localtime(moments[0]):%H:%M}" if moments else "",
-        "ends": f"{timezone.localtime(moments[-1]):%H:%M}" if moments else "",
+        "begins": local_minute(moments[0]) if moments else "",
+        "ends": local_minute(moments[-1]) if moments else "",
     }
 
 

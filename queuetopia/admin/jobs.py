@@ -2,28 +2,28 @@
 
 import json
 from datetime import datetime
-from functools import reduce
-from operator import or_
 
 from django import forms
 from django.contrib import admin
-from django.db.models import Q, TextField
-from django.db.models.functions import Cast
+from django.db.models import Q
 from django.utils import timezone
 from django.utils.crypto import salted_hmac
 from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 
-from ..attempts import MASK, masked, secrets_of
-from ..backends.base import history
-from ..declaration import by_scope
+from ..attempts import HOOK
+from ..backends.values import attempts_of, history
+from ..decisions import DECISIONS, decisions_on
 from ..exceptions import Refused
-from ..explain import Seen, explain_queue
 from ..jobs import delete_ended
 from ..models import Job, JobEvent, Queue
+from ..monitoring.explain import Seen, explain_queue
+from ..monitoring.search import matching
+from ..monitoring.status import JobState, job_state, most_attempts, span
 from ..params import ParamsEncoder, loads
-from ..status import JobState, job_state, most_attempts, span, visible
-from ..verbs import VERBS, name_of, on_job, serving, unmasked
+from ..registry import by_scope
+from ..text import MASK, covered, mask, masked, secrets_of, visible, visible_json, visible_lines
+from ..verbs import name_of, on_job, serving, unmasked
 from .base import (
     MOST_EVENTS,
     NOTHING,
@@ -32,7 +32,6 @@ from .base import (
     first_line,
     full_name,
     pause_of_scope,
-    readable,
     running,
     scope_of,
     when,
@@ -44,15 +43,12 @@ from .lists import (
     QueueFilter,
     ScopeFilter,
     default_database,
-    id_in,
     link_to,
     link_to_jobs,
 )
 
-MOST_SEARCHED = 20_000  # of the newest jobs, for what no index knows
-MOST_QUEUES = 100  # whose names begin like what is searched
 LONGEST_JSON = 50_000  # characters of params or a result shown
-ERROR_TEXTS = ("attempt", "by", "duration", "type", "message", "traceback")
+ERROR_TEXTS = ("hook", "attempt", "by", "duration", "type", "message", "traceback")
 
 
 @admin.register(Job)
@@ -60,13 +56,14 @@ class JobAdmin(ReadOnlyAdmin):
     """Jobs, newest first: what each does, what went wrong, and what a person may do about it."""
 
     verbs = {
-        **{verb: VERBS[verb] for verb in ("retry", "skip", "cancel", "mark_done", "edit", "move_to_end")},
+        **{verb: DECISIONS[verb].help for verb in decisions_on("job")},
         "delete": "delete jobs that have ended, and what people did to them; no unfinished one",
     }
     verbs_of_one = ("edit",)
+    verbs_of_many = {"retry": "retry", "skip": "skip"}
     order_of_verbs = ("scheduled_at", "id")
     heavy = ("params", "errors", "result")
-    actions = ["retry", "skip", "cancel", "mark_done", "move_to_end", "delete_selected"]
+    actions = ["retry", "skip", "cancel", "mark_done", "move_to_end", "run_now", "delete_selected"]
 
     list_display = [
         "number", "state_now", "queue_name", "action_name", "details", "attempts_made", "scheduled", "age",
@@ -80,7 +77,7 @@ class JobAdmin(ReadOnlyAdmin):
         (None, {"fields": ["state_now", "explained", "details", "place", "scope_name", "queue_link", "action_name"]}),
         (
             _("Attempts"),
-            {"fields": ["attempts_made", "scheduled", "last_attempt", "attempted_by", "next_attempt", "ended"]},
+            {"fields": ["attempts_made", "scheduled", "last_attempt", "last_node", "next_attempt", "ended"]},
         ),
         (_("Options"), {"fields": ["option_timeout", "option_max_backoff", "option_on_exhausted"]}),
     ]
@@ -105,6 +102,9 @@ class JobAdmin(ReadOnlyAdmin):
 
     def has_move_to_end_permission(self, request, obj=None):
         return request.user.has_perm("queuetopia.move_to_end_job")
+
+    def has_run_now_permission(self, request, obj=None):
+        return request.user.has_perm("queuetopia.run_now_job")
 
     def has_delete_permission(self, request, obj=None):
         return super().has_delete_permission(request, obj) and (obj is None or obj.is_ended())
@@ -134,6 +134,10 @@ class JobAdmin(ReadOnlyAdmin):
     def move_to_end(self, request, queryset):
         return self.confirm_selected(request, queryset, "move_to_end")
 
+    @admin.action(permissions=["run_now"], description=_("Run selected jobs that are scheduled for later now"))
+    def run_now(self, request, queryset):
+        return self.confirm_selected(request, queryset, "run_now")
+
     @admin.action(permissions=["delete"], description=_("Delete selected ended jobs"))
     def delete_selected(self, request, queryset):
         return self.confirm_selected(request, queryset, "delete")
@@ -157,38 +161,20 @@ class JobAdmin(ReadOnlyAdmin):
             "cancel": (JobState.WAITING, JobState.RUNNING),
             **dict.fromkeys(("mark_done", "edit", "move_to_end"), (JobState.WAITING, *blocked)),
         }
+        if verb == "run_now":
+            return row.state_seen == JobState.WAITING and row.scheduled_at > timezone.now()
         if verb == "edit" and row.scope not in by_scope():
-            return False  # nobody knows which of its params are to be masked
+            return False  # without its class, the params to mask are unknown
         return verb not in states or row.state_seen in states[verb]
 
     # Lists
 
     def get_search_results(self, request, queryset, search_term):
-        if not search_term.strip():
-            return queryset, False
-        # Two looks that cost the same beside any number of jobs: at queues by their names, and at the newest jobs.
-        recent = queryset.model._default_manager.using(queryset.db).order_by("-pk").values_list("pk", flat=True)
-        last = recent.first() or 0
-        found = Q(queue__startswith=search_term) | Q(action__startswith=search_term)
-        if self.has_params_permission(request):
-            # Searching is reading: what is masked, or may have to be, is not searched.
-            clear = [scope for scope, known in by_scope().items() if not known.option("sensitive_params")]
-            as_stored = {search_term, json.dumps(search_term)[1:-1]}  # some databases keep é as \u00e9
-            queryset = queryset.alias(params_text=Cast("params", TextField()))
-            for text in as_stored:
-                found |= Q(scope__in=clear, params_text__icontains=text)
-        ids = set(queryset.filter(found, pk__gt=last - MOST_SEARCHED).values_list("pk", flat=True)[: MOST_LISTED + 1])
-        lines = Queue.objects.using(queryset.db).filter(name__startswith=search_term).values_list("scope", "name")
-        if named := reduce(or_, (Q(scope=scope, queue=name) for scope, name in lines[:MOST_QUEUES]), Q()):
-            waiting = queryset.unfinished().filter(named)
-            ids.update(waiting.values_list("pk", flat=True)[: MOST_LISTED + 1])
-        if (number := id_in(search_term)) is not None:
-            ids.add(number)
-        return queryset.filter(pk__in=ids), False
+        return matching(queryset, search_term, in_params=self.has_params_permission(request)), False
 
     search_help_text = _(
         "A number, the beginning of a queue's name, or, among the newest 20,000 jobs, the beginning of an action or "
-        "something in the params."
+        "something in the error or the params."
     )
 
     def look_at(self, rows):
@@ -247,6 +233,10 @@ class JobAdmin(ReadOnlyAdmin):
     @admin.display(description=_("last attempt at"))
     def last_attempt(self, job):
         return when(job.attempted_at)
+
+    @admin.display(description=_("attempted by"))
+    def last_node(self, job):
+        return visible(job.attempted_by) or NOTHING
 
     @admin.display(description=_("next attempt at"))
     def next_attempt(self, job):
@@ -355,15 +345,14 @@ def _result_text(job):
     return _as_json(result, secrets_of(job.params, sensitive))
 
 
-def _as_json(value, secrets=()):
+def _as_json(value, secrets=None):
     try:
         text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
     except RecursionError:
         return "nested too deep to be shown"
-    for secret in secrets:
-        text = text.replace(json.dumps(secret, ensure_ascii=False)[1:-1], MASK)
+    text = mask(text, secrets)
     more = len(text) - LONGEST_JSON
-    return readable(text) if more <= 0 else f"{readable(text[:LONGEST_JSON])}\n… {more} characters more"
+    return visible_json(text) if more <= 0 else f"{visible_json(text[:LONGEST_JSON])}\n… {more} characters more"
 
 
 class ParamsForm(forms.Form):
@@ -374,7 +363,7 @@ class ParamsForm(forms.Form):
         widget=forms.Textarea(attrs={"rows": 12, "cols": 80, "class": "vLargeTextField", "spellcheck": "false"}),
         help_text=_("All of them, as JSON. A value that says ******** stays as it is."),
     )
-    was = forms.CharField(widget=forms.HiddenInput, required=False)  # tells whether somebody else was faster
+    was = forms.CharField(widget=forms.HiddenInput, required=False)  # shows whether another person was faster
 
     def __init__(self, job, told=None):
         self.old = job.params
@@ -382,9 +371,11 @@ class ParamsForm(forms.Form):
         # Which params of an unknown scope are sensitive its class would say.
         is_known = job.scope in by_scope()
         self.sensitive = by_scope()[job.scope].option("sensitive_params") if is_known else tuple(readable)
-        shown = masked(readable, self.sensitive)
+        shown = covered(readable, self.sensitive)
         text = json.dumps(json.loads(json.dumps(shown, cls=ParamsEncoder)), indent=2, ensure_ascii=False)
-        super().__init__(told, initial={"params": text, "was": self._mark()})
+        if told is not None:
+            told = {**dict(told.items()), "params": visible_json(told.get("params", ""))}
+        super().__init__(told, initial={"params": visible_json(text), "was": self._mark()})
 
     def _mark(self):
         # Keyed: from a plain hash a person could find out a short secret by trying.
@@ -406,13 +397,19 @@ class ParamsForm(forms.Form):
 def _timeline(job, events, sees_params):
     """Return what happened to the job, oldest first, as texts."""
     happened = [(job.scheduled_at, {"what": "Due", "by": "", "details": ""})]
-    happened += [_attempt_shown(entry, job) for entry in history(job.errors)]
+    happened += [_attempt_shown(entry, job) for entry in attempts_of(job.errors)]
     happened += [(event.at, _deed_shown(job, event, sees_params)) for event in events]
     happened.sort(key=lambda entry: entry[0])
-    if job.is_ended():  # last, though the word of a person is written a moment after the end that it led to
+    places = [at for at, _ in happened]
+    if job.is_ended():  # after the word of a person that led to the end, though that is written a moment later
         by = job.attempted_by if job.attempted_at == job.done_at else ""
         happened.append((job.done_at, {"what": job.state.capitalize(), "by": visible(by), "details": ""}))
-    return [{"at": when(at), **entry} for at, entry in happened]
+        places.append(max(places[-1], job.done_at))
+    hooks = [_attempt_shown(entry, job) for entry in history(job.errors) if entry.get("kind") == HOOK]
+    happened += hooks
+    places += [at for at, _ in hooks]
+    in_order = sorted(zip(places, happened, strict=True), key=lambda placed: placed[0])
+    return [{"at": when(at), **entry} for _, (at, entry) in in_order]
 
 
 def _attempt_shown(entry, job):
@@ -423,8 +420,11 @@ def _attempt_shown(entry, job):
     except (KeyError, TypeError, ValueError, OverflowError):
         at = job.scheduled_at  # what was not written by us stands at the beginning
     failed = "failed" if entry.get("counted", True) else "did not count"
+    what = f"Attempt {visible(entry.get('attempt', '?'))} {failed}"
+    if entry.get("kind") == HOOK:
+        what = f"{visible(entry.get('hook', '?'))} failed, after attempt {visible(entry.get('attempt', '?'))}"
     return at, {
-        "what": f"Attempt {visible(entry.get('attempt', '?'))} {failed}",
+        "what": what,
         "by": visible(entry.get("by", "")),
         "details": first_line(f"{entry.get('type', '')}: {entry.get('message', '')}"),
     }
@@ -466,7 +466,7 @@ def _time(text):
     try:
         return when(datetime.fromisoformat(text))
     except (TypeError, ValueError, OverflowError):
-        return readable(str(text))
+        return visible_lines(str(text))
 
 
 def _errors(job):
@@ -476,7 +476,7 @@ def _errors(job):
         entries = [{"type": "unreadable", "traceback": str(job.errors)[:LONGEST_JSON]}]
     return [
         {
-            **{name: readable(str(entry.get(name, ""))) for name in ERROR_TEXTS},
+            **{name: visible_lines(str(entry.get(name, ""))) for name in ERROR_TEXTS},
             "at": _time(entry.get("at")),
             "counted": entry.get("counted", True),
         }

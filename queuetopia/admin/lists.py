@@ -1,10 +1,7 @@
 """Lists that stay cheap: nothing here counts, sorts or compares all of a big table."""
 
-from typing import TYPE_CHECKING
-
 from django.contrib.admin import SimpleListFilter
 from django.contrib.admin.utils import quote
-from django.contrib.admin.views.main import ChangeList
 from django.core.paginator import Paginator
 from django.db import router
 from django.db.models import QuerySet
@@ -15,16 +12,13 @@ from django.utils.html import format_html
 from django.utils.http import urlencode
 from django.utils.translation import gettext_lazy as _
 
-from .. import status
-from ..declaration import by_scope
 from ..models import Job, Queue, Scope
-
-if TYPE_CHECKING:
-    from .base import ReadOnlyAdmin
+from ..monitoring import status
+from ..registry import by_scope
+from ..text import visible
 
 MOST_LISTED = 1_000  # rows a list leads to, page by page; what is further away is found by filters and search
 PER_PAGE = 50
-LARGEST_ID = 2**63 - 1
 
 
 def default_database() -> str:
@@ -34,15 +28,10 @@ def default_database() -> str:
 def row_id(row) -> str:
     """Return what names a row in addresses and in the admin's log: its id, after its database if not the default."""
     if isinstance(row, Scope):
-        return row.name  # it has a row only once somebody paused it
+        # It has a row only after its first pause; the row of everything is in each database.
+        return f"{row._state.db}:{row.name}" if row.name == Scope.EVERYTHING else row.name
     alias = row._state.db
     return str(row.pk) if alias in (None, default_database()) else f"{alias}:{row.pk}"
-
-
-def id_in(text) -> int | None:
-    """Return the text as a row's id, None if it cannot be one on any database."""
-    # Nineteen digits: Python refuses to read numbers that are much longer.
-    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 19 and int(text) <= LARGEST_ID else None
 
 
 def address(site, row, view="change") -> str:
@@ -88,39 +77,16 @@ class BoundedPaginator(Paginator):
         return self._counted > MOST_LISTED
 
     @property
+    def listed_ids(self) -> list[int]:
+        return self._ids[:MOST_LISTED]
+
+    @property
     def _counted(self):
-        return len(self.ids)
+        return len(self._ids)
 
     @cached_property
-    def ids(self) -> list[int]:
+    def _ids(self) -> list[int]:
         return list(self.object_list.values_list("pk", flat=True)[: MOST_LISTED + 1])
-
-
-class BoundedChangeList(ChangeList):
-    """The list of a ReadOnlyAdmin: all about its rows is read with them, whatever their database."""
-
-    model_admin: "ReadOnlyAdmin"
-
-    def get_queryset(self, request, exclude_parameters=None):
-        return super().get_queryset(request, exclude_parameters).defer(*self.model_admin.heavy)
-
-    def get_results(self, request):
-        super().get_results(request)
-        # The search form would show the bound as if it were the count.
-        self.full_result_count = self.result_count
-        self.result_list = list(self._rows())
-        self.model_admin.look_at(self.result_list)
-
-    def _rows(self):
-        # What was found, and sorted, by looking at everything is not looked for again.
-        first = (self.page_num - 1) * self.list_per_page
-        ids = self.paginator.ids[:MOST_LISTED][first : first + self.list_per_page]
-        rows = self.model._default_manager.using(self.queryset.db).defer(*self.model_admin.heavy)
-        found = rows.in_bulk(ids) if ids else {}
-        return [found[pk] for pk in ids if pk in found]  # some may be gone since
-
-    def url_for_result(self, result):
-        return address(self.model_admin.admin_site, result)
 
 
 class DatabaseFilter(SimpleListFilter):
@@ -172,7 +138,7 @@ class QueueFilter(SimpleListFilter):
     def lookups(self, request, model_admin):
         # Not self.value(), which is there only after this.
         name = request.GET.get(self.parameter_name)
-        return [] if name is None else [(name, status.visible(name))]
+        return [] if name is None else [(name, visible(name))]
 
     def queryset(self, request, queryset):
         return queryset if self.value() is None else _exactly(queryset, queue=self.value())
@@ -197,13 +163,13 @@ class JobStateFilter(SimpleListFilter):
         idle = unfinished.pending().exclude(pk__in=held.values("current_job"))
         # What was attempted is the current job of its queue: found there, among as many rows as there are queues.
         blocked = Queue.objects.using(queryset.db).blocked().values("current_job")
-        backing_off = unfinished.filter(pk__in=blocked.filter(due_at__isnull=False)).pending()
+        backing_off = unfinished.filter(pk__in=blocked.backing_off()).pending()
         chosen = {
             "unfinished": unfinished,
             status.JobState.RUNNING: unfinished.filter(pk__in=held.values("current_job")),
             status.JobState.BACKING_OFF: backing_off.filter(attempted_at__isnull=False),
             status.JobState.WAITING: idle.filter(attempted_at=None),
-            status.JobState.HALTED: unfinished.filter(pk__in=blocked.filter(due_at=None)).halted(),
+            status.JobState.HALTED: unfinished.filter(pk__in=blocked.halted()).halted(),
             **{state: queryset.ended().filter(state=state) for state in ("done", "skipped", "cancelled")},
         }
         return chosen.get(self.value() or "", queryset)
@@ -220,12 +186,12 @@ class QueueStateFilter(SimpleListFilter):
         return [("blocked", _("blocked")), *states, ("problem", _("with a problem"))]
 
     def queryset(self, request, queryset):
-        idle = queryset.filter(held_by=None, current_job=None)
+        idle = queryset.idle()
         now = timezone.now()
         chosen = {
             "blocked": queryset.blocked(),
-            status.QueueState.HALTED: queryset.blocked().filter(due_at=None),
-            status.QueueState.BACKING_OFF: queryset.blocked().filter(due_at__isnull=False),
+            status.QueueState.HALTED: queryset.halted(),
+            status.QueueState.BACKING_OFF: queryset.backing_off(),
             status.QueueState.RUNNING: queryset.held(),
             status.QueueState.PAUSED: queryset.paused(),
             status.QueueState.READY: idle.filter(paused_at=None, due_at__lte=now),

@@ -5,45 +5,56 @@ Django's cache. Whatever could be many is bounded, and the page says so.
 """
 
 import logging
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from hashlib import sha256
+from itertools import islice
 from typing import Any
 
 from django.contrib import admin, messages
 from django.core.cache import cache
 from django.core.exceptions import PermissionDenied
-from django.db.models import Count, OuterRef, Q, Subquery, Value
-from django.db.models.functions import Coalesce, Substr
+from django.db import Error, connections
+from django.db.models.functions import Substr
 from django.http import HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import path
+from django.utils import timezone
+from django.utils.crypto import salted_hmac
 from django.utils.http import urlencode
 from django.utils.translation import gettext_lazy as _
 
-from .. import statistics, status
 from ..backends import backend_for
-from ..declaration import by_scope
 from ..models import Job, Queue, Scope
-from ..status import span, visible
-from ..verbs import on_job, on_queue, serving, tried
-from .base import MOST_AT_ONCE, ReadOnlyAdmin, paused
+from ..monitoring import health, statistics, status
+from ..monitoring.status import span
+from ..registry import by_scope
+from ..text import brief, visible
+from ..times import local_time
+from ..verbs import on_everything, on_queue, serving
+from .base import MOST_AT_ONCE, ReadOnlyAdmin, paused, words
 from .charts import Line, chart
-from .lists import address, default_database, link_to, list_address
+from .lists import ScopeFilter, address, default_database, link_to, list_address
 
 logger = logging.getLogger(__name__)
 
 KEPT = 5  # seconds that what was read is shown to others
 EVERY = 10  # seconds between two looks of an open page
 MOST_COUNTED = 10_000  # jobs counted
-MOST_GROUPED = 2_000  # blocked queues whose errors are read
+MOST_WRONG = 20  # lines of what is wrong
 MOST_GROUPS = 20
 MOST_WORKERS = 50  # workers with a job shown of one node
 EXAMPLES = 3
 CHARTED = timedelta(hours=3)
+EVERYWHERE = {
+    "pause": "start nothing new in any scope of this database, those to come included; what runs finishes",
+    "resume": "serve all scopes again, at once; scopes and queues that are paused themselves stay so",
+}
+STATES = {"halted": "halted", "blocked": "blocked", "late": "ready", "problem": "problem", "paused": "paused"}
 
 
 @admin.register(Scope)
@@ -75,9 +86,11 @@ class ScopeAdmin(ReadOnlyAdmin):
 
     def _chosen(self, rows, object_ids):
         found = []
-        for name in object_ids:
-            if name in by_scope():
-                alias = by_scope()[name].database()
+        for object_id in object_ids:
+            alias, _colon, name = object_id.rpartition(":")
+            if object_id in by_scope():
+                alias, name = by_scope()[object_id].database(), object_id
+            if name in by_scope() or (name == Scope.EVERYTHING and alias in status.databases()):
                 row = rows.using(alias).filter(name=name).first() or Scope(name=name)
                 row._state.db = alias
                 found.append(row)
@@ -89,6 +102,8 @@ class ScopeAdmin(ReadOnlyAdmin):
 
     def act(self, verb, row, *, by, reason, **more):
         forget(row._state.db)
+        if row.name == Scope.EVERYTHING:
+            return on_everything(verb, row._state.db, by=by, reason=reason)
         return on_queue(verb, serving(row.name, row._state.db, "The queues"), None, by=by, reason=reason)
 
     def applies(self, verb, row):
@@ -96,6 +111,12 @@ class ScopeAdmin(ReadOnlyAdmin):
 
     def _named(self, number):
         return "scope" if number == 1 else "scopes"
+
+    def _title(self, verb, rows):
+        return f"{words(verb)} everything" if rows[0].name == Scope.EVERYTHING else super()._title(verb, rows)
+
+    def _does(self, verb, rows):
+        return EVERYWHERE[verb] if rows[0].name == Scope.EVERYTHING else super()._does(verb, rows)
 
     def change_view(self, request, object_id, form_url="", extra_context=None):
         if not self.has_view_permission(request):
@@ -154,9 +175,15 @@ class ScopeAdmin(ReadOnlyAdmin):
     def _sight(self, request, alias):
         """Return what was read for everybody, with the links that this person may follow."""
         sight = kept(alias)
+        sight["as_of"] = local_time(sight["at"])  # in this person's time zone
         may = {verb: self.may(request, verb) for verb in ("pause", "resume", "retry_group")}
-        queues = list_address_or_none(self.admin_site, Queue)
+        queues, jobs = (list_address_or_none(self.admin_site, model) for model in (Queue, Job))
         database = {} if alias == default_database() else {"database": alias}
+        for line in sight["wrong"]["lines"]:
+            line["address"] = self._place(line, database, queues, jobs)
+        verb = "resume" if sight.get("all_paused") else "pause"
+        if "totals" in sight and may[verb]:
+            sight["verb_of_all"] = (verb, address(self.admin_site, _of(alias, Scope(name=Scope.EVERYTHING)), verb))
         for scope in sight["scopes"]:
             row = Scope(name=scope["name"])
             verb = "resume" if scope["paused"] else "pause"
@@ -167,7 +194,11 @@ class ScopeAdmin(ReadOnlyAdmin):
             url = list_address(self.admin_site, Scope, "retry_group")
             group["retry_address"] = f"{url}?{filters}" if may["retry_group"] else None
             group["examples"] = [
-                link_to(self.admin_site, _queue(alias, queue_id), visible(name)) for queue_id, name in group["examples"]
+                (
+                    queues and f"{queues}?{urlencode({**database, 'scope': scope, 'q': queue})}",
+                    visible(f"{scope}/{queue}"),
+                )
+                for scope, queue in group["examples"]
             ]
         for node in sight["nodes"]:
             for worker in node["workers"]:
@@ -177,6 +208,15 @@ class ScopeAdmin(ReadOnlyAdmin):
         sight["blocked_address"] = queues and f"{queues}?{urlencode({**database, 'state': 'blocked'})}"
         return sight
 
+    def _place(self, line, database, queues, jobs):
+        """Return where more is to be seen about what is wrong."""
+        scope = {"scope": line["scope"]} if line["scope"] in by_scope() else {"scope": ScopeFilter.UNKNOWN}
+        if line["problem"] in STATES and queues:
+            return f"{queues}?{urlencode({**database, **scope, 'state': STATES[line['problem']]})}"
+        if line["scope"] and jobs:
+            return f"{jobs}?{urlencode({**database, **scope, 'state': 'unfinished'})}"
+        return "#nodes-heading"
+
     # Retry all heads of a group
 
     def retry_group_view(self, request):
@@ -184,8 +224,8 @@ class ScopeAdmin(ReadOnlyAdmin):
         if not self.may(request, "retry_group"):
             raise PermissionDenied
         alias, group_id = self._database(request), request.GET.get("group", "")
-        blocked, _is_all = blocked_queues(alias)
-        group = {group.id: group for group in grouped(blocked)}.get(group_id)
+        errors = health.look(alias, [], in_depth=False).errors
+        group = {group.id: group for group in grouped(errors)}.get(group_id)
         if group is None:
             self.message_user(request, "No queue is blocked by that error any more.", messages.WARNING)
             return HttpResponseRedirect(self._address(alias))
@@ -218,25 +258,24 @@ class ScopeAdmin(ReadOnlyAdmin):
     def _heads(self, alias, group):
         """Return the jobs of the group that wait for a person or their time, first in order first."""
         now = backend_for(alias).now()
-        jobs = Job.objects.using(alias).unfinished().filter(pk__in=group.jobs).defer("params", "errors", "result")
-        waits = Q(state=Job.State.HALTED) | Q(next_attempt_at__gt=now)
-        return list(jobs.filter(waits, attempted_at__isnull=False).in_order()[:MOST_AT_ONCE])
+        current = Queue.objects.using(alias).blocked().values("current_job")
+        heads = Job.objects.using(alias).unfinished().filter(pk__in=current, scope__in=group.scopes)
+        jobs = heads.kept_from_running(now).in_order()
+        errors = jobs.values_list("pk", Substr("error", 1, health.ERROR_READ)).iterator()
+        ids = islice((pk for pk, error in errors if fingerprint(error) == group.text), MOST_AT_ONCE)
+        return list(jobs.filter(pk__in=list(ids)).defer("params", "errors", "result"))
 
     def _retry_heads(self, request, alias, heads, reason):
-        results = [tried(partial(self._retry_and_log, request, head, reason)) for head in heads]
-        refused = [result["message"] for result in results if not result["ok"]]
-        for text in refused[:10]:
+        results: dict[str, dict[str, Any]] = {}
+        for scope in sorted({head.scope for head in heads}):
+            pairs = [(head, head) for head in heads if head.scope == scope]
+            results |= self.decide_scope(request, "retry", alias, scope, pairs, reason)
+        refused = dict.fromkeys(result["message"] for result in results.values() if not result["ok"])
+        for text in [*refused][:10]:
             self.message_user(request, visible(text), messages.ERROR)
-        level = messages.WARNING if refused else messages.SUCCESS
-        text = f"Retried: {len(heads) - len(refused)}; refused: {len(refused)}."
-        self.message_user(request, text, level)
-
-    def _retry_and_log(self, request, head, reason):
-        def act(by):
-            queuetopia = serving(head.scope, head._state.db, f"Job {head.pk}")
-            return on_job("retry", queuetopia, head.pk, by=by, reason=reason)
-
-        return self.logged(request, "retry", head, reason, act)
+        done = sum(result["ok"] for result in results.values())
+        level = messages.SUCCESS if done == len(heads) else messages.WARNING
+        self.message_user(request, f"Retried: {done}; refused: {len(heads) - done}.", level)
 
 
 def kept(alias) -> dict[str, Any]:
@@ -244,21 +283,26 @@ def kept(alias) -> dict[str, Any]:
     try:
         sight: Any = cache.get_or_set(_key(alias), partial(look, alias), KEPT)
     except Exception as exc:  # the page is for bad days: a cache that is down must not take it along
-        logger.warning("cache failed alias=%s error=%r", alias, str(exc))
+        logger.warning("cache failed alias=%s error=%r", alias, brief(exc))
         return look(alias)
     return sight
 
 
 def forget(alias) -> None:
-    """Let the next page look anew, because somebody has decided something."""
+    """Discard the cached page after a decision."""
     try:
         cache.delete(_key(alias))
     except Exception as exc:
-        logger.warning("cache failed alias=%s error=%r", alias, str(exc))
+        logger.warning("cache failed alias=%s error=%r", alias, brief(exc))
 
 
 def _key(alias):
-    return f"queuetopia:overview:{alias}"
+    """Return a key that no other site has which shares the cache."""
+    settings = connections[alias].settings_dict
+    # A file's name may be relative to the site's folder.
+    database = [os.path.abspath(settings["NAME"]), *(settings[name] for name in ("HOST", "PORT", "USER", "OPTIONS"))]
+    about = repr([alias, *database, Job._meta.db_table, sorted(by_scope())])
+    return f"queuetopia:overview:{salted_hmac('queuetopia.overview', about, algorithm='sha256').hexdigest()}"
 
 
 def list_address_or_none(site, model):
@@ -267,10 +311,6 @@ def list_address_or_none(site, model):
 
 def address_or_none(site, row):
     return address(site, row) if site.is_registered(type(row)) else ""
-
-
-def _queue(alias, queue_id):
-    return _of(alias, Queue(pk=queue_id))
 
 
 def _job(alias, job_id):
@@ -286,72 +326,71 @@ def _of(alias, row):
 
 
 def look(alias: str) -> dict[str, Any]:
-    """Return how the scopes of a database do: texts and numbers, the same for whoever may see them."""
-    nodes, now = status.node_rows(alias)
-    blocked, is_all = blocked_queues(alias)
-    groups = grouped(blocked)
-    scopes = _scopes(alias)
+    """Return how the scopes of a database do: texts and numbers, the same for each user."""
+    known = sorted(scope for scope, queuetopia in by_scope().items() if queuetopia.database() == alias)
+    try:
+        return _looked(alias, known)
+    except Error as exc:  # the page itself may come from another database
+        lines = [health.unusable(alias, exc)]
+        return {"at": timezone.now(), "wrong": _wrong(lines), "scopes": [], "nodes": [], "groups": [], "charts": []}
+
+
+def _looked(alias, known):
+    seen = health.look(alias, known, in_depth=False)
+    lines = health.judge(seen, known, is_all=bool(set(seen.counts) - set(known)))
+    groups = grouped(seen.errors)
+    scopes = [_scope_shown(seen, name, known) for name in sorted({*known, *seen.counts})]
+    totals = _totals(alias, scopes)
     return {
-        "at": now,
-        "charts": _charts(alias, [scope["name"] for scope in scopes], now),
-        "totals": _totals(alias, scopes, now),
+        "at": seen.now,
+        "wrong": _wrong(lines),
+        "charts": _charts(alias, [scope["name"] for scope in scopes], seen.now),
+        "totals": totals,
+        "all_paused": paused(seen.pauses.get(Scope.EVERYTHING)),
         "scopes": scopes,
-        "nodes": [_node_shown(node) for node in status.nodes_of(alias, nodes, now)],
+        "nodes": [_node_shown(node) for node in status.nodes_of(alias, seen.nodes, seen.now)],
         "groups": [
             {
                 "id": group.id,
                 "text": visible(group.text),
                 "number": group.number,
                 "scopes": ", ".join(sorted(map(visible, group.scopes))),
-                "since": span((now - group.since).total_seconds()) if group.since else "",
+                "since": span((seen.now - group.since).total_seconds()) if group.since else "",
                 "examples": group.examples,
             }
             for group in groups[:MOST_GROUPS]
         ],
         "more_groups": max(0, len(groups) - MOST_GROUPS),
-        "grouped": None if is_all else len(blocked),
+        "not_grouped": max(0, totals["halted"] + totals["backing_off"] - sum(group.number for group in groups)),
     }
 
 
-def _scopes(alias):
-    """Return the numbers of queues of each scope that this code knows here, and of those that have a row."""
-    blocked = Q(current_job__isnull=False, held_by=None)
-    counts = (
-        Queue.objects.using(alias)
-        .order_by()
-        # An expression: with the plain column two databases go through the index of names, one row after the other.
-        .values(of=Coalesce("scope", Value("")))
-        .annotate(
-            running=Count("id", filter=Q(held_by__isnull=False)),
-            halted=Count("id", filter=blocked & Q(due_at=None)),
-            backing_off=Count("id", filter=blocked & Q(due_at__isnull=False)),
-            paused_queues=Count("id", filter=Q(paused_at__isnull=False)),
-            queues=Count("id"),
-        )
-    )
-    found = {row["of"]: row for row in counts}
-    pauses = {scope.name: paused(scope) for scope in Scope.objects.using(alias).filter(paused_at__isnull=False)}
-    known = {scope for scope, queuetopia in by_scope().items() if queuetopia.database() == alias}
+def _wrong(lines):
+    """Return what is wrong, as many lines as a person reads."""
+    shown = [{"problem": line["problem"], "scope": line["scope"], "text": visible(line["message"])} for line in lines]
+    return {"lines": shown[:MOST_WRONG], "number": len(shown), "more": max(0, len(shown) - MOST_WRONG)}
+
+
+def _scope_shown(seen, name, known):
     nothing = dict.fromkeys(("running", "halted", "backing_off", "paused_queues", "queues"), 0)
-    return [
-        {
-            **found.get(name, nothing),
-            "name": name,
-            "shown": visible(name),
-            "known": name in known,
-            "paused": pauses.get(name, ""),
-        }
-        for name in sorted(known | set(found))
-    ]
+    return {
+        **nothing,
+        **seen.counts.get(name, {}),
+        "name": name,
+        "shown": visible(name),
+        "known": name in known,
+        "paused": paused(seen.pauses.get(name)),
+    }
 
 
-def _totals(alias, scopes, now):
+def _totals(alias, scopes):
     unfinished = Job.objects.using(alias).unfinished().order_by()
     number = unfinished[: MOST_COUNTED + 1].count()
     names = ("running", "halted", "backing_off", "paused_queues", "queues")
     return {
         "jobs": f"more than {MOST_COUNTED:,}" if number > MOST_COUNTED else f"{number:,}",
         **{name: sum(scope[name] for scope in scopes) for name in names},
+        "paused_scopes": sum(bool(scope["paused"]) for scope in scopes),
     }
 
 
@@ -404,6 +443,9 @@ def _charts(alias, scopes, now):
 def _node_shown(node):
     """Return a node with at most some of its workers, busy ones first, as texts."""
     busy = [worker for worker in node["workers"] if worker["jobs"]]
+    number = sum(worker["pid"] is not None for worker in node["workers"])
+    # Jobs that began since the last heartbeat are listed under no worker.
+    occupied = sum(1 if worker["pid"] is not None else len(worker["jobs"]) for worker in busy)
     return {
         "node": visible(node["node"]),
         "alive": node["alive"],
@@ -411,8 +453,8 @@ def _node_shown(node):
         "age": span(node["age"]),
         "scopes": ", ".join(map(visible, node["scopes"])),
         "held": node["held"],
-        "number": sum(worker["pid"] is not None for worker in node["workers"]),
-        "busy": sum(worker["pid"] is not None for worker in busy),
+        "number": number,
+        "busy": min(occupied, number),
         "more": max(0, len(busy) - MOST_WORKERS),
         "workers": [
             {
@@ -434,18 +476,6 @@ def _node_shown(node):
 # Errors by what they have in common
 
 
-def blocked_queues(alias: str) -> tuple[list[dict[str, Any]], bool]:
-    """Return up to MOST_GROUPED blocked queues with their heads' errors, and whether these are all."""
-    heads = Job.objects.using(alias).filter(pk=OuterRef("current_job"))
-    rows = Queue.objects.using(alias).blocked().values("id", "scope", "name", "current_job").order_by()
-    rows = rows.annotate(
-        error=Subquery(heads.annotate(first=Substr("error", 1, 300)).values("first")),
-        since=Subquery(heads.values("failed_at")),
-    )
-    found = list(rows[: MOST_GROUPED + 1])
-    return found[:MOST_GROUPED], len(found) <= MOST_GROUPED
-
-
 @dataclass
 class Group:
     """Blocked queues whose heads failed with the same error, but for numbers and ids."""
@@ -453,30 +483,30 @@ class Group:
     text: str
     number: int = 0
     scopes: set[str] = field(default_factory=set)
-    jobs: list[int] = field(default_factory=list)
-    examples: list[tuple[int, str]] = field(default_factory=list)
+    examples: list[tuple[str, str]] = field(default_factory=list)  # scope and queue
     since: Any = None
 
     @property
     def id(self):
         return sha256(self.text.encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
-    def add(self, queue):
-        self.number += 1
-        self.scopes.add(queue["scope"])
-        self.jobs.append(queue["current_job"])
-        if len(self.examples) < EXAMPLES:
-            self.examples.append((queue["id"], f"{queue['scope']}/{queue['name']}"))
-        if queue["since"] is not None and (self.since is None or queue["since"] < self.since):
-            self.since = queue["since"]
+    def add(self, row):
+        """Add the queues of one scope whose heads have the very same error."""
+        self.number += row["number"]
+        self.scopes.add(row["scope"])
+        for queue in dict.fromkeys((row["one"], row["other"])):
+            if len(self.examples) < EXAMPLES:
+                self.examples.append((row["scope"], queue))
+        if row["since"] is not None and (self.since is None or row["since"] < self.since):
+            self.since = row["since"]
 
 
-def grouped(blocked: Iterable[dict[str, Any]]) -> list[Group]:
-    """Return blocked queues by their errors, the most frequent one first."""
+def grouped(errors: Iterable[dict[str, Any]]) -> list[Group]:
+    """Return the errors that block queues, as ``health.look`` read them, the most frequent one first."""
     groups: dict[str, Group] = {}
-    for queue in blocked:
-        text = fingerprint(queue["error"] or "")
-        groups.setdefault(text, Group(text)).add(queue)
+    for row in errors:
+        text = fingerprint(row["text"] or "")
+        groups.setdefault(text, Group(text)).add(row)
     return sorted(groups.values(), key=lambda group: (-group.number, group.text))
 
 

@@ -2,7 +2,7 @@
 
 from django.contrib import admin
 from django.core.exceptions import PermissionDenied
-from django.db.models import Case, Count, OuterRef, Q, Subquery, When
+from django.db.models import Case, Count, OuterRef, Subquery, When
 from django.db.models.functions import Coalesce
 from django.http import JsonResponse
 from django.urls import path
@@ -11,9 +11,10 @@ from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 
 from ..exceptions import Refused
-from ..explain import Seen, explain_queue
-from ..models import Job, JobEvent, Queue, Scope
-from ..status import QueueState, job_state, queue_state, span, visible
+from ..models import Job, JobEvent, Queue, QueueIs, Scope
+from ..monitoring.explain import Seen, explain_queue
+from ..monitoring.status import QueueState, job_state, queue_state, span
+from ..text import visible
 from ..verbs import on_job, on_queue, serving
 from .base import (
     MOST_EVENTS,
@@ -37,9 +38,8 @@ MOST_COMPLETED = 20  # names offered for the beginning of one
 def blocked_first() -> Case:
     """Return what queues are ordered by: halted ones, those that back off or have a problem, all others."""
     return Case(
-        When(current_job__isnull=False, held_by=None, due_at=None, then=0),
-        When(current_job__isnull=False, held_by=None, then=1),
-        When(~Q(problem=""), then=1),
+        When(QueueIs.HALTED, then=0),
+        When(QueueIs.BLOCKED | QueueIs.WITH_A_PROBLEM, then=1),
         default=2,
     )
 
@@ -54,6 +54,7 @@ class QueueAdmin(ReadOnlyAdmin):
         "retry_head": "make the next attempt of the jobs that block these queues now",
         "skip_head": "give the jobs up that block these queues; the queues go on",
     }
+    verbs_of_many = {"retry_head": "retry", "skip_head": "skip"}
     order_of_verbs = ("scope", "name")
     actions = ["pause", "resume", "retry_head", "skip_head"]
 
@@ -105,11 +106,21 @@ class QueueAdmin(ReadOnlyAdmin):
         queuetopia = serving(row.scope, row._state.db, f"Queue {row.name}")
         if not verb.endswith("_head"):
             return on_queue(verb, queuetopia, row.name, by=by, reason=reason)
-        if row.current_job is None:
-            raise Refused(f"Queue {row.name} of {row.scope} is not blocked.")
-        if row.seen not in (None, self.seen_of(row)):
-            raise Refused(f"Queue {row.name} of {row.scope} is held by another job now, {row.current_job}: look at it.")
+        if why := self.refusal(verb, row):
+            raise Refused(why[1])
         return on_job(verb.removesuffix("_head"), queuetopia, row.current_job, by=by, reason=reason)
+
+    def refusal(self, verb, row):
+        if row.current_job is None:
+            return "not blocked", f"Queue {row.name} of {row.scope} is not blocked."
+        if row.seen not in (None, self.seen_of(row)):
+            return "held by another job", f"{row} is held by another job now, {row.current_job}: look at it."
+        return None
+
+    def jobs_of(self, rows, alias):
+        light = Job.objects.using(alias).defer("params", "errors", "result")
+        heads = light.in_bulk([row.current_job for row in rows])
+        return {row.pk: heads[row.current_job] for row in rows if row.current_job in heads}
 
     def seen_of(self, row):
         return str(row.current_job)
@@ -199,7 +210,8 @@ class QueueAdmin(ReadOnlyAdmin):
 
     @admin.display(description=_("paused"))
     def pause_now(self, queue):
-        whole = f"the whole scope {paused(queue.scope_seen)}" if queue.scope_seen.paused_at else ""
+        what = "everything" if queue.scope_seen.name == Scope.EVERYTHING else "the whole scope"
+        whole = f"{what} {paused(queue.scope_seen)}" if queue.scope_seen.paused_at else ""
         return "; ".join(text for text in (paused(queue), whole) if text) or NOTHING
 
     @admin.display(description=_("fence"))
@@ -252,7 +264,7 @@ def _lines_of(rows, alias):
             **pause_of_scope(alias),
         )
     )
-    found = found.annotate(  # nobody waits for the count of a very long line
+    found = found.annotate(  # the count of a very long line takes too long
         depth=Case(When(beyond__isnull=False, then=None), default=Coalesce(Subquery(counted), 0))
     )
     return {row.pk: row for row in found.only("pk", "scope")}

@@ -2,7 +2,9 @@
 
 from datetime import UTC, datetime
 
-from django.db import models
+from django.db import migrations, models
+
+from ..times import refuse_wrong
 
 # The times there are, with room for time zones at both ends.
 EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 1, 2, tzinfo=UTC)
@@ -11,12 +13,17 @@ EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 1, 2, tzinfo
 class DatabaseNow(models.Func):
     """The database's clock when the *statement* began, in UTC.
 
-    Django's own Now() is the session's local time on MySQL, whatever time zone that is.
+    Django's own Now() is the session's local time on MySQL, whatever time zone that is. Raises TimesRefused where
+    Django would read another time than it writes: in a migration too.
     """
 
     template = "STATEMENT_TIMESTAMP()"
     output_field = models.DateTimeField()
     allowed_default = True
+
+    def as_sql(self, compiler, connection, **context):  # type: ignore[override]
+        refuse_wrong(connection)
+        return super().as_sql(compiler, connection, **context)
 
     def as_mysql(self, compiler, connection, **context):
         return self.as_sql(compiler, connection, template="UTC_TIMESTAMP(6)", **context)
@@ -44,7 +51,7 @@ def database_now(connection):
 def are_times(*columns) -> models.Q:
     """Return the condition that columns hold times as Python knows them, or NULL.
 
-    PostgreSQL also has 'infinity', and years before 1 and after 9999: whoever reads one of these gets an error, and
+    PostgreSQL also has 'infinity', and years before 1 and after 9999: reading one of these raises an error, and
     with it everybody whose rows are read together with it.
     """
     is_time = (models.Q(**{f"{column}__gte": EARLIEST, f"{column}__lt": LATEST}) for column in columns)
@@ -65,6 +72,35 @@ class ExactCharField(models.CharField):
         return f"varchar({self.max_length}) CHARACTER SET utf8mb4 COLLATE {collation}"
 
 
+class WideCharField(models.CharField):
+    """Text of people or programs: any character can be stored, whatever the database's own character set is."""
+
+    def db_type(self, connection):
+        return _wide(super().db_type(connection), connection)
+
+
+class WideTextField(models.TextField):
+    """Longer text of people or programs."""
+
+    def db_type(self, connection):
+        return _wide(super().db_type(connection), connection)
+
+
+def _wide(column, connection):
+    return f"{column} CHARACTER SET utf8mb4" if connection.vendor == "mysql" else column
+
+
+class AlterOnMySQL(migrations.AlterField):
+    """Alters a column where its type has changed: elsewhere SQLite would write the whole table anew for nothing."""
+
+    def database_forwards(self, app_label, schema_editor, from_state, to_state):
+        if schema_editor.connection.vendor == "mysql":
+            super().database_forwards(app_label, schema_editor, from_state, to_state)
+
+    def database_backwards(self, app_label, schema_editor, from_state, to_state):
+        """Leave the column as it is: it may have text by now that the old one could not take."""
+
+
 class PartialIndex(models.Index):
     """An index over the rows where ``condition`` holds.
 
@@ -72,15 +108,16 @@ class PartialIndex(models.Index):
     """
 
     def __init__(self, *, fields, condition, fallback, name):
-        self.fallback = fallback
-        super().__init__(fields=fields, name=name, condition=condition)
+        self.fallback, self.partial = fallback, condition
+        super().__init__(fields=fields, name=name)  # Django warns where the condition of an index has no effect
 
     def create_sql(self, model, schema_editor, using="", **kwargs):
         if schema_editor.connection.features.supports_partial_indexes:
-            return super().create_sql(model, schema_editor, using=using, **kwargs)
+            partial = models.Index(fields=self.fields, name=self.name, condition=self.partial)
+            return partial.create_sql(model, schema_editor, using=using, **kwargs)
         whole = models.Index(fields=self.fallback, name=self.name)
         return whole.create_sql(model, schema_editor, using=using, **kwargs)
 
     def deconstruct(self):
         path, args, kwargs = super().deconstruct()
-        return path, args, {**kwargs, "fallback": self.fallback}
+        return path, args, {**kwargs, "condition": self.partial, "fallback": self.fallback}

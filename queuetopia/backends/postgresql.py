@@ -13,63 +13,87 @@ Why the claim has this shape (each line was a bug somewhere):
 - The UPDATE that marks a head repeats the conditions on the row (``held_by``, ``rev``): if a person's verb committed
   after our snapshot, PostgreSQL re-reads the row and the mark does not happen. A pause raises ``rev``, too.
 - ``unnest`` + LATERAL per scope: each scope is one range of the index (scope, due_at), so that 100,000 due queues of
-  a scope nobody here serves are never looked at. CTEs have no statistics: columns are carried through instead of
+  a scope that is not served here are never read. CTEs have no statistics: columns are carried through instead of
   joining a CTE back (a 200 x 200 join of two of them halved the rate).
 - What is looked up by its id is not asked in the same place for what a partial index is made of, a queue for
   ``paused_at IS NULL``, a job for ``done_at IS NULL`` (which its state implies). It would let the planner, while the
   tables are small, read all of that index for each row instead of one entry of the primary key, and keep that plan.
 
-Locks are 64-bit numbers of a namespace (which tables) and the queue row's id, so that nothing collides.
+Locks are 64-bit numbers of a namespace (which tables: a database may hold several installs, each in a schema of its
+own) and the queue row's id, so that nothing collides. Notifications carry the same namespace.
 """
 
 import binascii
 import logging
 
-from django.db import DatabaseError, OperationalError, connections
+from django.apps import apps
+from django.db import DatabaseError, OperationalError, connections, transaction
 
 from ..attempts import Claim
 from ..channel import uptime
-from ..conf import MOST_ATTEMPTS
+from ..conf import JOB_OPTIONS, MOST_ATTEMPTS
 from ..exceptions import SessionLost, SessionRefused
 from ..models import Job, Queue, Scope
 from ..params import as_text
-from . import base
+from ..text import brief
+from . import base, values
 
 logger = logging.getLogger(__name__)
 
 CHANNEL = "queuetopia"
 FOLLOWERS = "queuetopia_followers"  # what nodes tell to who follows; a channel of its own, or it would wake nodes
 FOLLOW = "follow"  # the payload, on CHANNEL, of who wants to be told
+_SWEEP = "sweep "  # the payload, on CHANNEL, of a creator that could not wake its queues
 FOLLOWED = 15.0  # seconds for which a node believes that
 
 JOB, QUEUE, SCOPE = (f'"{model._meta.db_table}"' for model in (Job, Queue, Scope))
+# Which of the tables of this name: that of the schema which the session's search_path leads to.
+OURS = f"'{QUEUE}'::regclass::oid"
 
-_JOB_COLUMNS = (
-    "id, action, params, scheduled_at, timeout, max_backoff, max_attempts, on_exhausted, attempted_at, failed_at, "
-    "attempts, state, next_attempt_at"
+# What a claim carries, in its own order, of a queue that has just been marked: its row, and what was read of its head.
+_JOB_COLUMNS = ", ".join(["params", *values.HEAD_COLUMNS])
+_HEAD_OF_CLAIM = ", ".join(["h.id AS jid", "h.params", *(f"h.{name}" for name in values.HEAD_COLUMNS if name != "id")])
+_CLAIM = ", ".join(
+    {
+        "job_id": "jid",
+        "queue_id": "id",
+        "queue": "name",
+        "params": "params::text",
+        "scheduled_at": "scheduled_at::text",
+        "attempted": "attempted_at IS NOT NULL",
+        "failed_at": "failed_at::text",
+    }.get(name, name)
+    for name in Claim._fields
 )
 
 # Django's own INSERT takes twice as long, most of it in Python.
+_GIVEN = ("scope", "queue", "action", "params", *JOB_OPTIONS, "scheduled_at")
+_ARRAYS = {"FloatField": "float", "PositiveIntegerField": "int", "DateTimeField": "timestamptz"}
+_GIVEN_ARRAYS = ", ".join(
+    f"%s::{_ARRAYS.get(Job._meta.get_field(name).get_internal_type(), 'text')}[]" for name in _GIVEN
+)
+_INSERT = f"INSERT INTO {JOB} ({', '.join(_GIVEN)}, state, attempts, attempted_by, error, errors)"
+_NEW = "coalesce({}, statement_timestamp()), 'pending', 0, '', '', '[]'"
 _INSERT_ONE = f"""
-    INSERT INTO {JOB} (scope, queue, action, params, timeout, max_backoff, max_attempts, on_exhausted, scheduled_at,
-                       state, attempts, attempted_by, error, errors)
-    VALUES (%s, %s, %s, %s, %s, %s, %s, %s, coalesce(%s, statement_timestamp()), 'pending', 0, '', '', '[]')
+    {_INSERT} VALUES ({"%s, " * (len(_GIVEN) - 1)} {_NEW.format("%s")})
     RETURNING id, scheduled_at
-"""  # noqa: S608
+"""
 _INSERT_MANY = f"""
-    INSERT INTO {JOB} (scope, queue, action, params, timeout, max_backoff, max_attempts, on_exhausted, scheduled_at,
-                       state, attempts, attempted_by, error, errors)
-    SELECT scope, queue, action, params::jsonb, timeout, max_backoff, max_attempts, on_exhausted,
-           coalesce(scheduled_at, statement_timestamp()), 'pending', 0, '', '', '[]'
-    FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::float[], %s::float[], %s::int[], %s::text[],
-                %s::timestamptz[]) WITH ORDINALITY
-         AS j (scope, queue, action, params, timeout, max_backoff, max_attempts, on_exhausted, scheduled_at, place)
+    {_INSERT}
+    SELECT scope, queue, action, params::jsonb, {", ".join(JOB_OPTIONS)}, {_NEW.format("scheduled_at")}
+    FROM unnest({_GIVEN_ARRAYS}) WITH ORDINALITY AS j ({", ".join(_GIVEN)}, place)
     ORDER BY place
     RETURNING id, scheduled_at
 """  # noqa: S608
 
 # The database's clock, unless a test or ``testing.drain`` has one of its own.
 NOW = "coalesce(%(now)s, statement_timestamp())"
+
+
+def _is_paused(scope):
+    """Return the condition that this scope, or everything, is paused."""
+    return f"EXISTS (SELECT 1 FROM {SCOPE} WHERE name IN ({scope}, '{Scope.EVERYTHING}') AND paused_at IS NOT NULL)"  # noqa: S608
+
 
 _CANDIDATES = f"""
     WITH due AS MATERIALIZED (
@@ -79,7 +103,7 @@ _CANDIDATES = f"""
               AND (%(only)s::text IS NULL OR q.name = %(only)s) AND q.id <> ALL(%(passed)s)
             ORDER BY q.due_at LIMIT %(limit)s FOR NO KEY UPDATE OF q SKIP LOCKED
         ) c
-        WHERE NOT EXISTS (SELECT 1 FROM {SCOPE} p WHERE p.name = s.scope AND p.paused_at IS NOT NULL)
+        WHERE NOT {_is_paused("s.scope")}
         ORDER BY c.due_at LIMIT %(limit)s
     )
     SELECT id, pg_try_advisory_lock(%(base)s + id), set_config('synchronous_commit', 'off', true) FROM due
@@ -95,29 +119,29 @@ _HEAD = f"""
       ORDER BY scheduled_at, id LIMIT 1))
 """  # noqa: S608
 
+# One row, once: the transaction waits for the standby as the project has it.
+_DURABLY = """
+    (SELECT set_config('synchronous_commit', coalesce(%(commit)s::text, current_setting('synchronous_commit')), true)) s
+"""
+
 _START = f"""
     WITH h AS MATERIALIZED (
-        SELECT q.id AS qid, q.rev AS qrev, q.paused_at, j.* FROM {QUEUE} q CROSS JOIN LATERAL {_HEAD} j
+        SELECT q.id AS qid, q.rev AS qrev, q.paused_at, j.* FROM {_DURABLY}, {QUEUE} q CROSS JOIN LATERAL {_HEAD} j
         WHERE q.id = ANY(%(ids)s)
           AND j.state = 'pending' AND coalesce(j.next_attempt_at, j.scheduled_at) <= {NOW}
-          AND NOT EXISTS (SELECT 1 FROM {SCOPE} p WHERE p.name = q.scope AND p.paused_at IS NOT NULL)
+          AND NOT {_is_paused("q.scope")}
     ), q AS (
         UPDATE {QUEUE} q SET fence = q.fence + 1, current_job = h.id, attempt = least(h.attempts, {MOST_ATTEMPTS}) + 1,
                held_by = %(holder)s, held_since = {NOW}, stop_requested = false, problem = ''
         FROM h WHERE q.id = h.qid AND h.paused_at IS NULL AND q.rev = h.qrev AND q.held_by IS NULL
-        RETURNING q.id, q.scope, q.name, q.attempt, q.fence, q.rev, h.id AS jid, h.action, h.params, h.scheduled_at,
-                  h.timeout, h.max_backoff, h.max_attempts, h.on_exhausted, h.attempted_at, h.failed_at
+        RETURNING q.id, q.scope, q.name, q.attempt, q.fence, q.rev, {_HEAD_OF_CLAIM}
     )
-    SELECT jid, id, scope, name, action, params::text, attempt, fence, rev, scheduled_at::text, timeout, max_backoff,
-           max_attempts, on_exhausted, attempted_at IS NOT NULL, failed_at::text FROM q
+    SELECT {_CLAIM} FROM q
 """  # noqa: S608
 
-# A statement of a scheduler that waits for a row somebody has locked waits this long at most, in milliseconds: the
+# A statement of a scheduler that waits for a row of another transaction waits this long at most, in milliseconds: the
 # heartbeat of the whole node waits with it. What it wanted to write is then written row by row, passing over that one.
 _LOCK_TIMEOUT = 200
-# A web process may wait longer for the row it wakes, but not for as long as a person's transaction stays open: who
-# has locked the row looks for jobs itself after the commit.
-_WAKE_TIMEOUT = 1000
 
 # Planned once, and then index look-ups for ever: a plan made for an empty table, or without statistics, must be the
 # right one for a million rows too. (Planning was half the cost of a batch of 20 results; a sequential scan of 1,000
@@ -127,10 +151,32 @@ _PLANS = {"plan_cache_mode": "force_generic_plan", "enable_seqscan": "off", "ena
 # Each statement sees what was committed before it, and waits for a row instead of failing: whatever the default is.
 _ISOLATION = {"default_transaction_isolation": "read committed"}
 
-_PROBES = 30  # looks for a pooler: under load a session may be lent to somebody else just then, every other time
+# How a commit waits for a standby. In a session only claims and results do: a fence must not be given again, and no
+# result be lost. A heartbeat that waited for one that is away would cost what runs, and what else a node writes is
+# found out again after a failover.
+_REMOTE = {"on", "remote_write", "remote_apply"}
+
+_PROBES = 100  # looks for a pooler: under load a session may be lent to another client just then, every other time
 
 _CONFLICTS = {"40P01", "40001"}  # deadlock_detected, serialization_failure
 _BUSY = _CONFLICTS | {"55P03"}  # lock_not_available
+# Classes: insufficient resources, operator intervention (a cancelled statement), read-only transaction.
+_OF_THE_MOMENT = {"25", "53", "57"}
+_FULL = "53200"  # out of shared memory
+_SHARE = 0.25  # of the server's lock table that one node may use at most
+_FEWEST_HELD = 10
+_GIVE_BACK = """
+    SELECT pg_advisory_unlock(l.key) FROM (
+        SELECT (classid::bigint << 32) | objid::bigint AS key FROM pg_locks
+        WHERE locktype = 'advisory' AND objsubid = 1 AND pid = pg_backend_pid()
+    ) l WHERE l.key <> ALL(%(held)s)
+"""
+_UNIQUE = "23505"
+_SEQUENCE = """
+    SELECT s FROM pg_get_serial_sequence(%(table)s, 'id') s WHERE s IS NOT NULL AND has_sequence_privilege(s, 'SELECT')
+"""
+_IS_BEHIND = "SELECT last_value + is_called::int <= (SELECT coalesce(max(id), 0) FROM {table}) FROM {sequence}"
+_RAISED = "P0"  # the class of RAISE EXCEPTION
 
 # Results of a batch from which on it pays to do something else meanwhile: pipeline mode costs half a millisecond.
 _WORTH_A_PIPELINE = 10
@@ -140,14 +186,15 @@ _WORTH_A_PIPELINE = 10
 # the answer and recorded one by one.
 _FINISH = f"""
     WITH f AS MATERIALIZED (
-        SELECT * FROM unnest(%(jobs)s::bigint[], %(queues)s::bigint[], %(fences)s::bigint[], %(revs)s::bigint[],
+        SELECT f.* FROM {_DURABLY},
+                      unnest(%(jobs)s::bigint[], %(queues)s::bigint[], %(fences)s::bigint[], %(revs)s::bigint[],
                              %(attempts)s::int[], %(results)s::text[], %(keeps)s::bool[])
                       AS f (fid, qid, ffence, frev, fattempt, fresult, keep)
     ), p AS MATERIALIZED (
         SELECT name FROM {SCOPE} WHERE paused_at IS NOT NULL
     ), h AS MATERIALIZED (
         SELECT f.*, j.*, f.keep AND j.scheduled_at <= {NOW} AND j.state = 'pending'
-                         AND NOT EXISTS (SELECT 1 FROM p WHERE p.name = q.scope) AS go
+                         AND NOT EXISTS (SELECT 1 FROM p WHERE p.name IN (q.scope, '{Scope.EVERYTHING}')) AS go
         FROM f JOIN {QUEUE} q ON q.id = f.qid LEFT JOIN LATERAL (
             SELECT {_JOB_COLUMNS} FROM {JOB}
             WHERE scope = q.scope AND queue = q.name AND done_at IS NULL AND id <> f.fid
@@ -164,18 +211,18 @@ _FINISH = f"""
         FROM h WHERE q.id = h.qid AND q.fence = h.ffence AND q.rev = h.frev AND q.current_job = h.fid
                  AND q.held_by IS NOT NULL AND NOT q.stop_requested
         RETURNING h.fid, h.fattempt, h.fresult, h.go, q.due_at <= {NOW} AS due, q.id, q.scope, q.name, q.attempt,
-                  q.fence, q.rev, h.id AS jid, h.action, h.params, h.scheduled_at, h.timeout, h.max_backoff,
-                  h.max_attempts, h.on_exhausted, h.attempted_at, h.failed_at
+                  q.fence, q.rev, {_HEAD_OF_CLAIM}
     ), d AS (
         UPDATE {JOB} j SET state = 'done', attempts = q.fattempt, attempted_at = {NOW}, attempted_by = %(node)s,
-               next_attempt_at = NULL, done_at = {NOW}, result = q.fresult::jsonb
+               next_attempt_at = NULL, done_at = {NOW}, result = q.fresult::jsonb, error = ''
         FROM q WHERE j.id = q.fid AND j.state IN ('pending', 'halted')
     )
-    SELECT fid, go, due, jid, id, scope, name, action, params::text, attempt, fence, rev, scheduled_at::text, timeout,
-           max_backoff, max_attempts, on_exhausted, attempted_at IS NOT NULL, failed_at::text FROM q
+    SELECT fid, go, due, {_CLAIM} FROM q
 """  # noqa: S608
 
-# Rows that somebody has locked are passed over, and told.
+_QUEUE_ID = 3 + Claim._fields.index("queue_id")
+
+# Rows that another transaction has locked are skipped, and returned.
 _LOOK_AGAIN = f"""
     WITH h AS MATERIALIZED (
         SELECT q.id, j.scheduled_at FROM {QUEUE} q CROSS JOIN LATERAL (
@@ -215,7 +262,7 @@ _WAKE_KNOWN = f"""
         UPDATE {QUEUE} q SET due_at = CASE WHEN q.due_at IS NULL THEN s.first ELSE s.time END FROM s
         WHERE q.scope = %(scope)s AND q.name = %(name)s
           AND q.held_by IS NULL AND q.current_job IS NULL AND (q.due_at IS NULL OR q.due_at > s.time)
-        RETURNING pg_notify(%(channel)s, '')
+        RETURNING pg_notify(%(channel)s, {OURS}::text)
     )
     SELECT EXISTS (SELECT FROM u) OR (
         SELECT q.held_by IS NOT NULL OR q.current_job IS NOT NULL OR coalesce(q.due_at <= %(time)s, false)
@@ -228,7 +275,7 @@ _WAKE_NEW = f"""
     INSERT INTO {QUEUE} AS q (scope, name, due_at) SELECT %(scope)s::text, %(name)s::text, s.first FROM s
     ON CONFLICT (scope, name) DO UPDATE SET due_at = excluded.due_at
     WHERE q.held_by IS NULL AND q.current_job IS NULL AND (q.due_at IS NULL OR q.due_at > excluded.due_at)
-    RETURNING pg_notify(%(channel)s, '')
+    RETURNING pg_notify(%(channel)s, {OURS}::text)
 """  # noqa: S608
 
 # A wake of several queues never waits for a row while it has others locked, or it would deadlock with claims and
@@ -256,25 +303,34 @@ _WAKE = f"""
         WHERE q.held_by IS NULL AND q.current_job IS NULL AND (q.due_at IS NULL OR q.due_at > excluded.due_at)
         RETURNING 1
     )
-    SELECT (SELECT pg_notify(%(channel)s, '') FROM (SELECT 1 FROM u UNION ALL SELECT 1 FROM n) x LIMIT 1),
+    SELECT (SELECT pg_notify(%(channel)s, {OURS}::text) FROM (SELECT 1 FROM u UNION ALL SELECT 1 FROM n) x LIMIT 1),
            ARRAY(SELECT place FROM m EXCEPT SELECT place FROM l)
 """  # noqa: S608
+
+_NOTIFY = f"SELECT pg_notify(%(channel)s, {OURS}::text)"
 
 _NEXT_DUE = f"""
     SELECT greatest(extract(epoch FROM min(c.due_at) - clock_timestamp()), %(overdue)s)::float, min(c.due_at)
     FROM unnest(%(scopes)s::text[]) AS s (scope) CROSS JOIN LATERAL (
         SELECT q.due_at FROM {QUEUE} q
         WHERE q.scope = s.scope AND q.due_at IS NOT NULL AND q.paused_at IS NULL AND q.held_by IS NULL
+          AND q.id <> ALL(%(refused)s)
         ORDER BY q.due_at LIMIT 1) c
-    WHERE NOT EXISTS (SELECT 1 FROM {SCOPE} p WHERE p.name = s.scope AND p.paused_at IS NOT NULL)
+    WHERE NOT {_is_paused("s.scope")}
 """  # noqa: S608
 
 
 class Backend(base.Backend):
+    notifies_as_it_wakes = True
+
     def __init__(self, alias):
         super().__init__(alias)
         self._pid: int | None = None
+        self._tables = 0  # the namespace of our locks
+        self._durably: str | None = None  # how claims and results commit in a session, as the project has it
+        self._is_sweep_wanted = False
         self._followed_until = 0.0  # uptime
+        self._full_until = 0.0  # uptime until which no locks are asked for: the server had no room for them
 
     # The session
 
@@ -297,13 +353,18 @@ class Backend(base.Backend):
     def open_session(self, lease):
         super().open_session(lease)
         with self.connection.cursor() as cursor:
-            cursor.execute("SELECT pg_is_in_recovery(), pg_backend_pid()")
-            in_recovery, self._pid = cursor.fetchone()
+            cursor.execute(f"SELECT pg_is_in_recovery(), pg_backend_pid(), to_regclass('{QUEUE}')::oid")
+            in_recovery, self._pid, tables = cursor.fetchone()
+            self._tables = tables or 0  # the statements that follow say that there are none
             if in_recovery:
                 raise SessionRefused(f"Database {self.alias!r} is a read-only standby; point it at the primary.")
             self._refuse_pooler()
             for name, value in {**_PLANS, **_ISOLATION}.items():
                 cursor.execute("SELECT set_config(%s, %s, false)", [name, value])
+            cursor.execute("SELECT current_setting('synchronous_commit')")
+            (self._durably,) = cursor.fetchone()
+            if self._durably in _REMOTE:
+                cursor.execute("SELECT set_config('synchronous_commit', 'local', false)")
             # The server itself ends a session that has been silent for too long: its locks are free then.
             cursor.execute(
                 "SELECT set_config('idle_session_timeout', %(silence)s, false),"
@@ -318,11 +379,21 @@ class Backend(base.Backend):
                 },
             )
             cursor.execute(f"LISTEN {CHANNEL}")
+            self.most_held = self._share_of_locks(cursor)
+        for table in self.behind_their_tables():
+            logger.error("ids run into rows that are there, table=%s remedy=%r", table, base.RESET_SEQUENCES)
         # A notification that arrives while some statement runs is read by the driver: no descriptor tells of it.
         self.connection.connection.add_notify_handler(self._note_notification)
 
     def is_busy(self, exc):
         return getattr(exc.__cause__, "sqlstate", None) in _BUSY
+
+    def may_pass(self, exc):
+        state = getattr(exc.__cause__, "sqlstate", None) or ""
+        return super().may_pass(exc) or state in _BUSY or state[:2] in _OF_THE_MOMENT
+
+    def is_of_the_row(self, exc):
+        return super().is_of_the_row(exc) or (getattr(exc.__cause__, "sqlstate", None) or "")[:2] == _RAISED
 
     def is_deadlock(self, exc):
         return getattr(exc.__cause__, "sqlstate", None) in _CONFLICTS
@@ -334,7 +405,45 @@ class Backend(base.Backend):
         if payload == FOLLOW:
             self._followed_until = uptime() + FOLLOWED
         else:
-            self.was_notified = True
+            self._is_sweep_wanted |= payload == f"{_SWEEP}{self._tables}"
+            self.was_notified |= payload in ("", str(self._tables))
+
+    def _share_of_locks(self, cursor) -> int:
+        """Return how many queues this session may hold: the server's table of locks is everybody's."""
+        names = ("max_locks_per_transaction", "max_connections", "max_prepared_transactions")
+        cursor.execute(f"SELECT {', '.join(f'current_setting({name!r})::bigint' for name in names)}")
+        locks, sessions, prepared = cursor.fetchone()
+        most = int(max(_FEWEST_HELD, min(base.Backend.most_held, locks * (sessions + prepared) * _SHARE)))
+        if most < base.Backend.most_held:
+            logger.warning("the server has room for few locks, queues held at once=%d alias=%s", most, self.alias)
+        return most
+
+    def _have_room(self):
+        """After a lock that found no room: give back what was taken before it, and hold fewer from now on.
+
+        The locks of a session outlive the statement that failed.
+        """
+        self.most_held, self._full_until = max(_FEWEST_HELD, self.most_held // 2), uptime() + 1.0
+        self._run(_GIVE_BACK, {"held": [*map(self.lock_key, self.held)]})
+        self.repeats.log(
+            logger, logging.ERROR, "the server's lock table is full, queues held at once=%d alias=%s remedy=%r",
+            self.most_held, self.alias, "raise max_locks_per_transaction", cause=self.alias,
+        )  # fmt: skip
+
+    def behind_their_tables(self):
+        models = (model for model in apps.get_app_config("queuetopia").get_models() if model._meta.auto_field)
+        tables = [model._meta.db_table for model in models]
+        return [table for table in tables if self._is_behind(f'"{table}"')]
+
+    def _is_behind(self, table):
+        for (sequence,) in self._run(_SEQUENCE, {"table": table}):  # none if we may not read it
+            ((is_behind,),) = self._run(_IS_BEHIND.format(table=table, sequence=sequence), {})
+            return is_behind
+        return False
+
+    def remedy(self, exc):
+        is_of_the_key = getattr(exc.__cause__, "sqlstate", None) == _UNIQUE and "_pkey" in str(exc)
+        return base.RESET_SEQUENCES if is_of_the_key else super().remedy(exc)
 
     def _refuse_pooler(self):
         """Raise SessionRefused if this connection is not one session of the server all the time.
@@ -344,7 +453,7 @@ class Backend(base.Backend):
         is taken to try it: the pooler would keep it.
         """
         if self.connection.connection.info.backend_pid == self._pid:
-            return  # what the server said when we connected: there is nobody in between
+            return  # what the server said when we connected: there is no pooler in between
         other = connections.create_connection(base.lock_alias(self.alias))
         try:
             for _ in range(_PROBES):
@@ -379,17 +488,22 @@ class Backend(base.Backend):
         news, self.was_notified = self.was_notified, False
         return news
 
+    def lock_key(self, queue_id: int) -> int:
+        """Return the advisory lock's 64-bit number: 23 bits say whose tables, 40 bits are the queue row's id."""
+        namespace = binascii.crc32(f"queuetopia:{self._tables}".encode()) & 0x7FFFFF
+        return (namespace << 40) + queue_id
+
     def try_lock(self, queue_ids):
         if not self.in_session:
             return super().try_lock(queue_ids)
         wanted = [queue_id for queue_id in queue_ids if queue_id not in self.held]  # the lock is re-entrant
         with self.connection.cursor() as cursor:
             cursor.execute(
-                "SELECT k, pg_try_advisory_lock(k) FROM unnest(%s::bigint[]) AS k", [list(map(lock_key, wanted))]
+                "SELECT k, pg_try_advisory_lock(k) FROM unnest(%s::bigint[]) AS k", [list(map(self.lock_key, wanted))]
             )
             taken = {key for key, locked in cursor.fetchall() if locked}
         return super().try_lock(
-            [queue_id for queue_id in queue_ids if queue_id in self.held or lock_key(queue_id) in taken]
+            [queue_id for queue_id in queue_ids if queue_id in self.held or self.lock_key(queue_id) in taken]
         )
 
     def unlock(self, queue_ids):
@@ -403,7 +517,8 @@ class Backend(base.Backend):
             return
         with self.connection.cursor() as cursor:
             cursor.execute(
-                "SELECT bool_and(pg_advisory_unlock(k)) FROM unnest(%s::bigint[]) AS k", [[*map(lock_key, queue_ids)]]
+                "SELECT bool_and(pg_advisory_unlock(k)) FROM unnest(%s::bigint[]) AS k",
+                [[*map(self.lock_key, queue_ids)]],
             )
             if not cursor.fetchone()[0]:
                 raise SessionLost("a queue's lock was not ours any more")
@@ -424,43 +539,54 @@ class Backend(base.Backend):
 
     # Wake-ups
 
-    def wake(self, wakes):
-        if self.in_session or len(wakes) > 1:
-            locked = [wakes[place - 1] for place in self._wake_many(wakes)]
-            if self.in_session:  # the sweep, which comes again
-                return
-        else:
-            locked = wakes
-        busy = None
-        for scope, name, due_at in locked:
-            try:
-                self._wake_one({**self._quickly(), "scope": scope, "name": name, "time": due_at})
-            except OperationalError as exc:
-                if not self.is_busy(exc):
-                    raise
-                busy = exc  # one locked row must not keep the others asleep
-        if busy:
-            raise busy
-
-    def _wake_one(self, wake):
-        ((is_awake,),) = self._run(_WAKE_KNOWN, wake)
+    def _wake_one(self, wake, until):
+        scope, name, due_at = wake
+        arguments = {**self._quickly(until), "scope": scope, "name": name, "time": due_at}
+        ((is_awake,),) = self._run_quickly(_WAKE_KNOWN, arguments)
         if not is_awake:
-            self._run(_WAKE_NEW, wake)
+            self._run_quickly(_WAKE_NEW, {**arguments, **self._quickly(until)})
 
-    def _wake_many(self, wakes) -> list[int]:
-        """Return the places (from 1) of the queues whose rows somebody has locked."""
+    def _wake_many(self, wakes, until):
         scopes, names, times = map(list, zip(*wakes, strict=True))
-        ((_, places),) = self._run(_WAKE, {**self._quickly(), "scopes": scopes, "names": names, "times": times})
-        return places
+        arguments = {**self._quickly(until), "scopes": scopes, "names": names, "times": times}
+        ((_, places),) = self._run_quickly(_WAKE, arguments)
+        return [wakes[place - 1] for place in places]
 
-    def _quickly(self):
+    def _run_quickly(self, sql, arguments):
+        """Run a wake-up that does not wait for long, for a locked table either.
+
+        A statement waits for its tables before it sets anything, so the time limit is set by one before it: in the
+        same message and transaction where the client binds parameters, since only then may a message have two.
+        """
+        timeout = "SELECT set_config('lock_timeout', %(timeout)s, true)"
+        with self.connection.cursor() as cursor:
+            if arguments["timeout"] is None or self.in_session:  # whose own limit is shorter
+                cursor.execute(sql, arguments)
+                return cursor.fetchall()
+            if hasattr(cursor.cursor, "mogrify"):
+                cursor.execute(f"{timeout}; {sql}", arguments)
+                cursor.nextset()
+                return cursor.fetchall()
+            with transaction.atomic(using=self.alias):
+                cursor.execute(timeout, arguments)
+                cursor.execute(sql, arguments)
+                return cursor.fetchall()
+
+    def _quickly(self, until):
         """Return how a wake-up is to commit and to wait; inside a transaction, that is not ours to say."""
         alone = not self.connection.in_atomic_block
-        timeout = _LOCK_TIMEOUT if self.in_session else _WAKE_TIMEOUT
+        timeout = _LOCK_TIMEOUT if self.in_session else max(1, int((until - uptime()) * 1000))
         return {"channel": CHANNEL, "commit": "off" if alone else None, "timeout": str(timeout) if alone else None}
 
+    def ask_for_sweep(self):
+        self._run(f"SELECT pg_notify(%(channel)s, %(sweep)s || {OURS}::text)", {"channel": CHANNEL, "sweep": _SWEEP})
+
+    def is_sweep_wanted(self):
+        is_wanted, self._is_sweep_wanted = self._is_sweep_wanted, False
+        return is_wanted
+
     def notify(self):
-        self._run("SELECT pg_notify(%(channel)s, '')", {"channel": CHANNEL})
+        self._run(_NOTIFY, {"channel": CHANNEL})
 
     # Followers
 
@@ -471,22 +597,34 @@ class Backend(base.Backend):
         return uptime() < self._followed_until
 
     def tell_followers(self):
-        self._run("SELECT pg_notify(%(channel)s, '')", {"channel": FOLLOWERS})
+        self._run(_NOTIFY, {"channel": FOLLOWERS})
+
+    def commit_durably(self):
+        if self._durably:
+            self._run("SELECT set_config('synchronous_commit', %(commit)s, true)", {"commit": self._durably})
 
     def lock_order(self, scope, queues):
-        lock = "SELECT pg_advisory_xact_lock(hashtextextended(%(name)s, %(seed)s))"
+        lock = f"SELECT pg_advisory_xact_lock(hashtextextended(%(name)s, {OURS}::bigint))"
         for name in sorted(queues):
-            self._run(lock, {"name": f"{scope}|{name}", "seed": _NAMESPACE})
+            self._run(lock, {"name": f"{scope}|{name}"})
 
     # Claim
 
     def lock_due(self, scopes, limit, now, only=None, passed=()):
         if not self.in_session:
             return super().lock_due(scopes, limit, now, only, passed)
-        found = self._run(_CANDIDATES, {
-            "scopes": scopes, "limit": limit, "only": only, "now": now, "base": lock_key(0),
-            "passed": list(passed),
-        })  # fmt: skip
+        if uptime() < self._full_until:
+            return [], []
+        try:
+            found = self._run(_CANDIDATES, {
+                "scopes": scopes, "limit": limit, "only": only, "now": now, "base": self.lock_key(0),
+                "passed": list(passed),
+            })  # fmt: skip
+        except OperationalError as exc:
+            if getattr(exc.__cause__, "sqlstate", None) != _FULL or not self.is_alive():
+                raise
+            self._have_room()
+            return [], []
         locked = [queue_id for queue_id, is_locked, _ in found if is_locked]
         self._unlock_once(self.held.intersection(locked))  # what a failed claim had locked is now locked twice
         self.held.update(locked)
@@ -496,31 +634,31 @@ class Backend(base.Backend):
         if not queue_ids:
             return [], []
         try:
-            rows = self._run(_START, {"ids": queue_ids, "holder": holder, "now": now})
+            rows = self._run(_START, {"ids": queue_ids, "holder": holder, "now": now, "commit": self._durably})
         except OperationalError as exc:
             if not self.is_busy(exc):
                 raise
-            return super().start_heads(queue_ids, holder, now)  # which passes over what somebody has locked
+            return super().start_heads(queue_ids, holder, now)  # which skips what another transaction has locked
         claims = [Claim._make(row) for row in rows]
         started = {claim.queue_id for claim in claims}
         rest = [queue_id for queue_id in queue_ids if queue_id not in started]
         # What is empty, halted or not due after all is rare and told apart one by one.
         try:
             late, rest = super().start_heads(rest, holder, now)
-        except OperationalError as exc:
-            if not self.is_busy(exc):
-                raise
-            late = []  # what has been marked is committed
+        except DatabaseError as exc:
+            # What has been marked is committed.
+            late, rest = ([], rest) if self.is_busy(exc) else self.start_one_by_one(rest, holder, now, exc)
         return claims + late, rest
 
     def next_due(self, scopes):
-        ((seconds, due_at),) = self._run(_NEXT_DUE, {"scopes": scopes, "overdue": base.OVERDUE})
-        return None if due_at is None else seconds
+        arguments = {"scopes": scopes, "overdue": base.OVERDUE, "refused": self.refused.now()}
+        ((seconds, due_at),) = self._run(_NEXT_DUE, arguments)
+        return self.refused.or_next(None if due_at is None else max(seconds, self._full_until - uptime()))
 
     # Record
 
     def record(self, endings, holder, node, keep, now=None):
-        fast = [ending for ending in endings if base.is_plain(ending)]
+        fast = [ending for ending in endings if values.is_plain(ending)]
         if len(fast) < len(endings):
             recorded = super().record(endings, holder, node, keep, now)
             # Nothing was written because of one locked row: with each on its own, only that one is passed over.
@@ -534,7 +672,7 @@ class Backend(base.Backend):
                 raise
             return super().record([ending._replace(passed_over=True) for ending in endings], holder, node, keep, now)
         result = self._after_commit(result, released, cleared, holder)
-        return base.joined(result, self._record_rest(rest, holder, node, keep, now)) if rest else result
+        return values.joined(result, self._record_rest(rest, holder, node, keep, now)) if rest else result
 
     def _record_rest(self, rest, holder, node, keep, now):
         """Record what the fast way left over. What has been recorded is to be told whatever happens here."""
@@ -542,20 +680,20 @@ class Backend(base.Backend):
         try:
             return super().record(rest, holder, node, keep, now)
         except DatabaseError as exc:
-            logger.info("result put off alias=%s error=%r", self.alias, str(exc))
-            return base.Recorded([], [], [], False, rest)
+            logger.info("result put off alias=%s error=%r", self.alias, brief(exc))
+            return values.Recorded([], [], [], False, rest)
 
     def _record(self, endings, holder, node, keep, now):
-        done = [ending for ending in endings if base.is_plain(ending)]
+        done = [ending for ending in endings if values.is_plain(ending)]
         if not done:
             return super()._record(endings, holder, node, keep, now)
         result, released, cleared, rest = self._finish(done, node, keep, now)
-        rest += [ending for ending in endings if not base.is_plain(ending)]
+        rest += [ending for ending in endings if not values.is_plain(ending)]
         others, also_released, also_cleared = super()._record(rest, holder, node, keep, now)
-        return base.joined(result, others), released + also_released, cleared + also_cleared
+        return values.joined(result, others), released + also_released, cleared + also_cleared
 
     def _finish(self, done, node, keep, now):
-        """Record successes that nobody has touched; return what came of it, queues let go, to look at, and the rest."""
+        """Record successes whose rows are as claimed; return what came of it, queues let go, to check, and the rest."""
         rows = self._run_meanwhile(_FINISH, {
             "jobs": [ending.claim.job_id for ending in done],
             "queues": [ending.claim.queue_id for ending in done],
@@ -566,10 +704,11 @@ class Backend(base.Backend):
             "keeps": [keep(ending.claim) for ending in done],
             "now": now,
             "node": node,
+            "commit": self._durably,
         })  # fmt: skip
-        let_go = {row[4]: bool(row[2]) for row in rows if not row[1]}  # queue -> is it due?
+        let_go = {row[_QUEUE_ID]: bool(row[2]) for row in rows if not row[1]}  # queue -> is it due?
         written = {row[0] for row in rows}
-        result = base.Recorded(
+        result = values.Recorded(
             [ending for ending in done if ending.claim.job_id in written],
             [],
             [Claim._make(row[3:]) for row in rows if row[1]],
@@ -617,6 +756,8 @@ class Listener:
         self._has_news = False
         self._connection = connections.create_connection(base.lock_alias(alias))
         with self._connection.cursor() as cursor:
+            cursor.execute(f"SELECT {OURS}::text")
+            (self._tables,) = cursor.fetchone()
             cursor.execute(f"LISTEN {CHANNEL}")
             cursor.execute(f"LISTEN {FOLLOWERS}")
         # A notification that arrives while a statement runs is read by the driver: no descriptor tells of it.
@@ -645,20 +786,17 @@ class Listener:
         if payload == FOLLOW:
             self.is_heard = True
         else:
-            self._has_news = True
+            self._has_news |= payload in ("", self._tables)
 
     def close(self) -> None:
         self._connection.close()
 
 
-_NAMESPACE = binascii.crc32(f"queuetopia:{Queue._meta.db_table}".encode()) & 0x7FFFFF
-
-
 def _inserted(job):
-    scheduled_at = None if base.has_no_time(job) else job.scheduled_at
+    scheduled_at = None if values.has_no_time(job) else job.scheduled_at
     return (
-        job.scope, job.queue, job.action, as_text(job.params), job.timeout, job.max_backoff, job.max_attempts,
-        job.on_exhausted, scheduled_at,
+        job.scope, job.queue, job.action, as_text(job.params), *(getattr(job, name) for name in JOB_OPTIONS),
+        scheduled_at,
     )  # fmt: skip
 
 
@@ -667,8 +805,3 @@ def _backend_pid(connection) -> int:
     with connection.wrap_database_errors:
         # Never as a prepared statement, which a pooler would send to a session that does not know it.
         return connection.connection.execute("SELECT pg_backend_pid()", prepare=False).fetchone()[0]
-
-
-def lock_key(queue_id: int) -> int:
-    """Return the advisory lock's 64-bit number: 23 bits say whose tables, 40 bits are the queue row's id."""
-    return (_NAMESPACE << 40) + queue_id

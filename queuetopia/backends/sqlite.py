@@ -5,19 +5,18 @@ the last process that could be running its job is dead. One file and one descrip
 the byte at offset ``queue id`` is that queue's lock.
 """
 
-import contextlib
 import fcntl
 import os
 import sqlite3
 import struct
 from collections import defaultdict
 
-from django.db import OperationalError, connections, transaction
+from django.db import connections
 from django.db.models import OuterRef, Subquery
 
 from ..exceptions import SessionRefused
 from ..models import Job, Queue
-from . import base
+from . import base, rows, values
 
 _LOCK_COMMAND = getattr(fcntl, "F_OFD_SETLK", None)  # Linux; elsewhere locks die with the scheduler alone
 
@@ -64,15 +63,6 @@ class Backend(base.Backend):
         code = getattr(exc.__cause__, "sqlite_errorcode", None)
         return code is not None and code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
-    def beat(self, node_id, workers):
-        try:
-            return super().beat(node_id, workers)
-        except OperationalError as exc:
-            if not self.is_busy(exc):
-                raise
-            # Somebody writes for long. The locks are the kernel's: they hold as long as our processes live.
-            return True
-
     def descriptors(self):
         return [] if self._lock_file is None else [self._lock_file]
 
@@ -107,18 +97,28 @@ class Backend(base.Backend):
         return True
 
     def wake(self, wakes):
-        # One write transaction for all: each would be a commit of its own.
-        with transaction.atomic(using=self.alias) if len(wakes) > 1 else contextlib.nullcontext():
-            super().wake(wakes)
+        # The whole database is locked while another process writes.
+        with self.connection.cursor() as cursor:
+            (usual,) = cursor.execute("PRAGMA busy_timeout").fetchone()
+            cursor.execute(f"PRAGMA busy_timeout = {min(usual, int(base.WAKE_TIMEOUT * 1000))}")
+            try:
+                return super().wake(wakes)
+            finally:
+                cursor.execute(f"PRAGMA busy_timeout = {usual}")
+
+    def ask_for_sweep(self):
+        with self.connection.cursor() as cursor:
+            cursor.execute("PRAGMA busy_timeout = 0")
+        super().ask_for_sweep()
 
     # Record
 
     def _record(self, endings, holder, node, keep, now):
-        """Successes in queues that nobody has touched are written together: there is one writer, nothing moves."""
+        """Successes in queues that are as claimed are written together: there is one writer, nothing moves."""
         queues, done, rest = self._untouched(endings)
         self._write_done(done, node, now)
         heads = self._next_heads(queues)
-        paused = self._paused_scopes({queue.scope for queue in queues.values()})
+        paused = rows.paused_scopes(self.alias, {queue.scope for queue in queues.values()})
         claims, let_go, cleared, due = [], [], [], False
         for ending in done:
             queue, head = queues[ending.claim.queue_id], heads.get(ending.claim.queue_id)
@@ -126,26 +126,26 @@ class Backend(base.Backend):
             is_due = head is not None and head["state"] == Job.State.PENDING and head["scheduled_at"] <= now
             if is_due and may_go_on:
                 queue.fence += 1
-                claims.append(base.claim_of(queue, head))
+                claims.append(values.claim_of(queue, head))
                 continue
             is_halted = head is not None and head["state"] == Job.State.HALTED
             due_at = None if head is None or is_halted else max(now, head["scheduled_at"])
-            self._let_go(queue, due_at, head["id"] if is_halted else None)
+            rows.let_go(self.alias, queue, due_at, head["id"] if is_halted else None)
             let_go.append(queue.pk)
             due |= is_due
             if not is_due and not is_halted:
                 cleared.append(queue.pk)
         self._start_next(claims, now)
-        result = base.Recorded(done, [], claims, due, [])
+        result = values.Recorded(done, [], claims, due, [])
         others, also_released, also_cleared = super()._record(rest, holder, node, keep, now)
-        return base.joined(result, others), let_go + also_released, cleared + also_cleared
+        return values.joined(result, others), let_go + also_released, cleared + also_cleared
 
     def _untouched(self, endings):
         """Return {id: row} of queues still as they were claimed, the successes in them, and all other endings."""
-        plain = {ending.claim.queue_id: ending for ending in endings if base.is_plain(ending)}
-        rows = Queue.objects.using(self.alias).filter(pk__in=plain, held_by__isnull=False, stop_requested=False)
+        plain = {ending.claim.queue_id: ending for ending in endings if values.is_plain(ending)}
+        held = Queue.objects.using(self.alias).held().filter(pk__in=plain, stop_requested=False)
         claims = {queue_id: ending.claim for queue_id, ending in plain.items()}
-        queues = {queue.pk: queue for queue in rows if _is_as_claimed(queue, claims[queue.pk])}
+        queues = {queue.pk: queue for queue in held if _is_as_claimed(queue, claims[queue.pk])}
         done = [plain[queue_id] for queue_id in queues]
         ours = set(map(id, done))
         return queues, done, [ending for ending in endings if id(ending) not in ours]
@@ -155,16 +155,16 @@ class Backend(base.Backend):
         for ending in endings:
             alike[ending.claim.attempt, ending.outcome.result].append(ending)
         for group in alike.values():
-            values = base.job_values(group[0].claim, group[0].outcome, node, now, [])
+            columns = values.job_values(group[0].claim, group[0].outcome, node, now, [])
             jobs = Job.objects.using(self.alias).filter(pk__in=[ending.claim.job_id for ending in group], done_at=None)
-            jobs.update(**values)
+            jobs.update(**columns)
 
     def _next_heads(self, queue_ids):
         """Return {queue's id: the first of its unfinished jobs}."""
         line = Job.objects.unfinished().in_queue(OuterRef("scope"), OuterRef("name")).in_order()
         queues = Queue.objects.using(self.alias).filter(pk__in=queue_ids).annotate(head=Subquery(line.values("id")[:1]))
         ids = dict(queues.values_list("pk", "head"))
-        heads = {head["id"]: head for head in self._jobs().filter(pk__in=ids.values())}
+        heads = {head["id"]: head for head in rows.head_rows(self.alias).filter(pk__in=ids.values())}
         return {queue_id: heads[head] for queue_id, head in ids.items() if head is not None}
 
     def _start_next(self, claims, now):

@@ -9,10 +9,10 @@ from django.test import Client
 from django.utils import timezone
 from playwright.sync_api import expect
 
-from queuetopia import Performer, action, declaration
+from queuetopia import Performer, action
 from queuetopia.models import Job, JobEvent, Queue
-from tests.test_status import put_node
-from tests.test_verbs import mail_queue, put
+from tests.jobs.test_verbs import mail_queue, put
+from tests.monitoring.test_status import put_node
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -52,9 +52,9 @@ class ShopPerformer(Performer):
 
 
 @pytest.fixture
-def halted(monkeypatch):
+def halted(declare_only):
     """A shop's queues; the job that blocks the one of customer-42."""
-    monkeypatch.setattr(declaration, "_registry", [])
+    declare_only()
     payments = mail_queue("shop.payments", performer=ShopPerformer, sensitive_params=("card",), max_attempts=3)
     now = timezone.now()
     text, errors = "ConnectionError: the provider answers 503", [*map(error, (1, 2, 3))]

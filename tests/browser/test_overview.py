@@ -8,12 +8,12 @@ from django.core.cache import cache
 from django.utils import timezone
 from playwright.sync_api import expect
 
-from queuetopia import declaration
+from queuetopia import registry
 from queuetopia.models import Job, Queue, Statistic
 from queuetopia.testing import wait_until
 from tests.browser.test_admin import MINUTE, ShopPerformer, halted, open_admin, tool  # noqa: F401
-from tests.test_status import put_node
-from tests.test_verbs import NODE, mail_queue, put
+from tests.jobs.test_verbs import NODE, mail_queue, put
+from tests.monitoring.test_status import put_node
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -31,7 +31,7 @@ def busy(halted):  # noqa: F811
     cache.clear()
     now = timezone.now()
     mails = mail_queue("shop.mails", performer=ShopPerformer)
-    payments = declaration.by_scope()["shop.payments"]
+    payments = registry.by_scope()["shop.payments"]
     for number in range(12):
         put(
             payments, "backing off" if number % 3 else "halted", queue=f"customer-{100 + number}", action="charge",
@@ -139,7 +139,7 @@ def test_the_overview_renews_itself_while_somebody_looks(page, go, busy, site_ur
     asked = []
     page.on("request", lambda request: asked.append(request.url) if "/live/" in request.url else None)
     go("scope/")
-    expect(page.get_by_text("queues halted")).to_be_visible()
+    expect(page.locator(".queuetopia-totals")).to_contain_text("queues halted")
     before = page.locator(".queuetopia-totals li").nth(2).inner_text()
     Job.objects.filter(state="halted").update(state="pending")
     Queue.objects.filter(held_by=None, current_job__isnull=False).update(due_at=timezone.now() + MINUTE)

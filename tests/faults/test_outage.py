@@ -1,5 +1,7 @@
 """A database that is away for long: nodes wait for it, can be stopped meanwhile, and do not fill their logs."""
 
+import os
+import signal
 import subprocess
 import sys
 
@@ -12,14 +14,22 @@ from tests.testapp.queues import LedgerQueue
 
 from .campaign import environment_of
 from .proxy import Proxy
-from .servers import SERVERS
+from .servers import SERVERS, PostgresWithStandby
 
 pytestmark = [pytest.mark.faults, pytest.mark.processes, pytest.mark.slow]
 
 
+def with_standby(test):
+    """Run the test with PostgreSQL's server and a standby of it; the other databases have none here."""
+    test = pytest.mark.parametrize("server", [PostgresWithStandby], indirect=True, ids=["standby"])(test)
+    return pytest.mark.skipif(connection.vendor != "postgresql", reason="PostgreSQL only")(test)
+
+
 @pytest.fixture
-def server():
-    """A server of the kind under test, which may be crashed."""
+def server(request):
+    """A server of the kind under test, or of the class asked for, which may be crashed."""
+    if hasattr(request, "param"):
+        return request.param()
     if connection.vendor == "sqlite":
         pytest.skip("SQLite has no server that could be away")
     return SERVERS[{"postgresql": "postgres", "mysql": "mariadb"}[connection.vendor]]()
@@ -62,4 +72,39 @@ def test_nodes_wait_for_a_database_that_is_away_and_stop_when_they_are_told_to(s
     server.start()
     node.wait_for_log("database session is back")
     node.wait_for_log("node started", times=2)
+    assert node.stop() == 0
+
+
+@with_standby
+@pytest.mark.capability("E6")
+def test_a_scheduler_that_dies_during_a_failover_costs_no_node(server, nodes):
+    node = nodes.start(LedgerQueue, processes=1)
+    node.wait_for_log("node started")
+
+    server.fail_over()
+    os.kill(node.scheduler, signal.SIGKILL)
+    node.wait_for_log("is a read-only standby", times=2)
+    server.promote()
+    node.wait_for_log("node started", times=2)
+    assert node.stop() == 0
+
+
+@with_standby
+def test_a_standby_that_is_away_costs_a_running_job_nothing(server, nodes, ledger):
+    node = nodes.start(LedgerQueue, processes=1, env=ledger.environment | {"QUEUETOPIA_TEST_LEASE": "6"})
+    node.wait_for_log("node started")
+    create = "from tests.testapp.queues import *; LedgerQueue.create_job('a', 'write_when_told', {'seq': 1})"
+    subprocess.run([sys.executable, "-m", "django", "shell", "-c", create], env=nodes.environment, check=True)
+    wait_until(lambda: ledger.attempts() == 1, PATIENCE)
+    seen = lambda: server._ask("SELECT last_seen FROM queuetopia_node")[0][0]  # noqa: E731
+
+    stopped_at = seen()
+    with server.standby_away():
+        wait_until(lambda: (seen() - stopped_at).total_seconds() > 5, PATIENCE)  # longer than the fence time
+        ledger.go()
+        is_waiting = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'queuetopia' AND wait_event = 'SyncRep'"
+        wait_until(lambda: server._ask(is_waiting), PATIENCE, message="the result does not wait")
+
+    wait_until(lambda: server._ask("SELECT state, attempts FROM queuetopia_job") == [("done", 1)], PATIENCE)
+    assert ledger.attempts() == 1
     assert node.stop() == 0

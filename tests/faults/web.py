@@ -93,7 +93,7 @@ def create_some(numbers, dice):
             params = {"seq": number, "chance": CHANCE, "lasts": dice.uniform(0, LONGEST)}
             timeout = None
             if dice.random() < HANGS:
-                params["hangs"], timeout = 1, 0.5
+                params["hangs"], params["holds"], timeout = 1, dice.random() < 0.5, 0.5
             Note.objects.create(text=f"{queue} {number}")
             if dice.random() < 0.5:
                 LedgerQueue.create_job(queue, "fail_at_random", params, timeout=timeout)

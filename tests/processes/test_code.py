@@ -1,12 +1,14 @@
 """Code that is missing, broken, or back: jobs wait for it untouched, and then run."""
 
 import textwrap
+import uuid
+from datetime import timedelta
 
 import pytest
 from django.utils import timezone
 
 from queuetopia import start_node
-from queuetopia.models import Job, Queue
+from queuetopia.models import Job, Node, Queue, Statistic
 from queuetopia.testing import wait_until
 from tests.nodes import PATIENCE
 from tests.processes.waiting import environment, errors_of, wait_for, wait_for_all
@@ -29,6 +31,55 @@ def setup(self):
 
 LedgerPerformer.setup = setup
 """
+
+
+RECEIVERS_THAT_RAISE = """
+import logging, sys
+from django.core import signals as core
+from django.db.backends.signals import connection_created
+from django.db.models import signals as models
+
+def audit(sender, **kwargs):
+    if {"scheduler", "supervisor"} & set(sys.argv):  # a performer's own queries send signals
+        raise RuntimeError(f"a receiver was called for {sender}")
+
+for signal in [models.pre_init, models.post_init, models.pre_save, models.post_save, models.pre_delete,
+               models.post_delete, models.m2m_changed, core.request_started, core.request_finished]:
+    signal.connect(audit)
+
+def shape(sender, connection, **kwargs):
+    if "scheduler" in sys.argv:
+        print("shaped", connection.alias, file=sys.stderr, flush=True)
+        raise RuntimeError("no such alias")
+
+connection_created.connect(shape)
+
+class Picky(logging.Filter):
+    def filter(self, record):
+        raise RuntimeError("a filter was called")
+
+logging.getLogger("queuetopia.node.scheduler").addFilter(Picky())
+logging.getLogger("queuetopia.node.supervisor").addFilter(Picky())
+"""
+
+
+def test_receivers_and_log_filters_of_the_project_cost_a_node_nothing(nodes, tmp_path):
+    long_ago = timezone.now() - timedelta(days=400)
+    old = Statistic.objects.create(scope=LedgerQueue.scope, at=long_ago, action="x", node=uuid.uuid4())
+    job = LedgerQueue.create_job("a", "noop")
+    node = nodes.start(LedgerQueue, env=environment(tmp_path, RECEIVERS_THAT_RAISE))
+    wait_for(job, lambda job: job.done_at)
+    wait_until(lambda: Statistic.objects.filter(node=Statistic.NOBODY, created__gte=1).exists(), PATIENCE)
+    wait_until(lambda: Statistic.objects.filter(done=1).exists(), PATIENCE)
+    assert not Statistic.objects.filter(pk=old.pk).exists()
+
+    assert node.stop() == 0
+
+    assert not Node.objects.exists()
+    assert "a receiver was called" not in node.log()
+    assert "shaped default+queuetopia" in node.log()
+    assert "a receiver of connection_created failed alias=default+queuetopia" in node.log()
+    assert node.log().count("node started") == 1
 
 
 @pytest.mark.capability("E30")
@@ -65,9 +116,7 @@ def test_a_scope_that_only_the_scheduler_knows_waits_and_costs_no_attempt(nodes,
 @pytest.mark.capability("W5", "J18", "H10")
 @pytest.mark.parametrize("slots", [1, 3])
 def test_a_job_that_kills_its_worker_before_it_begins_is_counted_and_halts(nodes, tmp_path, slots):
-    code = (
-        "import os, queuetopia.worker\nqueuetopia.worker.is_async = lambda claim: claim.queue == 'bad' and os._exit(9)"
-    )
+    code = "import os, queuetopia.worker.process as w\nw.is_async = lambda claim: claim.queue == 'bad' and os._exit(9)"
     bad = SlowRetryQueue.create_job("bad", "noop", max_backoff=0)
     nodes.start(SlowRetryQueue, processes=1, concurrency=slots, env=environment(tmp_path, code))
 

@@ -113,11 +113,10 @@ def test_nothing_survives_its_supervisor_and_a_new_node_takes_over_at_once(nodes
                 os.kill(scheduler, signal.SIGKILL)
     wait_until(node.is_gone, PATIENCE, message="processes outlived their supervisor")
 
-    began = time.monotonic()
-    nodes.start(LedgerQueue)
+    # By its lease it would wait for minutes: it sees that all its predecessor's processes are dead.
+    nodes.start(LedgerQueue, env={"QUEUETOPIA_TEST_LEASE": "600"})
     wait_for_all()
 
-    assert time.monotonic() - began < 9, "it waited for the lease though all its predecessor's processes were dead"
     assert [error[0] for error in errors_of(job)] == ["NodeDied"]
 
 
@@ -252,11 +251,10 @@ def test_a_worker_that_cannot_start_is_told_and_does_not_spin(nodes, tmp_path):
     )
     environment = {"QUEUETOPIA_TEST_CODE": "broken_code", "PYTHONPATH": f"{tmp_path}:{os.environ['PYTHONPATH']}"}
     node = nodes.start(LedgerQueue, processes=1, env=environment)
-    node.wait_for_log("worker did not start", times=3)
+    node.wait_for_log("a module of the project is broken", times=4)
 
-    waits = [line.rpartition("next try in ")[2] for line in node.log().splitlines() if "worker did not start" in line]
-    assert waits[:3] == ["0.5 s", "1 s", "2 s"]
-    assert "a module of the project is broken" in node.log()
+    [told] = [line for line in node.log().splitlines() if "worker did not start" in line]
+    assert told.endswith("exited with code 1 before it reported a result; next try in 0.5 s")
 
 
 def test_while_workers_die_at_their_start_one_at_a_time_tries_whether_they_still_do(nodes, tmp_path):
@@ -274,7 +272,7 @@ def test_while_workers_die_at_their_start_one_at_a_time_tries_whether_they_still
     wait_until(lambda: (tmp_path / "starts").exists() and len((tmp_path / "starts").read_text()) >= 4, PATIENCE)
 
     assert len(node.workers(1)) == 1
-    node.wait_for_log("worker did not start", times=3)
+    node.wait_for_log("worker did not start")
 
 
 @pytest.mark.capability("H13", "E33")

@@ -124,7 +124,7 @@ def test_a_stop_waits_for_the_hooks_of_what_is_done(nodes, ledger):
 
 @pytest.mark.capability("J16", "J20")
 def test_the_worker_of_a_hook_that_hangs_is_replaced_and_the_jobs_go_on(nodes, ledger, tmp_path):
-    code = "import queuetopia.worker_process\nqueuetopia.worker_process.HOOK_TIME = 0.5"
+    code = "import queuetopia.node.worker_process\nqueuetopia.node.worker_process.HOOK_TIME = 0.5"
     hanging = HookQueue.create_job("hang in handle_done_job", "noop")
     node = nodes.start(HookQueue, processes=1, env=environment(tmp_path, code))
     wait_for(hanging, lambda job: job.done_at)
@@ -149,6 +149,17 @@ def test_hooks_and_receivers_that_fail_are_logged_and_change_nothing(nodes, ledg
     node = nodes.start(HookQueue, processes=1)
     wait_for_all(HookQueue)
 
+    names = lambda: {entry.get("hook", "").partition(" ")[0] for entry in HookQueue.jobs().get(pk=first.pk).errors}  # noqa: E731
+    expected = {
+        "",
+        "handle_failed_job",
+        "job_failed",
+        "queue_blocked",
+        "handle_done_job",
+        "job_done",
+        "queue_unblocked",
+    }
+    wait_until(lambda: names() == expected, PATIENCE, message="not kept")
     for job, attempts in ((first, 2), (second, 1)):
         job.refresh_from_db()
         assert (job.state, job.attempts) == (Job.State.DONE, attempts)

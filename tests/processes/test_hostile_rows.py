@@ -3,10 +3,12 @@
 import json
 import subprocess
 import sys
+from datetime import timedelta
 
 import pytest
+from django.utils import timezone
 
-from queuetopia.models import Job, Queue
+from queuetopia.models import Job, Node, Queue
 from queuetopia.testing import wait_until
 from tests.nodes import PATIENCE
 from tests.processes.waiting import environment, wait_for
@@ -14,7 +16,7 @@ from tests.testapp.queues import LedgerQueue
 
 pytestmark = [pytest.mark.processes, pytest.mark.django_db(transaction=True, databases=["default", "other"])]
 
-FORGED = "2026-01-01 00:00:00,000 ERROR   forged"
+FORGED = "2026-01-01 00:00:00.000+00:00 ERROR   forged"
 NASTY = f"x\n{FORGED}\r\x1b]0;owned\x07\x1b[2J\u202e\u2028{FORGED}\x85{FORGED}\x9b31m\u2066<script>alert(1)</script>"
 SECRET = "tok-5ecret-5ecret"
 
@@ -121,7 +123,10 @@ def test_what_users_write_reaches_the_log_escaped_and_without_secrets(nodes, tmp
     params = {"token": SECRET, "text": NASTY}
     failing = Job.objects.create(scope="tests.secret", queue=NASTY[:255], action="fail", params=params)
     done = Job.objects.create(scope="tests.secret", queue="done", action="succeed", params=params)
+    dead = Node.objects.create(host=NASTY[:255], pid=1, scopes=[LedgerQueue.scope])
+    Node.objects.filter(pk=dead.pk).update(last_seen=timezone.now() - timedelta(days=1))
     node = nodes.start(env=code)
+    node.wait_for_log("dead node removed")
     wait_for(failing, lambda job: job.state == "halted")
     wait_for(done, lambda job: job.state == "done")
     hooks = ("hook failed hook=handle_done_job", "hook failed hook=handle_exhausted_job", "receiver failed")

@@ -40,6 +40,7 @@ FAILING = {
     ),
     "hanging": ("hang", {"times": 1}, "JobTimeout", TIMEOUT, False),
     "hanging, deaf to exceptions and signals": ("hang_stubbornly", {"times": 1}, "JobTimeout", TIMEOUT, False),
+    "an awaitable of a sync action, hanging": ("hang_awaiting", {"times": 1}, "JobTimeout", TIMEOUT, False),
     "hanging in C with Python's lock": ("hang_in_c", {"times": 1}, "JobTimeout", TIMEOUT, False),
     "a daemon left behind, hanging": ("daemonise", {}, "JobTimeout", TIMEOUT, False),
 }
@@ -149,7 +150,8 @@ def test_a_timed_out_job_is_tried_again_after_its_backoff(nodes):
 
 @pytest.mark.capability("Q17")
 @pytest.mark.parametrize(
-    ("action", "process_survives"), [("hang", True), ("hang_async", True), ("hang_stubbornly", False)]
+    ("action", "process_survives"),
+    [("hang", True), ("hang_async", True), ("hang_awaiting", True), ("hang_stubbornly", False)],
 )
 def test_a_timeout_leaves_the_other_attempts_of_its_process_alone(nodes, ledger, action, process_survives):
     LedgerQueue.create_jobs([LedgerQueue.job(f"calm-{seq}", "write_when_told", {"seq": seq}) for seq in range(3)])

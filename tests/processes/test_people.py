@@ -9,8 +9,9 @@ import pytest
 from django.db import connection, transaction
 from django.utils import timezone
 
-from queuetopia import jobs, status
+from queuetopia import jobs
 from queuetopia.models import Job
+from queuetopia.monitoring import status
 from queuetopia.testing import wait_until
 from tests.nodes import PATIENCE, is_running
 from tests.processes.waiting import errors_of, wait_for, wait_for_all, wait_for_attempts
@@ -144,7 +145,7 @@ def test_a_table_that_is_locked_for_some_seconds_costs_no_attempt(nodes, ledger)
     LedgerQueue.create_job("b", "noop", scheduled_at=timezone.now() + timedelta(seconds=0.5))
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute("LOCK TABLE queuetopia_queue IN ACCESS EXCLUSIVE MODE")
-        node.wait_for_log("locked by somebody, later", times=12)
+        node.wait_for_log("locked by another transaction, retrying later", times=12)
     ledger.go()
     wait_for_all()
 

@@ -3,7 +3,7 @@
 import pytest
 
 from queuetopia.models import Job, Queue
-from queuetopia.status import unknown_scopes
+from queuetopia.monitoring.status import unknown_scopes
 from queuetopia.testing import wait_until
 from tests.faults.ledger import check
 from tests.nodes import PATIENCE

@@ -1,5 +1,6 @@
 """A node runs jobs: in workers, in order, at once when they are created, and leaves nothing behind."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -330,6 +331,26 @@ def test_a_node_that_is_disabled_says_so_and_runs_nothing(nodes):
 
     assert node.wait() == 0
     assert "ENABLED" in node.log()
+    job.refresh_from_db()
+    assert job.state == Job.State.PENDING
+
+
+@pytest.mark.capability("Q24")
+def test_a_node_serves_no_scope_that_is_disabled_and_all_the_others(nodes):
+    job = LedgerQueue.create_job("a", "noop")
+    other = SlowRetryQueue.create_job("a", "noop")
+    off = json.dumps({LedgerQueue.scope: False})
+
+    node = nodes.start(LedgerQueue, SlowRetryQueue, until_empty=True, env={"QUEUETOPIA_TEST_ENABLED": off})
+
+    assert node.wait() == 0
+    assert f"QUEUETOPIA['ENABLED'] is False for {LedgerQueue.scope}." in node.log()
+    assert [Job.objects.get(pk=each.pk).state for each in (job, other)] == ["pending", "done"]
+
+    node = nodes.start(LedgerQueue, env={"QUEUETOPIA_TEST_ENABLED": off})
+
+    assert node.wait() == 0
+    assert f"Not running: QUEUETOPIA['ENABLED'] is False for {LedgerQueue.scope}." in node.log()
     job.refresh_from_db()
     assert job.state == Job.State.PENDING
 

@@ -1,5 +1,7 @@
 """The scheduler's database session ends under it, again and again: nothing is counted, lost, or out of order."""
 
+import resource
+
 import pytest
 from django.db import connection
 
@@ -67,3 +69,18 @@ def test_a_node_without_work_has_a_new_session_before_there_is_some(nodes, end_s
     LedgerQueue.create_job("a", "noop")
 
     wait_until(lambda: not LedgerQueue.jobs().unfinished().exists(), PATIENCE)
+
+
+def test_descriptors_that_are_used_up_are_not_taken_for_a_lost_database(nodes, end_sessions):
+    node = nodes.start(LedgerQueue, processes=1)
+    node.wait_for_log("node started")
+    before = resource.prlimit(node.scheduler, resource.RLIMIT_NOFILE)
+    resource.prlimit(node.scheduler, resource.RLIMIT_NOFILE, (5, before[1]))
+
+    end_sessions()
+    node.wait_for_log("the operating system refuses a session")
+
+    assert "Too many open files" in node.log()
+    resource.prlimit(node.scheduler, resource.RLIMIT_NOFILE, before)
+    LedgerQueue.create_job("a", "noop")
+    wait_for_all()

@@ -1,5 +1,6 @@
 """Signals to any process of a node, at any moment, again and again: it stops as it was told, and no process stays."""
 
+import os
 import signal
 
 import pytest
@@ -21,6 +22,27 @@ def test_a_stop_that_reaches_every_process_as_systemds_does_is_graceful_too(node
     wait_for_attempts(ledger, 1)
 
     node.send_all(signal.SIGTERM)
+    node.wait_for_log("stopping")
+    ledger.go()
+
+    assert node.wait() == 0
+    job.refresh_from_db()
+    assert (job.state, job.attempts, job.errors) == (Job.State.DONE, 1, [])
+
+
+@pytest.mark.parametrize("reaches", ["the supervisor", "all"])
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGQUIT", "SIGPWR", "SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGABRT"])
+def test_a_closed_terminal_or_any_other_signal_that_ends_processes_is_a_graceful_stop(nodes, ledger, name, reaches):
+    number = getattr(signal, name)
+    job = LedgerQueue.create_job("a", "write_when_told", {"seq": 1}, max_attempts=1)
+    node = nodes.start(LedgerQueue, processes=1, grace=FOR_EVER)
+    wait_for_attempts(ledger, 1)
+
+    if reaches == "all" and name not in ("SIGXCPU", "SIGABRT"):  # of a worker these are its job's fault
+        node.send_all(number)
+    else:
+        node.send(number)
+        os.kill(node.scheduler, number)
     node.wait_for_log("stopping")
     ledger.go()
 

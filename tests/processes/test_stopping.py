@@ -4,7 +4,8 @@ import signal
 
 import pytest
 
-from queuetopia.models import Job, Node, Queue
+from queuetopia.models import Chore, Job, Node, Queue
+from queuetopia.testing import wait_until
 from tests.processes.waiting import environment, errors_of, wait_for_all, wait_for_attempts
 from tests.testapp.queues import LedgerQueue
 
@@ -102,6 +103,7 @@ def test_a_standby_waits_until_the_first_node_is_gone(nodes, ledger):
     first.wait_for_log("node started")
     standby = nodes.start(LedgerQueue, standby=True, verbosity=1)
     standby.wait_for_log("standing by")
+    wait_until(Chore.objects.filter(name__startswith="standby ", marks__scopes=[LedgerQueue.scope]).exists)
     LedgerQueue.create_job("a", "write", {"seq": 1})
     wait_for_all()
     assert "node started" not in standby.log()
@@ -110,6 +112,7 @@ def test_a_standby_waits_until_the_first_node_is_gone(nodes, ledger):
     LedgerQueue.create_job("a", "write", {"seq": 2})
     wait_for_all()
     assert "node started" in standby.log()
+    assert not Chore.objects.filter(name__startswith="standby ").exists()
     assert len({record.pid for record in ledger.records("end")}) == 2
 
 

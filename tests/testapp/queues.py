@@ -58,11 +58,16 @@ class LedgerPerformer(Performer):
             raise ConnectionError(text)
 
     @action
-    def fail_at_random(self, job, seq, chance=0.3, lasts=0.0, hangs=0):
-        """Sometimes raise, exit or be killed; the first ``hangs`` attempts never end by themselves."""
+    def fail_at_random(self, job, seq, chance=0.3, lasts=0.0, hangs=0, holds=False):
+        """Sometimes raise, exit or be killed; the first ``hangs`` attempts never end by themselves.
+
+        holds: they keep Python's global lock meanwhile, so that no other thread of the worker runs.
+        """
         note("start", job.queue, seq, job.fence)
         if job.attempts <= hangs:
             note("failed", job.queue, seq, job.fence)
+            if holds:
+                ctypes.PyDLL(None).sleep(3600)
             pause()
         until = time.monotonic() + lasts
         while time.monotonic() < until:
@@ -132,6 +137,10 @@ class LedgerPerformer(Performer):
         note("attempt", job.queue, job.attempts, job.fence)
         if job.attempts <= times:
             await asyncio.sleep(3600)
+
+    @action
+    def hang_awaiting(self, job, times=10**9):
+        return self.hang_async(job, times)
 
     @action
     async def sleep_async(self, job, seq, lasts=0.1):
@@ -217,6 +226,12 @@ class LedgerPerformer(Performer):
     @action
     def print_much(self, job):
         sys.stdout.write("x" * 10_000_000)
+
+    @action
+    def print_text(self, job, text):
+        print(text)  # noqa: T201
+        sys.stdout.write(text)
+        sys.stderr.write(text)
 
     @action
     def return_object(self, job):

@@ -12,23 +12,28 @@ from datetime import datetime, timedelta
 from functools import partial
 
 from django.core.exceptions import ImproperlyConfigured
-from django.core.management.base import BaseCommand, CommandError, OutputWrapper
+from django.core.management.base import CommandError, OutputWrapper
 from django.core.management.color import no_style
-from django.db import DatabaseError, close_old_connections, connections
+from django.db import Error, close_old_connections, connections
 
-from ... import health, jobs, statistics, status
-from ...attempts import MASK
+from ... import jobs
+from ...backends.trouble import database_trouble
 from ...channel import uptime
 from ...conf import DAY
-from ...declaration import by_scope
+from ...decisions import DECISIONS, decisions_on
 from ...exceptions import Refused
-from ...follow import PAUSE, Follower, wait_for_news
-from ...models import Job
+from ...models import Job, Scope
+from ...monitoring import health, statistics, status
+from ...monitoring.follow import PAUSE, Follower, wait_for_news
+from ...monitoring.status import QueueState, span
 from ...params import loads
 from ...progress import Bar, counted
-from ...status import QueueState, span, visible
-from ...terminal import Screen, duration, interval, short_span, table
-from ...verbs import VERBS, known, local, on_job, on_queue, refused_by_database, serving, tried, unmasked
+from ...registry import by_scope
+from ...streams import hush
+from ...terminal import Screen, TerminalCommand, duration, interval, short_span, table
+from ...text import MASK, visible
+from ...times import local
+from ...verbs import known, on_everything, on_job, on_queue, serving, tried, unmasked
 
 PRUNE_BATCH = 1_000
 LONG = 20  # jobs from which on a decision about them has a progress bar
@@ -39,9 +44,9 @@ QUEUE_FIGURES = ("created", "done", "failed", "skipped", "cancelled", "took", "b
 LONGEST_NAME, LONGEST_TEXT = 40, 100  # characters shown unless --verbosity is 2 or more
 
 
-class Command(BaseCommand):
+class Command(TerminalCommand):
     help = "Look at jobs and queues, and decide about them. Exit code 1 if anything was refused."
-    # Whoever has to unblock a queue now must not be stopped by a check of something else.
+    # A failing check of something else must not keep an operator from unblocking a queue.
     requires_system_checks = []
 
     def add_arguments(self, parser):
@@ -57,6 +62,14 @@ class Command(BaseCommand):
         verb.add_argument(
             "--oldest", type=duration, default=health.OLDEST, metavar="TIME",
             help="with --check: for how long a due job may wait for a worker (10m)",
+        )  # fmt: skip
+        verb.add_argument(
+            "--blocked", type=duration, default=health.BLOCKED, metavar="TIME",
+            help="with --check: for how long a queue may be blocked (1h)",
+        )  # fmt: skip
+        verb.add_argument(
+            "--paused", type=duration, default=health.PAUSED, metavar="TIME",
+            help="with --check: for how long a scope or queue may be paused (1d)",
         )  # fmt: skip
         verb = _add_verb(verbs, "explain", "say why a queue runs, waits or is blocked")
         verb.add_argument("scope", metavar="SCOPE")
@@ -76,17 +89,25 @@ class Command(BaseCommand):
             metavar="TIME",
             help="between two looks, where the database does not tell of news (1s)",
         )
-        for name in ("retry", "skip", "cancel", "mark-done", "edit", "move-to-end"):
-            verb = _add_verb(verbs, name, VERBS[name.replace("-", "_")], decides=True)
-            verb.add_argument("job_ids", nargs=1 if name == "edit" else "+", type=int, metavar="JOB_ID")
+        for name in decisions_on("job"):
+            verb = _add_verb(verbs, name.replace("_", "-"), DECISIONS[name].help, decides=True)
+            number = {"edit": 1, "retry": "*", "skip": "*"}.get(name, "+")
+            verb.add_argument("job_ids", nargs=number, type=int, metavar="JOB_ID")
+            if name in ("retry", "skip"):
+                verb.add_argument("--all", action="store_true", help="all jobs that hold queues, instead of ids")
+                verb.add_argument("--queue", metavar="QUEUE", help="with --all: of this queue")
+                verb.add_argument("--error", metavar="TEXT", help="with --all: whose last error contains this text")
+                verb.add_argument("--dry-run", action="store_true", help="with --all: only say how many")
             if name == "edit":
                 verb.add_argument("params", metavar="PARAMS", help=f"all of them, as JSON; {MASK} keeps a masked one")
             verb.add_argument("--scope", help="of the jobs; found by their ids if left out")
             verb.add_argument("--database", choices=tuple(connections), help="where the ids are looked up")
-        for name in ("pause", "resume"):
-            verb = _add_verb(verbs, name, VERBS[name], decides=True)
-            verb.add_argument("scope", metavar="SCOPE")
+        for name in decisions_on("queue"):
+            verb = _add_verb(verbs, name, DECISIONS[name].help, decides=True)
+            verb.add_argument("scope", nargs="?", metavar="SCOPE")
             verb.add_argument("queue", nargs="?", metavar="QUEUE", help="the whole scope if left out")
+            verb.add_argument("--all", action="store_true", help="all scopes, those to come included, instead of SCOPE")
+            verb.add_argument("--database", choices=tuple(connections), help="with --all: only this one")
         verb = _add_verb(verbs, "prune", "delete jobs that ended before the retention, no unfinished one")
         verb.add_argument("scopes", nargs="*", metavar="SCOPE", help="all scopes if none is given")
         verb.add_argument("--older-than", type=float, metavar="DAYS", help="instead of the option retention")
@@ -94,27 +115,67 @@ class Command(BaseCommand):
     def handle(self, *, verb, **options):
         self.verbosity, self.as_json = options["verbosity"], options["json"]
         verb = verb.replace("-", "_")
+        self.is_looking = verb in LOOKING
         self.is_followed = verb == "tail" or bool(options.get("watch"))  # then each answer in JSON is one line
         if os.environ.get("NO_COLOR") and not options.get("force_color"):
             self.style = no_style()
         answer = getattr(self, f"answer_{verb}")
         try:
-            if verb in LOOKING:
+            if self.is_looking:
                 answer(**options)
             else:
                 self.tell(verb, answer(**options))
         except (Refused, ImproperlyConfigured) as exc:
             raise CommandError(visible(exc)) from exc
-        except DatabaseError as exc:
-            raise CommandError(visible(refused_by_database(exc))) from exc
+        except Error as exc:
+            raise CommandError(visible(database_trouble(exc).message)) from exc
 
     # What a person can do: each yields one result per job, queue or scope.
 
     def answer_retry(self, **options):
-        return self.each_job("retry", **options)
+        return self.some_or_all("retry", **options)
 
     def answer_skip(self, **options):
-        return self.each_job("skip", **options)
+        return self.some_or_all("skip", **options)
+
+    def some_or_all(self, verb, all, queue, error, dry_run, **options):
+        narrows = [name for name, value in (("--queue", queue), ("--error", error)) if value is not None]
+        if all and options["job_ids"]:
+            raise CommandError("Error: name jobs by their ids or say --all, not both.")
+        if not all and (narrows or dry_run):
+            raise CommandError(f"Error: {' and '.join(narrows) or '--dry-run'}: only together with --all.")
+        if not all and not options["job_ids"]:
+            raise CommandError("Error: name jobs by their ids, or say --all.")
+        if all:
+            return self.all_blocking(verb, queue, error, dry_run, **options)
+        return self.each_job(verb, **options)
+
+    def all_blocking(self, verb, queue, error, dry_run, scope, database, by, reason, **options):
+        """Yield a result for each scope."""
+        for queuetopia in _chosen([scope] if scope else []):
+            if database in (None, queuetopia.database()):
+                why = {"by": _person(by), "reason": reason}
+                act = partial(self.decide, verb, queuetopia, queue, error, dry_run, why)
+                yield tried(act, scope=queuetopia.scope)
+
+    def decide(self, verb, queuetopia, queue, error, dry_run, why):
+        ids = list(jobs.blocking(queuetopia, verb, queue, error).values_list("pk", flat=True))
+        done = "retried" if verb == "retry" else "skipped"
+        if dry_run:
+            return {"found": len(ids), "message": f"{queuetopia.scope}: jobs that would be {done}: {len(ids)}."}
+        bar, number = Bar(len(ids), stream=sys.stderr) if ids and self.has_bar() else None, 0
+        for batch, decided in jobs.batches(queuetopia, verb, ids, **why):
+            number += len(decided)
+            if bar is not None:
+                bar.advance(len(batch))
+        if bar is not None:
+            bar.end()
+        left = len(ids) - number
+        note = f"; left alone, because they run, have ended or are locked meanwhile: {left}" if left else ""
+        return {
+            "found": len(ids), "done": number, "left": left,
+            "message": f"{queuetopia.scope}: jobs {done}: {number}{note}.",
+        }  # fmt: skip
 
     def answer_cancel(self, **options):
         return self.each_job("cancel", **options)
@@ -132,6 +193,9 @@ class Command(BaseCommand):
     def answer_move_to_end(self, **options):
         return self.each_job("move_to_end", **options)
 
+    def answer_run_now(self, **options):
+        return self.each_job("run_now", **options)
+
     def each_job(self, verb, job_ids, **options):
         results = _each_job(verb, job_ids, **options)
         # Where each is told on the same terminal, the lines are the progress.
@@ -143,10 +207,10 @@ class Command(BaseCommand):
         return bool(self.verbosity) and sys.stderr.isatty()
 
     def answer_pause(self, **options):
-        return _one_queue("pause", **options)
+        return _one_queue_or_all("pause", **options)
 
     def answer_resume(self, **options):
-        return _one_queue("resume", **options)
+        return _one_queue_or_all("resume", **options)
 
     def answer_prune(self, scopes, older_than, **options):
         seconds = None if older_than is None else older_than * DAY
@@ -168,16 +232,16 @@ class Command(BaseCommand):
 
     # Status
 
-    def answer_status(self, scopes, queues, check, watch, oldest, **options):
+    def answer_status(self, scopes, queues, check, watch, oldest, blocked, paused, **options):
         if check:
-            self.check_health(scopes, oldest)
+            self.check_health(scopes, health.Limits(oldest, blocked, paused))
         elif watch:
             self.watch(scopes, queues, every=watch)
         else:
             self.show(scopes, queues)
 
-    def check_health(self, scopes, oldest):
-        found = health.problems(_chosen(scopes), oldest=oldest, is_all=not scopes)
+    def check_health(self, scopes, limits):
+        found = health.problems(_chosen(scopes), limits=limits, is_all=not scopes)
         if self.as_json:
             self.write_json({"problems": found})
         else:
@@ -211,9 +275,11 @@ class Command(BaseCommand):
                 answer["nodes"] += status.nodes(alias)
                 answer["scopes"] += [status.scope_status(queuetopia, queues=queues) for queuetopia in here]
                 answer["unknown_scopes"] += [] if scopes else status.unknown_scopes(alias)
-            except DatabaseError as exc:  # the others are still worth telling
-                answer["unreachable"].append({"database": alias, "error": refused_by_database(exc)})
-        self.show_status(answer)
+            except Error as exc:  # the others are still worth telling
+                trouble = database_trouble(exc)
+                answer["unreachable"].append({"database": alias, "problem": trouble.kind, "error": trouble.message})
+        if self.as_json or len(answer["unreachable"]) < len(databases):
+            self.show_status(answer)
         if answer["unreachable"]:
             lines = [
                 f"database {visible(each['database'])}: {visible(each['error'])}" for each in answer["unreachable"]
@@ -304,8 +370,8 @@ class Command(BaseCommand):
         for follower in followers:
             try:
                 found += follower.look()
-            except DatabaseError as exc:
-                self.stderr.write(visible(f"database {follower.alias}: {refused_by_database(exc)}"))
+            except Error as exc:
+                self.stderr.write(visible(f"database {follower.alias}: {database_trouble(exc).message}"))
                 close_old_connections()
         return sorted(found, key=lambda event: event["at"])
 
@@ -315,6 +381,7 @@ class Command(BaseCommand):
             return
         styles = {"halted": self.style.ERROR, "failed": self.style.WARNING, "done": self.style.SUCCESS}
         where = f"{event['scope']}/{event['queue']}" if event["queue"] is not None else event["scope"]
+        where = "everything" if where == Scope.EVERYTHING else where
         job = "" if event["job"] is None else f" job {event['job']}"
         details = (
             event["action"] and f" ({event['action']})",
@@ -343,7 +410,7 @@ class Command(BaseCommand):
                 self.write_worker(worker, node["at"])
 
     def write_worker(self, worker, now):
-        name = "started since the last heartbeat" if worker["pid"] is None else f"worker {worker['pid']}"
+        name = "claimed or started since the last heartbeat" if worker["pid"] is None else f"worker {worker['pid']}"
         self.write(f"  {name}:{'' if worker['jobs'] else ' idle'}")
         for job in worker["jobs"]:
             self.write(
@@ -356,8 +423,14 @@ class Command(BaseCommand):
         self.stdout.write()
         name = f"{scope['scope']} ({scope['class']}, database {scope['database']})"
         self.write(name, self.style.MIGRATE_HEADING)
+        if scope["all_paused"]:
+            self.write(f"  everything is paused {_paused(scope['all_paused'])}", self.style.WARNING)
         if scope["paused"]:
             self.write(f"  paused {_paused(scope['paused'])}", self.style.WARNING)
+        if not scope["enabled"]:
+            self.write(
+                "  QUEUETOPIA['ENABLED'] is False for it: nodes with these settings run none of it", self.style.WARNING
+            )
         waits = _waits(found["oldest"], scope["at"])
         self.write(
             f"  unfinished jobs: {found['unfinished']} ({found['waiting']} waiting, {found['running']} running, "
@@ -407,7 +480,12 @@ class Command(BaseCommand):
         return text if len(text) <= limit or self.verbosity > 1 else text[: limit - 1] + "…"
 
     def write(self, text, style=None):
-        self.stdout.write((style or str)(visible(text)))
+        try:
+            self.stdout.write((style or str)(visible(text)))
+        except BrokenPipeError:
+            if self.is_looking:
+                raise
+            hush(self.stdout)  # what a person decided is done all the same
 
     def write_json(self, answer):
         # Escaped to ASCII, so that no text in it can steer a terminal.
@@ -484,8 +562,20 @@ def _class_of(job_id, scope, database):
 # Verbs on queues and scopes
 
 
-def _one_queue(verb, scope, queue, by, reason, **options):
+def _one_queue_or_all(verb, scope, queue, all, database, by, reason, **options):
+    if all == (scope is not None) or (database and not all):
+        raise CommandError("Error: name a scope, or say --all; --database goes with --all.")
     why = {"by": _person(by), "reason": reason}
+    return _everything(verb, database, why) if all else _one_queue(verb, scope, queue, why)
+
+
+def _everything(verb, database, why):
+    aliases = [database] if database else status.databases() if verb == "pause" else status.paused_databases()
+    for alias in aliases:
+        yield tried(partial(on_everything, verb, alias, **why), database=alias)
+
+
+def _one_queue(verb, scope, queue, why):
     yield tried(partial(on_queue, verb, known(scope), queue, **why), scope=scope, queue=queue)
 
 

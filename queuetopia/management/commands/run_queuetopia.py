@@ -3,28 +3,36 @@
 import atexit
 import os
 import sys
+import tempfile
 import threading
 from difflib import get_close_matches
 
 from django.core.checks import Tags, run_checks
-from django.core.management.base import BaseCommand, CommandError
-from django.db import connections
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management.base import CommandError
+from django.db import Error, connections
 from django.utils import autoreload
 
 from ... import conf
-from ...declaration import by_scope
+from ...backends.trouble import database_trouble
+from ...node.cpus import usable_cpus
+from ...node.protocol import SLICE, Options
+from ...node.supervisor import Supervisor, require_settings_module
 from ...processes import log_to_stderr
-from ...scheduler import SLICE, Options
-from ...supervisor import Supervisor
+from ...registry import by_scope, disabled
+from ...terminal import TerminalCommand
 
 
-class Command(BaseCommand):
+class Command(TerminalCommand):
     help = "Run the jobs of all Queuetopias, or of the scopes named. SIGTERM or Ctrl-C stops gracefully, twice at once."
 
     def add_arguments(self, parser):
         parser.add_argument("scopes", nargs="*", metavar="SCOPE", help="scopes to serve; default: all")
         parser.add_argument(
-            "--processes", type=_positive(int), default=os.cpu_count() or 1, help="worker processes; default: CPUs"
+            "--processes",
+            type=_positive(int),
+            default=usable_cpus(),
+            help="worker processes; default: the CPUs that this process may use",
         )
         parser.add_argument(
             "--concurrency", type=_positive(int), default=1, help="attempts at once per worker process; default: 1"
@@ -53,11 +61,23 @@ class Command(BaseCommand):
         parser.add_argument("--reload", action="store_true", help="restart when code changes (development)")
 
     def handle(self, *, scopes, **given):
-        if not conf.setting("ENABLED"):
+        scopes = list(dict.fromkeys(scopes))
+        if conf.setting("ENABLED") is False:
             self.stderr.write(self.style.WARNING("Not running: QUEUETOPIA['ENABLED'] is False."))
             return
+        try:
+            require_settings_module()
+        except ImproperlyConfigured as exc:
+            raise CommandError(str(exc)) from None
         self._refuse_unknown(scopes)
+        if off := disabled(scopes):
+            is_all = len(off) == len(scopes or by_scope())
+            where = f"QUEUETOPIA['ENABLED'] is False for {', '.join(off)}."
+            self.stderr.write(self.style.WARNING(f"Not {'running' if is_all else 'serving all'}: {where}"))
+            if is_all:
+                return
         self._check_databases(scopes)
+        self._warn_without_temporary_folder()
         log_to_stderr(given["verbosity"])
         options = Options(
             scopes=scopes,
@@ -91,10 +111,24 @@ class Command(BaseCommand):
     def _check_databases(self, scopes):
         served = [queuetopia for scope, queuetopia in by_scope().items() if not scopes or scope in scopes]
         aliases = sorted({queuetopia.database() for queuetopia in served})
-        for problem in run_checks(tags=[Tags.database], databases=aliases):
+        try:
+            problems = run_checks(tags=[Tags.database], databases=aliases)
+        except Error as exc:  # Django's own checks of MySQL connect, and let it through
+            raise CommandError(database_trouble(exc).message) from exc
+        for problem in problems:
             if problem.id == "queuetopia.W007":
                 raise CommandError(f"{problem.msg} {problem.hint}")
         connections.close_all()  # the supervisor needs none
+
+    def _warn_without_temporary_folder(self):
+        try:
+            tempfile.gettempdir()
+        except FileNotFoundError:
+            text = (
+                "No folder for temporary files can be written to. Set TMPDIR to one: without it other nodes on this "
+                "host wait for the lease (15 s, LEASE) before they take over from this one after a crash."
+            )
+            self.stderr.write(self.style.WARNING(text))
 
     def _run_reloading(self, options):
         """Run under Django's autoreloader, which calls us in a thread; the main thread is where signals arrive."""

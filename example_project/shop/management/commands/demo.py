@@ -7,7 +7,7 @@ import time
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.management import call_command
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 
 from example_project.provider.models import Provider
 from example_project.shop.models import Customer, Order
@@ -16,6 +16,7 @@ from example_project.shop.queues import OrderQueue
 from example_project.shop.site import Visitor, serve
 from example_project.shop.verification import verify
 from queuetopia import start_node
+from queuetopia.terminal import TerminalCommand
 
 CUSTOMERS = {
     "red": Order.Payment.CARD,
@@ -30,7 +31,7 @@ PATIENCE = 60  # seconds the story may take, on a slow machine too
 POLL = 0.1  # seconds between two looks at the database
 
 
-class Command(BaseCommand):
+class Command(TerminalCommand):
     help = "Starts the shop: its site, and a node for its queues. Ctrl-C stops both."
 
     def add_arguments(self, parser):

@@ -1,0 +1,125 @@
+"""Statements on the rows of one queue, written with the ORM: what all databases share of claiming and recording.
+
+Each takes the alias of a connection and leaves the transaction to its caller.
+"""
+
+from django.db import connections, models
+from django.db.models import Q
+from django.db.models.functions import Cast
+
+from ..attempts import Claim, Verdict
+from ..models import Job, Queue, Scope
+from .values import HEAD_COLUMNS, claim_of, history, job_values, next_attempt
+
+
+def note_problem(alias: str, queue_id: int, text: str) -> None:
+    """Show on the queue why it does not go on."""
+    text = text.encode("ascii", "backslashreplace").decode()[:500]
+    Queue.objects.using(alias).filter(pk=queue_id).update(problem=text)
+
+
+def held_queue(alias, claim):
+    """Return the queue's row, locked; None if the claim is stale, or if another transaction has the row locked.
+
+    An operator's transaction may stay open for long: a scheduler that waited for it would hold up every other queue.
+    """
+    return _held_by(alias, [claim]).select_for_update(skip_locked=True).first()
+
+
+def locks_job(alias, ending) -> bool:
+    """Lock the job's row if it is to be written; False if another transaction has it locked."""
+    if ending.outcome.verdict == Verdict.RETURN or not connections[alias].features.has_select_for_update:
+        return True
+    rows = Job.objects.using(alias).filter(pk=ending.claim.job_id).values_list("pk")
+    return bool(rows.select_for_update(skip_locked=True)) or not rows.exists()
+
+
+def still_held(alias, claims: list[Claim]) -> set[int]:
+    """Return the ids of the queues that are held under the fence of one of these claims."""
+    return set(_held_by(alias, claims).values_list("pk", flat=True))
+
+
+def _held_by(alias, claims):
+    ours = Q()
+    for claim in claims:
+        ours |= Q(pk=claim.queue_id, fence=claim.fence, current_job=claim.job_id)
+    held = Queue.objects.using(alias).filter(held_by__isnull=False)
+    return held.filter(ours) if claims else held.none()
+
+
+def write_job(alias, ending, node, now, was_run) -> None:
+    """Write to the job how its attempt ended."""
+    claim, outcome = ending.claim, ending.outcome
+    if outcome.verdict == Verdict.RETURN:
+        return
+    job = Job.objects.using(alias).filter(pk=claim.job_id, done_at=None)
+    errors = history(job.values_list("errors", flat=True).first()) if outcome.error else []
+    values = job_values(claim, outcome, node, now, errors)
+    if not was_run:  # cancelled before it began: there was no attempt
+        values = {name: values[name] for name in ("state", "done_at", "next_attempt_at")}
+    job.update(**values)
+
+
+def make_due(queues, due_at) -> int:
+    """Make those of the queues due then that nothing holds and that are not due before; return how many."""
+    return queues.idle().filter(Q(due_at=None) | Q(due_at__gt=due_at)).update(due_at=due_at)
+
+
+def head_rows(alias):
+    """Return a QuerySet of jobs as dicts that ``claim_of`` takes."""
+    text = Cast("params", models.TextField())
+    return Job.objects.using(alias).annotate(params_text=text).values("params_text", *HEAD_COLUMNS)
+
+
+def paused_scopes(alias, scopes) -> set[str]:
+    """Return which of the scopes are paused; all of them while everything is."""
+    names = [*scopes, Scope.EVERYTHING]
+    paused = Scope.objects.using(alias).filter(paused_at__isnull=False, name__in=names)
+    found = set(paused.values_list("name", flat=True))
+    return set(scopes) if Scope.EVERYTHING in found else found
+
+
+def next_head(alias, queue, now):
+    """Return (the job to start or None, the job that is the head already or None, when the head is due)."""
+    current = queue.current_job and head_rows(alias).filter(pk=queue.current_job, done_at=None).first()
+    if current:
+        if current["state"] == Job.State.HALTED:
+            return None, queue.current_job, None
+        due_at = current["next_attempt_at"] or now
+        return (current if due_at <= now else None), queue.current_job, due_at
+    head = head_rows(alias).unfinished().in_queue(queue.scope, queue.name).in_order().first()
+    if head is None:
+        return None, None, None
+    if head["state"] == Job.State.HALTED:
+        return None, head["id"], None
+    return (head if head["scheduled_at"] <= now else None), None, head["scheduled_at"]
+
+
+def mark_started(alias, queue, head, holder, now) -> Claim:
+    """Mark the head as running, under a new fence; return its claim."""
+    queue.fence += 1
+    Queue.objects.using(alias).filter(pk=queue.pk).update(
+        fence=queue.fence,
+        current_job=head["id"],
+        attempt=next_attempt(head["attempts"]),
+        held_by=holder,
+        held_since=now,
+        stop_requested=False,
+        problem="",
+    )
+    return claim_of(queue, head)
+
+
+def let_go(alias, queue, due_at, current_job, problem="", **alert) -> None:
+    """Release the queue; ``problem`` says why this code cannot serve its head, ``alert`` when to look again."""
+    held = Queue.objects.using(alias).filter(pk=queue.pk, fence=queue.fence, held_by=queue.held_by)
+    held.update(
+        due_at=due_at,
+        current_job=current_job,
+        attempt=0,
+        held_by=None,
+        held_since=None,
+        stop_requested=False,
+        problem=problem,
+        **alert,
+    )

@@ -1,0 +1,31 @@
+"""The life of a job, in order: created, failed, decided about by people, deleted. With ``backends`` the only writers.
+
+Every function that the classes of a project call is named here.
+"""
+
+from .bulk import batches, blocking, decide, refusals, retry_all, skip_all
+from .creating import build, create, create_many
+from .deciding import (
+    again_after_deadlock,
+    cancel,
+    edit,
+    mark_done,
+    move_to_end,
+    pause,
+    pause_all,
+    resume,
+    resume_all,
+    retry,
+    run_now,
+    skip,
+)
+from .failing import failed, timeout_text
+from .retention import delete_ended, prune
+from .sending import keep_hook_error, number_waiting, send, send_unblocked
+
+__all__ = [
+    "again_after_deadlock", "batches", "blocking", "build", "cancel", "create", "create_many", "decide",
+    "delete_ended", "edit", "failed", "keep_hook_error", "mark_done", "move_to_end", "number_waiting", "pause",
+    "pause_all", "prune", "refusals", "resume", "resume_all", "retry", "retry_all", "run_now", "send",
+    "send_unblocked", "skip", "skip_all", "timeout_text",
+]  # fmt: skip

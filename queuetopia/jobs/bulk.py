@@ -1,0 +1,140 @@
+"""Decisions about many jobs at once: in batches, each one transaction with a fixed number of statements."""
+
+import logging
+from functools import partial
+
+from django.db import connections, transaction
+from django.db.models import F, Value
+from django.db.models.functions import Coalesce
+
+from .. import signals
+from ..backends import backend_for
+from ..models import Job, JobEvent, Queue
+from ..text import storable
+from .deciding import look_again_all, persons_verb, why_not_at_rest, why_not_blocked
+from .sending import send, send_unblocked
+
+logger = logging.getLogger("queuetopia.jobs")
+
+BATCH = 500  # jobs that one transaction decides about
+
+
+def retry_all(queuetopia, queue=None, *, error=None, by="", reason="") -> int:
+    """Do ``retry`` to all jobs that hold queues and are not due yet; return how many were retried.
+
+    queue: only this one. error: only jobs whose last error contains this text, in upper or lower case.
+
+    Batches of ``BATCH`` jobs, each a transaction of its own and with an event for each job: what has been done stays
+    done if a later batch fails, and a second call goes on. Jobs that run or end meanwhile, or that another transaction
+    has locked, are left alone.
+    """
+    return _decide_about_all(queuetopia, "retry", queue, error, by, reason)
+
+
+def skip_all(queuetopia, queue=None, *, error=None, by="", reason="") -> int:
+    """Do ``skip`` to all jobs that hold queues; return how many were skipped. As ``retry_all`` otherwise."""
+    return _decide_about_all(queuetopia, "skip", queue, error, by, reason)
+
+
+def _decide_about_all(queuetopia, verb, queue, error, by, reason):
+    ids = list(blocking(queuetopia, verb, queue, error).values_list("pk", flat=True))
+    return sum(len(done) for _, done in batches(queuetopia, verb, ids, by=by, reason=reason))
+
+
+def blocking(queuetopia, verb, queue=None, error=None):
+    """Return the jobs, in order, that hold queues and to which ``verb`` (retry or skip) can be done."""
+    alias = queuetopia.database()
+    blocked = Queue.objects.using(alias).blocked().filter(scope=queuetopia.scope)
+    jobs = queuetopia.jobs().unfinished().filter(pk__in=blocked.values("current_job"), attempted_at__isnull=False)
+    if queue is not None:
+        jobs = jobs.filter(queue=queue)
+    if error is not None:
+        jobs = jobs.filter(error__icontains=error)
+    if verb == "retry":
+        jobs = jobs.kept_from_running(backend_for(alias).now())
+    return jobs.in_order()
+
+
+def batches(queuetopia, verb, ids, *, by="", reason=""):
+    """Do ``verb`` (retry or skip) to jobs, batch by batch; yield the ids of each batch and of what was done."""
+    for first in range(0, len(ids), BATCH):
+        batch = ids[first : first + BATCH]
+        yield batch, decide(queuetopia, verb, batch, by=by, reason=reason)
+
+
+@persons_verb
+def decide(queuetopia, verb, ids, *, by="", reason="") -> list[int]:
+    """Do ``verb`` (retry or skip) to those of the jobs that hold their queues, in one transaction; return their ids.
+
+    What another transaction has locked is left alone. A fixed number of statements, however many jobs there are.
+    """
+    alias = queuetopia.database()
+    passes_over = connections[alias].features.has_select_for_update_skip_locked
+    blocked = Queue.objects.using(alias).blocked().filter(scope=queuetopia.scope, current_job__in=ids).order_by("id")
+    with transaction.atomic(using=alias):
+        queues = {queue.current_job: queue.pk for queue in blocked.select_for_update(skip_locked=passes_over)}
+        rows = queuetopia.jobs().unfinished().filter(pk__in=queues, attempted_at__isnull=False)
+        jobs = list(rows.select_for_update(skip_locked=passes_over).order_by("id"))
+        done = [job.pk for job in jobs]
+        before = [{"state": job.state, "attempts": job.attempts, "running": False} for job in jobs]
+        _decide_rows(queuetopia, verb, jobs, [queues[pk] for pk in done])
+        JobEvent.objects.using(alias).bulk_create(
+            JobEvent(
+                verb=verb, scope=job.scope, queue=job.queue, job=job.pk,
+                by=storable(by, 255), reason=storable(reason, 500), before=was, after={**was, "state": job.state},
+            )
+            for job, was in sorted(zip(jobs, before, strict=True), key=lambda pair: (pair[0].scheduled_at, pair[0].pk))
+        )  # fmt: skip
+        transaction.on_commit(partial(look_again_all, alias, [*queues.values()]), using=alias, robust=True)
+    return done
+
+
+def _decide_rows(queuetopia, verb, jobs, queue_ids):
+    """Write what the verb makes of these jobs and their queues, which are locked."""
+    alias = queuetopia.database()
+    now = backend_for(alias).now()
+    rows = Job.objects.using(alias).filter(pk__in=[job.pk for job in jobs])
+    queues = Queue.objects.using(alias).filter(pk__in=queue_ids)
+    if verb == "retry":
+        most = Coalesce("max_attempts", Value(queuetopia.option("max_attempts")))
+        exhausted = rows.annotate(most=most).filter(state=Job.State.HALTED, attempts__gte=F("most"))
+        exhausted.update(max_attempts=F("attempts") + 1)
+        rows.update(state=Job.State.PENDING, next_attempt_at=now)
+        queues.update(due_at=now, rev=F("rev") + 1)
+        new_state = Job.State.PENDING
+    else:
+        rows.update(state=Job.State.SKIPPED, done_at=now, next_attempt_at=None)
+        queues.update(current_job=None, due_at=now, rev=F("rev") + 1)
+        new_state = Job.State.SKIPPED
+    for job in jobs:
+        job.state = new_state
+        if verb == "skip":
+            job.done_at, job.next_attempt_at = now, None
+            transaction.on_commit(partial(_tell_skipped, queuetopia, job), using=alias, robust=True)
+
+
+def _tell_skipped(queuetopia, job):
+    send(signals.job_skipped, queuetopia, job=job, exc=None)
+    if job.error:
+        send_unblocked(queuetopia, job, job.failed_at or job.attempted_at)
+
+
+def refusals(queuetopia, verb, ids) -> dict[int, tuple[str, str]]:
+    """Return {id: (why in a word or two, the sentence)} of jobs that ``decide`` left alone, in two queries."""
+    held = Queue.objects.using(queuetopia.database()).held()
+    running = {queue.current_job: queue for queue in held.filter(scope=queuetopia.scope, current_job__in=ids)}
+    jobs = queuetopia.jobs().filter(pk__in=ids).defer("params", "errors", "result").in_bulk()
+    participle = "retried" if verb == "retry" else "skipped"
+    found = {}
+    for pk in ids:
+        kind, why = _why_left(jobs[pk], running.get(pk)) if pk in jobs else ("gone", "it is not there any more.")
+        found[pk] = kind, f"Job {pk} cannot be {participle}: {why}"
+    return found
+
+
+def _why_left(job, running) -> tuple[str, str]:
+    if why := why_not_at_rest(job, running):
+        return ("running" if running else job.state), why
+    if why := why_not_blocked(job):
+        return "waiting in line", why
+    return "locked", "another transaction has locked it, or it is not the head of its queue. Try it again, alone."

@@ -1,0 +1,218 @@
+"""Jobs as they are made: checked whole before anything is written, then one INSERT and, after the commit, a wake-up."""
+
+import logging
+from contextlib import nullcontext
+from datetime import datetime
+from difflib import get_close_matches
+from functools import partial
+
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connections, transaction
+from django.utils import timezone
+
+from .. import conf, signals
+from .. import params as params_module
+from ..backends import backend_for
+from ..backends.values import has_no_time
+from ..exceptions import InvalidJob, Refused
+from ..models import Job
+from ..performer import (
+    PERFORMER_HINT,
+    action_methods,
+    has_own_perform,
+    hooks,
+    known_actions,
+    method_problem,
+    param_problems,
+    performer_problem,
+)
+from ..text import brief
+from .sending import send
+
+logger = logging.getLogger("queuetopia.jobs")
+
+MAX_NAME = 255
+
+
+def build(queuetopia, *, queue, action, params, scheduled_at, **options) -> Job:
+    """Return an unsaved Job, or raise InvalidJob with every problem found, keyed by argument."""
+    _require_performer(queuetopia)
+    params = {} if params is None else params
+    given = {name: value for name, value in options.items() if value is not None}
+    if scheduled_at is not None:
+        given["scheduled_at"] = scheduled_at
+    if problems := _problems(queuetopia, queue, action, params, given):
+        raise InvalidJob(problems)
+    for name, clean in conf.JOB_OPTIONS.items():
+        if name in given:
+            given[name] = clean(given[name])
+    return Job(scope=queuetopia.scope, queue=queue, action=action, params=params, **given)
+
+
+def _require_performer(queuetopia):
+    if trouble := performer_problem(queuetopia.performer):
+        raise ImproperlyConfigured(f"{queuetopia.label}: {trouble}. {PERFORMER_HINT}")
+
+
+def _problems(queuetopia, queue, action, params, given) -> dict[str, list[str]]:
+    """Return everything that would keep such a job from being stored or run, keyed by argument."""
+    problems: dict[str, list[str]] = {}
+    check_queue(queue, problems)
+    _check_action(queuetopia, action, problems)
+    check_params(queuetopia, action, params, problems)
+    _check_scheduled_at(given.get("scheduled_at"), problems)
+    for name, clean in conf.JOB_OPTIONS.items():
+        if name not in given:
+            continue
+        try:
+            clean(given[name])
+        except (ValueError, TypeError, OverflowError) as exc:
+            problems[name] = [f"{exc}. Leave it out to use the option of {queuetopia.__name__}."]
+    return problems
+
+
+def check_queue(queue, problems):
+    if not isinstance(queue, str):
+        problems["queue"] = [f'must be a str, not {type(queue).__name__}; name it by one, as in f"customer-{{pk}}".']
+    elif not 1 <= len(queue) <= MAX_NAME:
+        problems["queue"] = [f"has {len(queue)} characters; a queue's name has 1 to {MAX_NAME}."]
+    elif problem := params_module.text_problem(queue):
+        problems["queue"] = [f"{problem}."]
+
+
+def _check_action(queuetopia, action, problems):
+    if not isinstance(action, str):
+        name = getattr(action, "__name__", None)
+        hint = f"; give its name, {name!r}" if callable(action) and name else ""
+        problems["action"] = [f"must be a str, not {type(action).__name__}{hint}."]
+        return
+    performer = queuetopia.performer
+    known = known_actions(performer)
+    if known is None or action in known:
+        method = action_methods(performer).get(action)
+        if method is not None and not has_own_perform(performer) and (trouble := method_problem(performer, method)):
+            problems["action"] = [f"{performer.__name__}.{method} cannot run action {action!r}: {trouble}."]
+        elif not 1 <= len(action) <= MAX_NAME:
+            problems["action"] = [f"has {len(action)} characters; an action's name has 1 to {MAX_NAME}."]
+        elif problem := params_module.text_problem(action):
+            problems["action"] = [f"{problem}."]
+        return
+    problems["action"] = [f"{performer.__name__} has no action {action[:100]!r}; {_action_hint(performer, action)}"]
+
+
+def _action_hint(performer, action):
+    if callable(getattr(performer, action, None)) and action not in hooks() and not action.startswith("_"):
+        return f"mark its method {action} with @action."
+    known = known_actions(performer)
+    if not known:
+        return "it has none: mark its methods with @action."
+    close = get_close_matches(action, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"it knows: {', '.join(sorted(known))}."
+
+
+def check_params(queuetopia, action, params, problems):
+    try:
+        size = len(params_module.dumps(params))
+    except params_module.InvalidParams as exc:
+        problems["params"] = [f"{exc}."]
+        return
+    limit = conf.setting("MAX_PARAMS_BYTES")
+    if size > limit:
+        problems["params"] = [
+            f"take {size} bytes as JSON, over QUEUETOPIA['MAX_PARAMS_BYTES'] = {limit}; store the data elsewhere "
+            "and pass its key."
+        ]
+    elif isinstance(action, str) and (wrong := param_problems(queuetopia.performer, action, params)):
+        problems["params"] = [f"{problem}." for problem in wrong]
+
+
+def _check_scheduled_at(scheduled_at, problems):
+    if scheduled_at is None:
+        return
+    if not isinstance(scheduled_at, datetime):
+        kind = type(scheduled_at).__name__
+        problems["scheduled_at"] = [f"must be an aware datetime, not {kind}; as in timezone.now() + timedelta(days=1)."]
+    elif timezone.is_naive(scheduled_at):
+        problems["scheduled_at"] = ["is a naive datetime; use django.utils.timezone.now() or make_aware()."]
+    elif not 1971 <= scheduled_at.year <= 9998:
+        problems["scheduled_at"] = [f"is in the year {scheduled_at.year}, outside 1971-9998."]
+
+
+def create_many(queuetopia, jobs: list) -> list[Job]:
+    """Validate all jobs, then ``create`` them."""
+    _check_bulk(queuetopia, jobs)
+    return create(queuetopia, jobs)
+
+
+def create(queuetopia, jobs: list[Job]) -> list[Job]:
+    """INSERT the jobs in the caller's transaction; after commit wake the schedulers and send job_created."""
+    if not jobs:
+        return jobs
+    alias = queuetopia.database()
+    _refuse_manual_transaction(alias)
+    commit_ordered = queuetopia.option("commit_ordered")
+    with transaction.atomic(using=alias) if commit_ordered or len(jobs) > 1 else nullcontext():
+        if commit_ordered:
+            backend_for(alias).lock_order(queuetopia.scope, {job.queue for job in jobs})
+        backend_for(alias).insert(jobs)
+        transaction.on_commit(partial(_announce, queuetopia, jobs, alias), using=alias, robust=True)
+    return jobs
+
+
+def _refuse_manual_transaction(alias):
+    """Raise Refused where Django cannot call us after the commit: nothing would wake the schedulers."""
+    connection = connections[alias]
+    if not connection.in_atomic_block and not connection.get_autocommit():
+        raise Refused(
+            f"No job was created: database {alias!r} is in manual transaction mode (autocommit is off), where Django "
+            "calls nothing after a commit. Create jobs inside transaction.atomic(), or with autocommit on."
+        )
+
+
+def _check_bulk(queuetopia, jobs: list):
+    """Refuse what ``job()`` did not make, and what was changed to something wrong since."""
+    make = f"{queuetopia.__name__}.job()"
+    problems: dict[str, list[str]] = {}
+    seen: set[int] = set()
+    for index, job in enumerate(jobs):
+        name = f"jobs[{index}]"
+        if not isinstance(job, Job):
+            problems[name] = [f"is a {type(job).__name__}; make it with {make}."]
+        elif job.scope != queuetopia.scope:
+            problems[f"{name}.scope"] = [f"is {job.scope!r}; make it with {make}."]
+        elif not job._state.adding:
+            problems[name] = [f"was stored before, as job {job.pk}; make a new one with {make}."]
+        elif id(job) in seen:
+            problems[name] = [f"stands in the list twice; make a second one with {make}."]
+        else:
+            seen.add(id(job))
+            wrong = _problems(queuetopia, job.queue, job.action, job.params, _given(job))
+            problems |= {f"{name}.{argument}": texts for argument, texts in wrong.items()}
+    if problems:
+        raise InvalidJob(problems)
+
+
+def _given(job):
+    given = {name: getattr(job, name) for name in conf.JOB_OPTIONS if getattr(job, name) is not None}
+    if not has_no_time(job):
+        given["scheduled_at"] = job.scheduled_at
+    return given
+
+
+def _announce(queuetopia, jobs, alias):
+    due: dict[str, datetime] = {}
+    for job in jobs:
+        due[job.queue] = min(job.scheduled_at, due.get(job.queue, job.scheduled_at))
+    try:
+        wakes = [(queuetopia.scope, queue, at) for queue, at in due.items()]
+        if left := backend_for(alias).wake(wakes):
+            logger.warning(
+                "wake-up failed, the sweep finds the jobs scope=%s queues=%d cause='rows or tables are locked'",
+                queuetopia.scope, left,
+            )  # fmt: skip
+    except Exception as exc:
+        # The jobs are committed: their caller must not fail for a hint.
+        logger.warning("wake-up failed, the sweep finds the jobs scope=%s error=%r", queuetopia.scope, brief(exc))
+    if signals.job_created.has_listeners(queuetopia):
+        for job in jobs:
+            send(signals.job_created, queuetopia, job=job)

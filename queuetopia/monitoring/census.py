@@ -1,0 +1,111 @@
+"""What no node records: the jobs that are created, and those that people end. Reads only.
+
+A job's creation is one INSERT, and a person's verb waits for no other one: neither counts anything. Instead nodes look
+every few seconds, one of them for all, at the ids that are new, and add what they find to rows of ``Statistic`` that
+are no node's. Ids become visible in another order than that of their numbers, so a look counts up to the newest one of
+the look before.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from django.db import connections
+from django.db.models import Count, Max
+from django.db.models.functions import TruncMinute
+
+from ..decisions import DECISIONS
+from ..models import Job, JobEvent
+from .histogram import SPAN, bin_of
+
+EVERY = 10.0  # seconds between two looks: what is created or ended in a transaction that stays open longer is missed
+MOST_JOBS = 20_000  # ids of one step
+MOST_EVENTS = 1_000
+
+_ENDS = [verb for verb, decision in DECISIONS.items() if decision.ends_job]
+_ENDED = {str(state) for state in (Job.State.DONE, Job.State.SKIPPED, Job.State.CANCELLED)}
+
+
+class Found:
+    """Counts of one scope and action in one span, to be added to its row."""
+
+    def __init__(self):
+        self.counts: Counter[str] = Counter()
+        self.blocks: Counter[int] = Counter()
+        self.blocked_seconds = 0.0
+
+
+def look(alias: str, marks: dict[str, Any], now: datetime):
+    """Return what is to be added, by (scope, action, span), the marks then, and whether that was all.
+
+    marks: the ids up to which jobs and events were counted, up to which the next look may count, and between what
+    times these became the newest ones.
+    """
+    found: dict[tuple[str, str, datetime], Found] = defaultdict(Found)
+    ready = {name: marks.get(f"next_{name}", 0) for name in ("job", "event")}
+    job = min(ready["job"], marks.get("job", 0) + MOST_JOBS)
+    event = min(ready["event"], marks.get("event", 0) + MOST_EVENTS)
+    _add(found, alias, marks, job, event, now)
+    is_all = (job, event) == (ready["job"], ready["event"])
+    following = {**marks, "job": job, "event": event}
+    if is_all:
+        newest = {"next_job": _newest(alias, Job), "next_event": _newest(alias, JobEvent)}
+        following |= {**newest, "from": marks.get("to"), "to": now.isoformat()}
+    return found, following, is_all
+
+
+def ahead(alias: str, marks: dict[str, Any], now: datetime) -> dict:
+    """Return what the next looks will add, as far as it is not too much to be read at once."""
+    found: dict[tuple[str, str, datetime], Found] = defaultdict(Found)
+    _add(found, alias, marks, marks.get("job", 0) + MOST_JOBS, marks.get("event", 0) + MOST_EVENTS, now)
+    return found
+
+
+def _newest(alias, model):
+    return model.objects.using(alias).aggregate(newest=Max("id"))["newest"] or 0
+
+
+def _add(found, alias, marks, job, event, now):
+    first = datetime.fromisoformat(marks["from"]) if marks.get("from") else None
+    for scope, action, minute, number in _created(alias, marks.get("job", 0), job):
+        # A job for later is created now, and so is one whose time was given and is long gone.
+        at = min(max(minute, first or minute), now)
+        found[scope, action, _span(at)].counts["created"] += number
+    for scope, action, at, state, blocked in _ended(alias, marks.get("event", 0), event):
+        row = found[scope, action, _span(at)]
+        row.counts[state] += 1
+        if blocked is not None:
+            row.blocks[bin_of(blocked)] += 1
+            row.blocked_seconds += blocked
+
+
+def _created(alias, after, up_to):
+    if up_to <= after:
+        return []
+    # In the connection's own time zone: in another one MySQL would need its tables of time zones.
+    minute = TruncMinute("scheduled_at", tzinfo=connections[alias].timezone)
+    new = Job.objects.using(alias).filter(id__gt=after, id__lte=up_to).order_by().annotate(minute=minute)
+    return new.values_list("scope", "action", "minute").annotate(number=Count("id"))
+
+
+def _ended(alias, after, up_to) -> Iterator[tuple[str, str, datetime, str, float | None]]:
+    if up_to <= after:
+        return
+    told = JobEvent.objects.using(alias).filter(id__gt=after, id__lte=up_to, verb__in=_ENDS, job__isnull=False)
+    events = [
+        (scope, job, at, state["state"])
+        for scope, job, at, state in told.values_list("scope", "job", "at", "after")
+        if state.get("state") in _ENDED
+    ]
+    columns = ("pk", "action", "failed_at", "done_at")
+    rows = Job.objects.using(alias).filter(pk__in=[job for _, job, *_ in events]).values_list(*columns)
+    jobs = {pk: (action, failed_at, done_at) for pk, action, failed_at, done_at in rows} if events else {}
+    for scope, job, at, state in events:
+        action, failed_at, done_at = jobs.get(job, ("", None, None))  # deleted since
+        blocked = max(0.0, (done_at - failed_at).total_seconds()) if failed_at and done_at else None
+        yield scope, action, at, state, blocked
+
+
+def _span(at):
+    return datetime.fromtimestamp(int(at.timestamp()) // SPAN * SPAN, UTC)

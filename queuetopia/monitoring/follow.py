@@ -1,0 +1,306 @@
+"""What happens to jobs, as a stream that any process can follow. Reads only.
+
+A follower polls the tables: what has ended is read by the index of ended jobs, what people did
+by the newest ``JobEvent`` rows, what fails by the rows of blocked queues, and what runs by the nodes' heartbeats. On
+PostgreSQL nodes tell when there is something to look at, if they are asked to; elsewhere a look is taken every second.
+No statement of a job does anything for followers, and without followers no process does.
+
+Rows become visible in another order than that of their times: who began to write first may commit last. So looks go
+back ``RECENT`` seconds, and every few seconds ``WINDOW``, further than a node takes to record a result; what was seen
+is left out.
+"""
+
+import logging
+import select
+import time
+from collections.abc import Iterable, Iterator
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.db import DatabaseError, InterfaceError
+from django.db.models import Q
+
+from ..backends import backend_for
+from ..backends.values import attempts_of
+from ..channel import uptime
+from ..models import Job, JobEvent, Node, Queue, Scope
+from ..text import brief
+from .status import MOST_NODES
+
+logger = logging.getLogger(__name__)
+
+RECENT, WINDOW = 1.0, 15.0  # seconds
+UNTOLD = 5.0  # seconds until a poll without a notification, and between two polls that reach far back
+PAUSE = 0.1  # seconds between two looks at least, and twice as long as a look takes
+ASK = 1.0  # seconds between two requests to be told
+PAGE = 1_000  # rows of one query
+MOST_BLOCKED = 1_000  # blocked queues of one scope whose failures are followed
+MOST_LATE = 200  # numbers by which a JobEvent may become visible later than a newer one
+
+_LIGHT = (
+    "id",
+    "scope",
+    "queue",
+    "action",
+    "state",
+    "attempts",
+    "attempted_at",
+    "attempted_by",
+    "done_at",
+    "error",
+    "failed_at",
+)
+
+
+class Follower:
+    """Follows the scopes of one database from now on; each ``look()`` returns what happened since the last one.
+
+    since: an aware datetime to begin at instead, as far back as the tables tell.
+    """
+
+    def __init__(self, alias: str, scopes: Iterable[str], since: datetime | None = None):
+        self.alias, self.scopes = alias, list(scopes)
+        self._since = since
+        now = since or backend_for(alias).now()
+        self._from = dict.fromkeys(self.scopes, now)  # by scope: where the next look begins
+        self._began = now
+        self._far_at = 0.0  # uptime of the next look far back
+        self._ended: dict[str, dict[int, datetime]] = {scope: {} for scope in self.scopes}  # told, within the window
+        self._running: set[tuple[int, int]] = set()  # (job, attempt) told as started
+        self._failed: dict[int, int] = {}  # by job: the last failed attempt that was told
+        self._event = self._newest_event(since)
+        self._events: set[int] = set()
+        self._listener: Any = None
+        self._listen_at = 0.0  # uptime at which to try it again
+        self._begin(since)
+
+    def _newest_event(self, since):
+        # SQLite compares times as text, in which its own clock's milliseconds come before as many microseconds.
+        before = {"at__lt": since - timedelta(milliseconds=1)} if since else {}
+        events = JobEvent.objects.using(self.alias).filter(**before)
+        return events.order_by("-id").values_list("id", flat=True).first() or 0
+
+    def _begin(self, since):
+        """Leave out what was so before we came; with ``since`` the times in what is looked at say it."""
+        if since is None:
+            for job in self._blocked_jobs():
+                self._failed[job.pk] = job.attempts
+        self._running = {(job, attempt) for job, attempt, at, _ in self._running_jobs() if not since or at < since}
+        late = JobEvent.objects.using(self.alias).filter(id__gt=self._event - MOST_LATE, id__lte=self._event)
+        self._events = set(late.values_list("id", flat=True))
+
+    def look(self, now: float | None = None) -> list[dict[str, Any]]:
+        """Return the events since the last look, oldest first, as dicts.
+
+        ``at``, ``event`` (started, failed, halted, done, skipped, cancelled; retry, skip, cancel, pause, resume by a
+        person), ``scope``, ``queue``, ``job``, ``action``, ``attempt``, ``error``, ``node``, ``by``, ``reason``.
+
+        An end is reported once, whatever recorded it. A job is reported as started only if a heartbeat of its node saw
+        it run; failures are those of a job's last 20, in up to 1,000 blocked queues of a scope.
+
+        now: this process's ``uptime()``.
+        """
+        now = uptime() if now is None else now
+        back = RECENT
+        if now >= self._far_at:
+            back, self._far_at = WINDOW, now + UNTOLD
+        started = list(self._started())
+        failed = list(self._failures())
+        ended = [event for scope in self.scopes for event in self._ends(scope, back)]
+        return sorted([*self._verbs(), *started, *failed, *ended], key=lambda event: event["at"])
+
+    # When to look
+
+    def listen(self, now: float | None = None) -> None:
+        """Ask to be told what happens, where the database can tell; try again if that has failed before."""
+        now = uptime() if now is None else now
+        if now < self._listen_at:
+            return
+        self._listen_at = now + ASK
+        try:
+            self._listener = self._listener or backend_for(self.alias).listener()
+            if self._listener:
+                self._listener.ask()
+        except (DatabaseError, InterfaceError) as exc:
+            self._stop_listening(exc)
+
+    def _stop_listening(self, exc):
+        logger.info("cannot listen, polling alias=%s cause=%r", self.alias, brief(exc))
+        self.close()
+        self._listen_at = uptime() + UNTOLD
+
+    def is_told(self) -> bool:
+        """True when we hear of what happens: what we asked last was heard."""
+        return self._listener is not None and self._listener.is_heard
+
+    def has_news(self) -> bool:
+        try:
+            return self._listener is not None and self._listener.has_news()
+        except (DatabaseError, InterfaceError) as exc:
+            self._stop_listening(exc)
+            return True
+
+    def fileno(self) -> int | None:
+        """Return a descriptor that may become readable with news."""
+        return None if self._listener is None else self._listener.fileno()
+
+    def close(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+
+    # What has ended
+
+    def _ends(self, scope, back) -> Iterator[dict[str, Any]]:
+        after, first = self._from[scope] - timedelta(seconds=back), 0
+        jobs = Job.objects.using(self.alias).ended().filter(scope=scope).order_by("done_at", "id")
+        told = self._ended[scope]
+        while page := list(jobs.filter(_beyond(after, first)).only(*_LIGHT)[:PAGE]):
+            errors = self._errors_of(page)
+            for job in page:
+                if job.pk not in told and job.done_at >= self._began:
+                    told[job.pk] = job.done_at
+                    yield from self._failures_of(job, errors.get(job.pk))
+                    self._failed.pop(job.pk, None)
+                    yield _event(job, job.done_at, job.state)
+            after, first = page[-1].done_at, page[-1].pk
+            if len(page) < PAGE:
+                break
+        self._from[scope] = max(self._from[scope], after)
+        oldest = self._from[scope] - timedelta(seconds=2 * WINDOW)
+        self._ended[scope] = {job: at for job, at in told.items() if at >= oldest}
+
+    # What fails
+
+    def _failures(self):
+        jobs = list(self._blocked_jobs())
+        errors = self._errors_of(jobs)
+        for job in jobs:
+            yield from self._failures_of(job, errors.get(job.pk))
+
+    def _blocked_jobs(self):
+        for scope in self.scopes:
+            blocked = Queue.objects.using(self.alias).blocked().filter(scope=scope).order_by("id")
+            current = list(blocked.values_list("current_job", flat=True)[:MOST_BLOCKED])
+            yield from Job.objects.using(self.alias).filter(pk__in=current).only(*_LIGHT)
+
+    def _errors_of(self, jobs):
+        """Return the histories of those jobs that may have failed since we looked; they are long."""
+        changed = [
+            job.pk for job in jobs if (job.error or job.failed_at) and job.attempts > self._failed.get(job.pk, 0)
+        ]
+        return dict(Job.objects.using(self.alias).filter(pk__in=changed).values_list("pk", "errors")) if changed else {}
+
+    def _failures_of(self, job, errors):
+        """Yield the failed attempts of a job that were not told yet."""
+        known = self._failed.get(job.pk, 0)
+        for entry in attempts_of(errors):
+            at = _moment(entry.get("at"))
+            attempt = entry.get("attempt", 0)
+            if at is None or at < self._began or attempt <= known or not entry.get("counted", True):
+                continue
+            is_last = attempt == job.attempts
+            event = "halted" if is_last and job.state == Job.State.HALTED else "failed"
+            error = f"{entry.get('type', '')}: {entry.get('message', '')}"
+            yield {**_event(job, at, event), "attempt": attempt, "error": error, "node": entry.get("by")}
+        self._failed[job.pk] = max(known, job.attempts)
+
+    # What runs
+
+    def _started(self):
+        running = self._running_jobs()
+        new = [(job, attempt) for job, attempt, *_ in running if (job, attempt) not in self._running]
+        jobs = Job.objects.using(self.alias).only(*_LIGHT).in_bulk([job for job, _ in new])
+        for job_id, attempt, since, node in running:
+            if (job_id, attempt) in new and job_id in jobs:
+                yield {**_event(jobs[job_id], since, "started"), "attempt": attempt, "error": None, "node": node}
+        self._running = {(job, attempt) for job, attempt, *_ in running}
+
+    def _running_jobs(self):
+        """Return (job, attempt, since, node) of what ran at the nodes' last heartbeats and still does."""
+        nodes = Node.objects.using(self.alias).order_by("id")[:MOST_NODES]
+        ids = {job: str(node) for node in nodes for worker in node.workers for job in worker["jobs"]}
+        names = Job.objects.using(self.alias).filter(pk__in=list(ids), scope__in=self.scopes)
+        lines = [Q(scope=scope, name=queue) for scope, queue in names.values_list("scope", "queue")]
+        if not lines:
+            return []
+        wanted = Q.create([*lines], connector=Q.OR)
+        held = Queue.objects.using(self.alias).held().filter(wanted)
+        rows = held.values_list("current_job", "attempt", "held_since")
+        return [(job, attempt, since, ids[job]) for job, attempt, since in rows if job in ids]
+
+    # What people do
+
+    def _verbs(self):
+        events = JobEvent.objects.using(self.alias).filter(id__gt=self._event - MOST_LATE).order_by("id")
+        events = events.defer("before", "after")
+        for event in events:
+            if event.pk in self._events:
+                continue
+            self._events.add(event.pk)
+            self._event = max(self._event, event.pk)
+            if event.scope in (*self.scopes, Scope.EVERYTHING) and (self._since is None or event.at >= self._since):
+                yield _told(event)
+        self._events = {number for number in self._events if number > self._event - MOST_LATE}
+
+
+def wait_for_news(followers: list[Follower], every: float, pause: float = PAUSE, longest: float = UNTOLD) -> None:
+    """Sleep until something may have happened, but for ``every`` seconds at most where nothing tells of it.
+
+    pause: seconds to sleep in any case, so that a busy node does not make its followers look all the time.
+    longest: seconds to wait after that at most.
+    """
+    for follower in followers:
+        follower.listen()
+    time.sleep(pause)
+    began = uptime()
+    while not any([follower.has_news() for follower in followers]):
+        bound = UNTOLD if all(follower.is_told() for follower in followers) else every
+        if (left := began + min(bound, longest) - uptime()) <= 0:
+            return
+        descriptors = [number for follower in followers if (number := follower.fileno()) is not None]
+        select.select(descriptors, [], [], left)
+
+
+def _beyond(moment, job_id):
+    """The rows after this place in the order of (done_at, id)."""
+    return Q(done_at__gte=moment) & (Q(done_at__gt=moment) | Q(pk__gt=job_id))
+
+
+def _event(job, at, name):
+    return {
+        "at": at,
+        "event": str(name),
+        "scope": job.scope,
+        "queue": job.queue,
+        "job": job.pk,
+        "action": job.action,
+        "attempt": job.attempts,
+        "error": (job.error or None) if name != Job.State.DONE else None,
+        "node": job.attempted_by or None,
+        "by": None,
+        "reason": None,
+    }
+
+
+def _told(event):
+    return {
+        "at": event.at,
+        "event": event.verb,
+        "scope": event.scope,
+        "queue": event.queue or None,
+        "job": event.job,
+        "action": None,
+        "attempt": None,
+        "error": None,
+        "node": None,
+        "by": event.by or None,
+        "reason": event.reason or None,
+    }
+
+
+def _moment(text):
+    try:
+        return datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        return None

@@ -1,0 +1,377 @@
+"""How things stand: what runs where, what is blocked and why. Reads only.
+
+Every function costs a fixed number of queries, whatever the number of queues: counting is the database's
+work, and what is listed has a LIMIT. The parts are read one after the other, so that a busy system's numbers
+may differ by the jobs that ended in between. Texts are as stored: ``text.visible`` makes them fit for a terminal.
+"""
+
+from collections import Counter
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from django.db import router
+from django.db.models import Case, Count, Min, OuterRef, Q, Subquery, When
+
+from .. import conf
+from ..backends import backend_for
+from ..backends.columns import DatabaseNow
+from ..exceptions import Refused
+from ..models import Job, Node, Queue, QueueIs, Scope
+from ..registry import by_scope, registered
+
+MOST_QUEUES = 1_000  # queues listed of one scope
+MOST_NODES = 200  # nodes listed of one database
+MOST_RUNNING = 1_000  # running jobs listed of one database
+MOST_UNKNOWN = 100  # unknown scopes listed of one database
+
+
+class QueueState(StrEnum):
+    """What a queue does now, in the order in which queues are listed."""
+
+    HALTED = "halted"
+    BACKING_OFF = "backing off"
+    RUNNING = "running"
+    PAUSED = "paused"
+    READY = "ready"
+    SCHEDULED = "scheduled"
+    EMPTY = "empty"
+
+
+class JobState(StrEnum):
+    """What a job does now: the stored state, and for a pending one what its attempts and its queue's row say."""
+
+    RUNNING = "running"
+    BACKING_OFF = "backing off"
+    HALTED = "halted"
+    WAITING = "waiting"
+    DONE = "done"
+    SKIPPED = "skipped"
+    CANCELLED = "cancelled"
+
+
+_LISTED_AT = {state: position for position, state in enumerate(QueueState)}
+
+
+def queue_state(queue: Queue, current: Job | None, now: datetime, *, scope_is_paused: bool = False) -> QueueState:
+    """Return what the queue does; ``current`` is the row of its current job, if it has one.
+
+    A paused queue that runs or is blocked is shown as that: the pause shows beside it.
+    """
+    if queue.held_by is not None:
+        return QueueState.RUNNING
+    if current is not None and not current.is_ended():
+        return QueueState.HALTED if current.state == Job.State.HALTED else QueueState.BACKING_OFF
+    if queue.paused_at is not None:
+        return QueueState.PAUSED
+    if queue.due_at is None:
+        return QueueState.EMPTY
+    if scope_is_paused:
+        return QueueState.PAUSED
+    return QueueState.READY if queue.due_at <= now else QueueState.SCHEDULED
+
+
+def job_state(job: Job, queue: Queue | None) -> JobState:
+    """Return what the job does; ``queue`` is its queue's row, None if it has none."""
+    if job.is_ended() or job.state == Job.State.HALTED:
+        return JobState(job.state)
+    if queue is not None and queue.held_by is not None and queue.current_job == job.pk:
+        return JobState.RUNNING
+    return JobState.BACKING_OFF if job.is_backing_off() else JobState.WAITING
+
+
+def scope_status(queuetopia, queues: int = 20) -> dict[str, Any]:
+    """Return how a scope does now. Datetimes are aware; all else is JSON.
+
+    queues: how many queues to list, blocked ones first; empty ones never are.
+
+    - ``scope``, ``class``, ``database``, ``at`` (the database's clock), ``paused`` (at, by, reason; or None),
+      ``all_paused``: the same of the pause of all scopes
+    - ``enabled``: whether nodes with these settings serve it (``QUEUETOPIA["ENABLED"]``)
+    - ``nodes``: those that serve the scope: node, alive
+    - ``jobs``: unfinished, waiting, running, backing_off, halted, oldest (scheduled_at of the oldest unfinished)
+    - ``queue_counts``: not_empty, blocked (backing_off and halted), backing_off, halted, running, paused, problem
+    - ``queues``: queue, state, problem, paused, depth (unfinished jobs), oldest, job, action, attempt,
+      max_attempts, error, next_attempt_at, blocked_since, due_at, held_by, since, fence. The keys from ``job`` to
+      ``blocked_since`` are about the job that runs or blocks the queue, None if there is none.
+    """
+    alias, scope = queuetopia.database(), queuetopia.scope
+    now = backend_for(alias).now()
+    paused, all_paused = pauses(alias, scope)
+    all_nodes = list(Node.objects.using(alias).defer("workers").order_by("started_at", "id")[:MOST_NODES])
+    jobs = _job_counts(alias, scope)
+    queue_counts = _queue_counts(alias, scope, halted=jobs["halted"])
+    running, backing_off = queue_counts["running"], queue_counts["backing_off"]
+    waiting = max(0, jobs.pop("pending") - running - backing_off)
+    rows = _first_queues(alias, scope, now, max(0, min(queues, MOST_QUEUES)))
+    described = _described(queuetopia, alias, rows, now, scope_is_paused=bool(paused or all_paused))
+    names = {node.pk: str(node) for node in all_nodes}
+    for queue in described:
+        if (holder := queue["held_by"]) is not None:
+            queue["held_by"] = names.get(holder, f"unknown node {holder}")
+    return {
+        "scope": scope,
+        "class": queuetopia.label,
+        "database": alias,
+        "at": now,
+        "paused": paused,
+        "all_paused": all_paused,
+        "enabled": conf.is_enabled(scope),
+        "nodes": [{"node": str(node), "alive": is_alive(node, now)} for node in all_nodes if scope in node.scopes],
+        "jobs": {**jobs, "waiting": waiting, "running": running, "backing_off": backing_off},
+        "queue_counts": queue_counts,
+        "queues": described,
+    }
+
+
+def _job_counts(alias, scope):
+    unfinished = Job.objects.using(alias).unfinished().filter(scope=scope)
+    states = unfinished.values_list("state").annotate(Count("id"), Min("scheduled_at"))
+    counts = {state: count for state, count, _ in states}
+    return {
+        "unfinished": sum(counts.values()),
+        "pending": counts.get(Job.State.PENDING, 0),
+        "halted": counts.get(Job.State.HALTED, 0),
+        "oldest": min((oldest for *_, oldest in states), default=None),
+    }
+
+
+_NOT_EMPTY = QueueIs.HELD | QueueIs.BLOCKED | QueueIs.PAUSED | Q(due_at__isnull=False) | QueueIs.WITH_A_PROBLEM
+
+
+def _queue_counts(alias, scope, halted):
+    counts = (
+        Queue.objects.using(alias)
+        .filter(scope=scope)
+        .aggregate(
+            not_empty=Count("id", filter=_NOT_EMPTY),
+            blocked=Count("id", filter=QueueIs.BLOCKED),
+            running=Count("id", filter=QueueIs.HELD),
+            paused=Count("id", filter=QueueIs.PAUSED),
+            problem=Count("id", filter=QueueIs.WITH_A_PROBLEM),
+        )
+    )
+    # A halted job is the head of its queue, so there are as many halted queues.
+    return {**counts, "halted": halted, "backing_off": max(0, counts["blocked"] - halted)}
+
+
+def _first_queues(alias, scope, now, limit):
+    """Return the rows to list. That a blocked queue's job is halted shows in its row: nothing is due."""
+    rank = Case(
+        When(QueueIs.HELD, then=_LISTED_AT[QueueState.RUNNING]),
+        When(QueueIs.HALTED, then=_LISTED_AT[QueueState.HALTED]),
+        When(QueueIs.BLOCKED | QueueIs.WITH_A_PROBLEM, then=_LISTED_AT[QueueState.BACKING_OFF]),
+        When(QueueIs.PAUSED, then=_LISTED_AT[QueueState.PAUSED]),
+        When(due_at__lte=now, then=_LISTED_AT[QueueState.READY]),
+        default=_LISTED_AT[QueueState.SCHEDULED],
+    )
+    queues = Queue.objects.using(alias).filter(_NOT_EMPTY, scope=scope)
+    return list(queues.order_by(rank, "due_at", "id")[:limit])
+
+
+def _described(queuetopia, alias, rows, now, *, scope_is_paused):
+    names = [row.name for row in rows]
+    unfinished = Job.objects.using(alias).unfinished().filter(scope=queuetopia.scope, queue__in=names)
+    lines = {
+        name: {"depth": depth, "oldest": oldest}
+        for name, depth, oldest in unfinished.values_list("queue").annotate(Count("id"), Min("scheduled_at"))
+    }
+    light = Job.objects.using(alias).defer("params", "errors", "result")
+    heads = light.in_bulk([row.current_job for row in rows if row.current_job is not None])
+    described = []
+    for row in rows:
+        job = heads.get(row.current_job)
+        state = queue_state(row, job, now, scope_is_paused=scope_is_paused)
+        described.append(
+            {
+                "queue": row.name,
+                "state": str(state),
+                "problem": row.problem or None,
+                "paused": pause_of(row),
+                **lines.get(row.name, {"depth": 0, "oldest": None}),
+                **_job_keys(queuetopia, row, job),
+                "due_at": row.due_at,
+                "held_by": row.held_by,
+                "since": _since(row, job, state),
+                "fence": row.fence,
+            }
+        )
+    return sorted(described, key=_place)
+
+
+def _place(queue):
+    place = _LISTED_AT[QueueState(queue["state"])]
+    return min(place, _LISTED_AT[QueueState.BACKING_OFF]) if queue["problem"] else place
+
+
+def _job_keys(queuetopia, row, job):
+    if job is None:
+        return dict.fromkeys(("job", "action", "attempt", "max_attempts", "error", "next_attempt_at", "blocked_since"))
+    return {
+        "job": job.pk,
+        "action": job.action,
+        "attempt": job.attempts if row.held_by is None else row.attempt,
+        "max_attempts": most_attempts(queuetopia, job),
+        "error": job.error or None,
+        "next_attempt_at": job.next_attempt_at,
+        "blocked_since": job.failed_at,
+    }
+
+
+def most_attempts(queuetopia, job):
+    """Return after how many failed attempts the job gives up or halts; None if it goes on for ever."""
+    if (job.on_exhausted or queuetopia.option("on_exhausted")) == "retry":
+        return None
+    return job.max_attempts or queuetopia.option("max_attempts")
+
+
+def _since(row, job, state):
+    if state is QueueState.RUNNING:
+        return row.held_since
+    if state in (QueueState.HALTED, QueueState.BACKING_OFF):
+        return job.attempted_at
+    return row.paused_at if state is QueueState.PAUSED else None
+
+
+def pause_of(row: Queue | Scope | None) -> dict[str, Any] | None:
+    if row is None or row.paused_at is None:
+        return None
+    return {"at": row.paused_at, "by": row.paused_by, "reason": row.paused_reason}
+
+
+def pauses(alias: str, scope: str) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """Return the pause of the scope, and the pause of all scopes; None for what is not paused."""
+    rows = {row.name: row for row in Scope.objects.using(alias).filter(name__in=[scope, Scope.EVERYTHING])}
+    return pause_of(rows.get(scope)), pause_of(rows.get(Scope.EVERYTHING))
+
+
+def is_paused(queuetopia, queue: str) -> bool:
+    """True while nothing new starts in the queue, because the queue, its scope or everything is paused."""
+    alias, scope = queuetopia.database(), queuetopia.scope
+    return any(pauses(alias, scope)) or Queue.objects.using(alias).paused().filter(scope=scope, name=queue).exists()
+
+
+def node_rows(alias: str) -> tuple[list[Any], datetime]:
+    """Return the rows of nodes, the live ones at least, and the database's clock."""
+    rows = list(Node.objects.using(alias).annotate(now=DatabaseNow()).order_by("-last_seen", "id")[:MOST_NODES])
+    rows.sort(key=lambda node: (node.started_at, node.pk))
+    return rows, rows[0].now if rows else backend_for(alias).now()
+
+
+def nodes(alias: str) -> list[dict[str, Any]]:
+    """Return the nodes of a database, each with its workers and what they run now.
+
+    - ``node`` (host:pid), ``host``, ``pid``, ``database``, ``at`` (the database's clock), ``scopes``, ``started_at``,
+      ``last_seen``, ``age`` (seconds since then), ``alive``, ``fenced_at``, ``held`` (how many queues it holds)
+    - ``workers``: pid, and ``jobs``: job, scope, queue, action, attempt, since
+
+    Which worker has which job is told with the heartbeats; a job started since the last one is listed under a
+    worker whose pid is None. ``alive`` is False once a successor may take the node's queues over.
+    """
+    return nodes_of(alias, *node_rows(alias))
+
+
+def nodes_of(alias: str, rows: list[Any], now: datetime) -> list[dict[str, Any]]:
+    """Do what ``nodes`` does for rows that ``node_rows`` returned a moment ago."""
+    held = Queue.objects.using(alias).filter(held_by__in=[row.pk for row in rows])
+    actions = Job.objects.using(alias).filter(pk=OuterRef("current_job")).values("action")
+    running_first = held.annotate(action=Subquery(actions)).order_by("held_since", "id")
+    queues = list(running_first[:MOST_RUNNING]) if rows else []
+    counts = Counter(queue.held_by for queue in queues)
+    if len(queues) == MOST_RUNNING:
+        counts = Counter(dict(held.values_list("held_by").annotate(Count("id"))))
+    running = _running_jobs(queues)
+    return [
+        {
+            "node": str(row),
+            "host": row.host,
+            "pid": row.pid,
+            "database": alias,
+            "at": now,
+            "scopes": row.scopes,
+            "started_at": row.started_at,
+            "last_seen": row.last_seen,
+            "age": max(0.0, (now - row.last_seen).total_seconds()),
+            "alive": is_alive(row, now),
+            "fenced_at": row.fenced_at,
+            "held": counts[row.pk],
+            "workers": _workers(row, running.get(row.pk, {})),
+        }
+        for row in rows
+    ]
+
+
+def _running_jobs(queues):
+    """Return {node id: {job id: what it is}} of these queues."""
+    running: dict[Any, dict[int, dict[str, Any]]] = {}
+    for queue in queues:
+        running.setdefault(queue.held_by, {})[queue.current_job] = {
+            "job": queue.current_job,
+            "scope": queue.scope,
+            "queue": queue.name,
+            "action": queue.action,
+            "attempt": queue.attempt,
+            "since": queue.held_since,
+        }
+    return running
+
+
+def _workers(node, running):
+    # A job that is not the node's any more has ended since the heartbeat that named it.
+    workers = [
+        {"pid": worker["pid"], "jobs": [running.pop(job) for job in worker["jobs"] if job in running]}
+        for worker in node.workers
+    ]
+    return [*workers, {"pid": None, "jobs": list(running.values())}] if running else workers
+
+
+def is_alive(node, now):
+    return node.fenced_at is None and (now - node.last_seen).total_seconds() < conf.lease().takeover
+
+
+def unknown_scopes(alias: str) -> list[dict[str, Any]]:
+    """Return the scopes with unfinished jobs in this database that no class of this code serves there.
+
+    Each with ``scope``, ``database``, ``unfinished``, ``oldest`` and ``problem``. Their jobs wait untouched.
+    """
+    known = by_scope()
+    here = [scope for scope, queuetopia in known.items() if queuetopia.database() == alias]
+    strays = Job.objects.using(alias).unfinished().exclude(scope__in=here).order_by("scope")
+    found = strays.values_list("scope").annotate(Count("id"), Min("scheduled_at"))[:MOST_UNKNOWN]
+    return [
+        {
+            "scope": scope,
+            "database": alias,
+            "unfinished": unfinished,
+            "oldest": oldest,
+            "problem": why_unknown(known.get(scope)),
+        }
+        for scope, unfinished, oldest in found
+    ]
+
+
+def why_unknown(queuetopia):
+    if queuetopia is None:
+        return "no code here knows this scope"
+    return f"{queuetopia.__name__} looks for its jobs in database {queuetopia.database()!r}"
+
+
+def databases() -> list[str]:
+    """Return the aliases in which this code keeps jobs."""
+    return sorted({router.db_for_write(Job), *(queuetopia.database() for queuetopia in registered())})
+
+
+def paused_databases() -> list[str]:
+    """Return the aliases in which everything is paused. Raises Refused if there is none."""
+    found = [alias for alias in databases() if pauses(alias, "")[1]]
+    if not found:
+        raise Refused("Everything is not paused in any database. Scopes and queues are resumed by their names.")
+    return found
+
+
+def span(seconds: float) -> str:
+    """Return a duration in the largest unit of which it has at least two: "90 s", "3 min", "2 h", "5 d"."""
+    for unit, size in (("d", conf.DAY), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"

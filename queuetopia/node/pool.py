@@ -1,0 +1,495 @@
+"""All workers of a node: hand out, collect, time out, bury the dead, replace them.
+
+What comes of it is left in two places for the scheduler: ``ended`` (attempts with their outcomes) and
+``unstarted`` (claims that never ran and may be handed out again).
+"""
+
+import contextlib
+import logging
+import selectors
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+from .. import exceptions, jobs
+from ..attempts import Claim, Outcome, Verdict, checked, describe
+from ..backends.values import Ending
+from ..channel import Message, uptime
+from ..processes import kill_adopted
+from ..registry import by_scope
+from ..repeats import Repeats, pause
+from ..text import visible
+from .cpus import usable_cpus
+from .worker_process import BOOT_DEADLINE, SHORT, Assignment, WorkerProcess
+
+logger = logging.getLogger(__name__)
+
+YIELD_TIME = 1.0  # seconds an attempt has to end after it was asked to stop
+MOST_ALERTS = 100  # ends and alerts a worker may have to tell; then it gets no more alerts
+MOST_REFUSALS = 3  # claims in a row that a worker may refuse to begin while the lease stands
+LONGEST_BOOT = 600.0  # seconds that a worker may take to get ready at most
+SUSPECTS_APART = 10.0  # seconds between two replacements of suspect workers, doubled by each …
+LONGEST_SUSPECTS_APART = 600.0  # … up to this; as long without any, and it begins anew
+CONDEMNED_TIME = 5.0  # seconds a worker's other attempts have to end when one of them does not
+
+
+class Pool:
+    def __init__(
+        self,
+        *,
+        size: int,
+        slots: int,
+        verbosity: int,
+        node: str,
+        descriptors: Callable[[], list[int]],
+        node_ids: Callable[[], list[UUID]],
+    ):
+        self.size, self.slots = size, slots
+        self.workers: list[WorkerProcess] = []
+        self.ended: list[tuple[Any, Ending]] = []  # (store, how it ended)
+        self.unstarted: list[tuple[Any, Claim]] = []  # (store, claim)
+        self.in_flight: dict[int, WorkerProcess] = {}  # by ticket
+        self.deadline = 0.0
+        self.selector = selectors.DefaultSelector()
+        self._verbosity, self._node = verbosity, node
+        self._descriptors, self._node_ids = descriptors, node_ids
+        self._last_ticket = 0
+        self._boot_failures = 0
+        self._start_at = 0.0
+        self._boot_time = BOOT_DEADLINE
+        self._cpus = usable_cpus()
+        self._repeats = Repeats()
+        self._suspects = 0  # workers replaced because they were suspect, in a row
+        self._next_suspect_at = 0.0  # uptime
+        self._untold: list[Ending] = []  # ends that any worker may tell, because their own is dead
+
+    # Hand out
+
+    def room(self) -> int:
+        """Return how many more claims the workers have room for."""
+        return sum(max(0, worker.room()) for worker in self.workers)
+
+    def is_busy(self) -> bool:
+        """True while no worker has a slot with nothing to run."""
+        return all(len(worker.assigned) >= worker.board.slots for worker in self.workers)
+
+    def has_more_than_it_runs(self) -> bool:
+        """True while jobs wait here for a slot: another node may have a free one."""
+        return len(self.in_flight) > sum(worker.board.slots for worker in self.workers)
+
+    def claims(self) -> list[tuple[Any, Claim]]:
+        return [(a.store, a.claim) for worker in self.workers for a in worker.assigned.values()]
+
+    def hand_out(self, waiting) -> None:
+        """Give claims from the left of ``waiting`` to the least busy workers with room, one message each."""
+        rooms = {worker.pid: worker.room() for worker in self.workers} if waiting else {}
+        batches: dict[int, tuple[WorkerProcess, list]] = {}
+        while waiting:
+            free = [worker for worker in self.workers if rooms[worker.pid] > 0]
+            if not free:
+                break
+            worker = min(free, key=lambda worker: len(worker.assigned))
+            rooms[worker.pid] -= 1
+            assignment = self._assign(worker, *waiting.popleft())
+            batches.setdefault(worker.pid, (worker, []))[1].append((assignment.ticket, assignment.claim))
+        for worker, batch in batches.values():
+            worker.send(Message.RUN, batch)
+
+    def _assign(self, worker, store, claim):
+        self._last_ticket += 1
+        timeout = claim.timeout or by_scope()[claim.scope].option("timeout")
+        now = uptime()
+        assignment = Assignment(self._last_ticket, claim, store, timeout, now)
+        worker.assigned[assignment.ticket] = assignment
+        self.in_flight[assignment.ticket] = worker
+        worker.check_at = min(worker.check_at, now + timeout)
+        return assignment
+
+    def wind_down(self) -> None:
+        """Start no more workers, and take back all jobs that have not been started."""
+        self.size = 0
+        for worker in self.workers:
+            self.recall(worker)
+
+    def recall(self, worker) -> None:
+        """Take back what the worker has not begun, a moment later: see ``Board``."""
+        worker.recall(self._last_ticket)
+
+    def _settle(self, worker, now) -> None:
+        """Take what was recalled and has not begun: what stands in no slot, and of which nothing was said."""
+        running = worker.board.running()
+        for message in worker.receive():
+            self._understand(worker, message)
+        worker.settles_at = None
+        for assignment in list(worker.assigned.values()):
+            if assignment.ticket <= worker.board.recalled and assignment.ticket not in running:
+                self._give_up(worker, assignment.ticket)
+                if len(running) < worker.board.slots:
+                    worker.silent_since = now
+
+    def _give_up(self, worker, ticket):
+        if assignment := self._take(worker, ticket):
+            self.unstarted.append((assignment.store, assignment.claim))
+
+    # Collect
+
+    def collect(self) -> None:
+        """Read what the workers say and bury those that have died."""
+        for worker in list(self.workers):
+            # Asked before reading: what a process wrote before it died is read before it is buried.
+            has_ended = worker.has_ended()
+            for message in worker.receive():
+                self._understand(worker, message)
+            if has_ended or worker.closed:
+                self.bury(worker)
+            elif not worker.ready and uptime() > worker.boots_until:
+                self._boot_time = min(2 * self._boot_time, LONGEST_BOOT)
+                self.kill(worker)
+
+    def hear(self) -> None:
+        """Read what the workers say, and nothing else."""
+        for worker in self.workers:
+            for message in worker.receive():
+                self._understand(worker, message)
+
+    def _understand(self, worker, message):
+        worker.silent_since = None
+        match message:
+            case [Message.READY, _]:
+                self._note_start(worker)
+                untold, self._untold = self._untold, []
+                for ending in untold:
+                    self.tell(ending)
+            case [Message.END, int(ticket), [*outcome]] if len(outcome) == len(Outcome._fields):
+                try:
+                    self._ended(worker, ticket, checked(Outcome._make(outcome)))
+                except ValueError as exc:
+                    self._garbled(worker, exc)
+            case [Message.TOLD]:
+                worker.note_told()
+            case [Message.RETIRING, str(why)]:
+                self._retire(worker, logging.ERROR, visible(why[:500]))
+            case [Message.RETURNED, [*tickets]]:
+                for ticket in tickets:
+                    self._give_up(worker, ticket)
+            case _:
+                self._garbled(worker, message[0])
+
+    def _garbled(self, worker, what):
+        logger.error("worker sent an unknown message pid=%d what=%.200r", worker.pid, str(what))
+        worker.closed = worker.garbled = True
+
+    def _note_start(self, worker):
+        worker.ready = True
+        took = uptime() - worker.started_at
+        self._boot_time = max(self._boot_time, min(4 * took, LONGEST_BOOT))
+        # One that starts does not mean that all would: go on carefully until all serve.
+        self._boot_failures //= 2
+        serving = self._serving()
+        if len(serving) >= self.size and all(other.ready for other in serving):
+            self._boot_failures = 0
+
+    def _ended(self, worker, ticket, outcome):
+        assignment = self._take(worker, ticket)
+        if assignment is None or outcome.fence != assignment.claim.fence:
+            return
+        worker.asked_back = False
+        if outcome.verdict != Verdict.RETURN:
+            worker.note_duration(outcome.duration)
+            worker.refusals = 0
+            worker.note_outcome(assignment.claim.queue_id, outcome.verdict, (outcome.error or {}).get("type", ""))
+            self._replace_if_suspect(worker)
+        elif outcome.error is None and uptime() < self.deadline:
+            self._refused_by(worker)
+        teller = (worker, ticket) if outcome.wants_news else None
+        self.ended.append((assignment.store, Ending(assignment.claim, outcome, teller)))
+
+    def _refused_by(self, worker):
+        """Replace a worker that begins nothing because the lease is over, which it is not: its clock is wrong."""
+        worker.refusals += 1
+        if worker.refusals >= MOST_REFUSALS and worker.condemned_at is None:
+            logger.error("worker takes the lease for over again and again, replacing it pid=%d", worker.pid)
+            self._condemn(worker, uptime() + CONDEMNED_TIME)
+
+    def _replace_if_suspect(self, worker):
+        now = uptime()
+        if worker.condemned_at is not None or now < self._next_suspect_at or not worker.is_suspect():
+            return
+        if now >= self._next_suspect_at + LONGEST_SUSPECTS_APART:
+            self._suspects = 0
+        self._next_suspect_at = now + pause(self._suspects, SUSPECTS_APART, LONGEST_SUSPECTS_APART)
+        self._suspects += 1
+        why = f"attempts of {len(worker.failed_queues)} queues failed in it one after the other, after others succeeded"
+        self._retire(worker, logging.WARNING, why)
+
+    def _retire(self, worker, level, why):
+        """Replace a worker in which jobs fail, or would fail, by no fault of theirs. What it runs may end."""
+        if worker.condemned_at is not None:
+            return
+        self._repeats.log(
+            logger, level, "worker replaced node=%s pid=%d because %s", self._node, worker.pid, why, cause=why
+        )
+        worker.retires = True
+        longest = max([assignment.timeout for assignment in worker.assigned.values()], default=0.0)
+        self._condemn(worker, uptime() + longest + CONDEMNED_TIME)
+
+    def _take(self, worker, ticket):
+        self.in_flight.pop(ticket, None)
+        return worker.assigned.pop(ticket, None)
+
+    def bury(self, worker) -> None:
+        """Turn what a dead or useless worker had in its hands into outcomes; what it had not started is given back."""
+        running = worker.running()
+        self.workers.remove(worker)
+        with contextlib.suppress(KeyError, ValueError):
+            self.selector.unregister(worker.channel)
+        if not worker.is_dying():
+            worker.kill()
+        worker.bury()
+        if strays := kill_adopted({worker.pid for worker in self.workers}):
+            logger.warning("worker left programs behind, killed pid=%d strays=%d", worker.pid, strays)
+        for ticket, assignment in list(worker.assigned.items()):
+            self._take(worker, ticket)
+            if ticket in running:
+                outcome = self._cut_short(worker, assignment, uptime() - running[ticket])
+                # Every worker calls the hooks: the scheduler does not know which receivers there are.
+                self.ended.append((assignment.store, Ending(assignment.claim, outcome, (None, 0))))
+            else:
+                self.unstarted.append((assignment.store, assignment.claim))
+        self._note_death(worker)
+
+    def _note_death(self, worker):
+        if worker.ready:
+            if worker.retires and not worker.has_succeeded:
+                self._start_later("it was replaced before a job was done in it", "replaced")
+            else:
+                self._start_at = 0.0  # what it had is free for its successor
+            has_left = worker.dismissed and worker.process.returncode == 0
+            if (worker.closed or not worker.killed) and not has_left:
+                logger.warning("worker died node=%s cause=%s", self._node, worker.end_text())
+            return
+        if worker.killed and not worker.closed and uptime() <= worker.boots_until:
+            return  # it had time left: it was killed with all others
+        cause, kind = worker.end_text(), str(worker.process.returncode)
+        if worker.killed and not worker.closed:
+            limit = worker.boots_until - worker.started_at
+            cause, kind = f"not ready within {limit:g} s, because the machine is busy or an import hangs", "not ready"
+        self._start_later(cause, kind)
+
+    def _start_later(self, cause, kind):
+        """A worker could not be started. Those that run go on, and the next one is started later and later."""
+        self._boot_failures += 1
+        delay = pause(self._boot_failures, 0.25, 30.0)
+        self._start_at = uptime() + delay
+        self._repeats.log(
+            logger, logging.ERROR, "worker did not start node=%s workers=%d wanted=%d cause=%s; next try in %g s",
+            self._node, len(self._serving()), self.size, cause, delay, cause=kind,
+        )  # fmt: skip
+
+    def _cut_short(self, worker, assignment, duration):
+        claim = assignment.claim
+        queuetopia = by_scope()[claim.scope]
+        if assignment.stopping == "JobTimeout":
+            return jobs.failed(queuetopia, claim, exceptions.JobTimeout(jobs.timeout_text(claim)), duration=duration)
+        if assignment.stopping == "JobCancelled":
+            return Outcome(claim.job_id, claim.fence, Verdict.CANCEL, duration=duration)
+        if worker.killed and not worker.closed and not worker.garbled:
+            error = describe(exceptions.JobInterrupted(f"{self._node} cut it short; the attempt is not counted"))
+            return Outcome(claim.job_id, claim.fence, Verdict.INTERRUPT, error=error, duration=duration)
+        return jobs.failed(queuetopia, claim, exceptions.WorkerDied(worker.end_text()), duration=duration)
+
+    def replace(self) -> None:
+        """Start workers until as many serve as are wanted; slower and slower while they die at their start."""
+        while self._missing() > 0 and uptime() >= self._start_at:
+            descriptors, node_ids = self._descriptors(), self._node_ids()
+            try:
+                worker = WorkerProcess.start(self.slots, descriptors, self._verbosity, node_ids, self._boot_time)
+            except (OSError, MemoryError) as exc:  # no descriptor, process, memory or temporary folder is left
+                self._start_later(repr(exc), repr(exc))
+                return
+            worker.board.deadline = self.deadline
+            self.workers.append(worker)
+
+    def _serving(self):
+        return [worker for worker in self.workers if worker.condemned_at is None and not worker.killed]
+
+    def _missing(self):
+        """Return how many workers may be started now: no more at once than there are CPUs for.
+
+        While they die at their start, one at a time tries whether they still do.
+        """
+        serving = self._serving()
+        at_once = 1 if self._boot_failures else self._cpus
+        return min(self.size - len(serving), at_once - sum(not worker.ready for worker in serving))
+
+    # Time out
+
+    def time_out(self) -> None:
+        """Stop attempts that outlived their timeout, then workers that do not yield; take back what waits behind."""
+        now = uptime()
+        for worker in list(self.workers):
+            if now >= worker.check_at:
+                self._check_times(worker, now)
+            if worker not in self.workers:
+                continue
+            if worker.settles_at is not None and now >= worker.settles_at:
+                self._settle(worker, now)
+            if worker.retires and not (worker.dismissed or worker.assigned or worker.telling):
+                worker.dismiss()
+                worker.condemned_at = now + CONDEMNED_TIME
+            if worker.condemned_at is not None and (now >= worker.condemned_at or worker.is_done_with()):
+                self.kill(worker)
+            elif worker.condemned_at is None and worker.telling and now >= worker.hook_ends_at():
+                logger.error(
+                    "a hook or receiver hangs, replacing its worker pid=%d untold=%d", worker.pid, worker.telling
+                )
+                self._condemn(worker, now + max([a.timeout for a in worker.assigned.values()], default=0.0))
+            elif now >= worker.useless_from():
+                logger.error("worker runs nothing and begins nothing, replacing it pid=%d", worker.pid)
+                self.kill(worker)
+            elif worker.is_stuck(now):
+                self.recall(worker)
+
+    def _check_times(self, worker, now):
+        """Stop what is overdue, and set when to check again. The clock of an attempt starts when the attempt does."""
+        running = worker.board.running()
+        worker.check_at = float("inf")
+        for assignment in list(worker.assigned.values()):
+            if assignment.stop_until is None:
+                due_at = running.get(assignment.ticket, now) + assignment.timeout
+                if now >= due_at:
+                    self.stop_attempt(worker, assignment, "JobTimeout")
+                else:
+                    worker.check_at = min(worker.check_at, due_at)
+            elif now >= assignment.stop_until:
+                self._condemn(worker, now + CONDEMNED_TIME)
+            else:
+                worker.check_at = min(worker.check_at, assignment.stop_until)
+
+    def _condemn(self, worker, until):
+        worker.condemn(until)
+        self.recall(worker)
+
+    def stop_attempt(self, worker, assignment, reason: str) -> None:
+        """Stop a running attempt: alone in its process it is killed, else it is asked first."""
+        assignment.stopping = reason
+        if worker.board.slots == 1:
+            self.kill(worker)
+        else:
+            worker.send(Message.STOP, assignment.ticket, reason)
+            assignment.stop_until = uptime() + YIELD_TIME
+            worker.check_at = min(worker.check_at, assignment.stop_until)
+
+    def stop_jobs(self, store, job_ids: set[int]) -> None:
+        """Stop the running attempts of these jobs because a person asked for it."""
+        for worker in list(self.workers):
+            for assignment in list(worker.assigned.values()):
+                if worker not in self.workers:
+                    break  # killed for the one before
+                asked = assignment.store is store and assignment.claim.job_id in job_ids
+                if asked and not assignment.stopping and assignment.ticket in worker.board.running():
+                    self.stop_attempt(worker, assignment, "JobCancelled")
+
+    def kill(self, worker) -> None:
+        """Kill a worker now, and settle what it had in its hands; what it said before is heard."""
+        worker.kill()
+        worker.process.wait()
+        for message in worker.receive():
+            self._understand(worker, message)
+        worker.closed = False
+        self.bury(worker)
+
+    def kill_all(self) -> None:
+        if untold := sum(worker.telling for worker in self.workers):
+            logger.warning("killed before their hooks had ended node=%s untold=%d", self._node, untold)
+        for worker in self.workers:
+            worker.kill()
+        for worker in list(self.workers):
+            self.kill(worker)
+        self._boot_failures, self._start_at = 0, 0.0  # those that were still starting did not fail
+
+    # What follows the commit
+
+    def tell(self, ending: Ending) -> None:
+        """Have the worker that ran the attempt, else any other, call the hooks and send the signals of its end."""
+        worker, ticket = ending.teller
+        if worker not in self.workers or worker.retires:
+            worker, ticket = next(iter(self._tellers()), None), 0
+        if worker is None:
+            self._untold.append(ending)
+        else:
+            worker.tell(Message.NEWS, ticket, ending.claim, ending.outcome)
+
+    def may_tell(self) -> bool:
+        """True when a worker has time for what any of them may tell."""
+        return any(worker.telling < MOST_ALERTS for worker in self._tellers())
+
+    def tell_any(self, *message) -> None:
+        """Have a worker that is ready tell what no attempt of its own has led to."""
+        worker = min(self._tellers(), key=lambda worker: worker.telling)
+        worker.tell(*message)
+
+    def _tellers(self):
+        return [worker for worker in self.workers if worker.ready and not worker.retires]
+
+    def is_telling(self) -> bool:
+        """True while hooks and signals of recorded ends are still to follow."""
+        return bool(self._untold) or any(worker.telling for worker in self.workers)
+
+    def forget(self, ending: Ending) -> None:
+        """Tell the worker that no commit will follow: its result was refused."""
+        worker, ticket = ending.teller
+        if worker in self.workers:
+            worker.send(Message.FORGET, ticket)
+
+    # For the loop
+
+    def extend_lease(self, deadline: float) -> None:
+        """Nothing starts in a worker after this uptime, unless it is moved on again."""
+        self.deadline = deadline
+        for worker in self.workers:
+            worker.board.deadline = deadline
+
+    def watch(self, selector) -> None:
+        """Register the workers' channels, for writing too where something is left to send."""
+        self.selector = selector
+        for worker in self.workers:
+            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if worker.has_unsent() else 0)
+            try:
+                key = selector.get_key(worker.channel)
+            except KeyError:
+                selector.register(worker.channel, events, worker)
+            else:
+                if key.events != events:
+                    selector.modify(worker.channel, events, worker)
+
+    def timers(self):
+        """Yield the uptimes at which something is to be done here."""
+        if self._missing() > 0:
+            yield self._start_at
+        for worker in self.workers:
+            yield worker.check_at
+            if not worker.ready:
+                yield worker.boots_until
+            if worker.condemned_at is not None:
+                yield worker.condemned_at
+            elif worker.telling:
+                yield worker.hook_ends_at()
+            if worker.settles_at is not None:
+                yield worker.settles_at
+            elif worker.has_unbegun():
+                yield uptime() + SHORT
+            yield worker.useless_from()
+
+    def report(self) -> list[dict]:
+        """Return each worker's pid and the jobs it runs, for the node's row."""
+        return [{"pid": worker.pid, "jobs": worker.running_jobs()} for worker in self.workers]
+
+    def say_goodbye(self) -> None:
+        for worker in self.workers:
+            worker.dismiss()
+
+    def all_ended(self) -> bool:
+        for worker in self.workers:
+            worker.flush()
+        return all(worker.has_ended() for worker in self.workers)

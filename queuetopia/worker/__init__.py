@@ -1,0 +1,1 @@
+"""The worker processes: the only room where a project's own code runs."""

@@ -1,0 +1,30 @@
+"""User code that must not change anything by raising: receivers, and what tells people."""
+
+import logging
+from functools import partial
+
+from .. import signals
+from ..attempts import raised
+from ..jobs import keep_hook_error, send
+from ..registry import by_scope
+from ..text import secrets_of
+
+logger = logging.getLogger(__name__)
+
+
+def secrets(queuetopia, job):
+    return secrets_of(job.params, queuetopia.option("sensitive_params"))
+
+
+def send_signal(name, queuetopia, **arguments):
+    whatever_happens(arguments["job"], name, partial(send, getattr(signals, name), queuetopia, **arguments))
+
+
+def whatever_happens(job, name, tell_it):
+    try:
+        tell_it()
+    except BaseException as exc:  # a receiver that calls sys.exit
+        queuetopia = by_scope()[job.scope]
+        logger.error("receiver failed job=%d\n%s", job.pk, raised(exc, secrets(queuetopia, job)))
+        if name != "job_started":
+            keep_hook_error(queuetopia, job, name, exc)
