@@ -18,9 +18,10 @@ from django.db.models.functions import TruncMinute
 from ..decisions import DECISIONS
 from ..models import Job, JobEvent
 from .histogram import SPAN, bin_of
+from .search import LARGEST_ID
 
 EVERY = 10.0  # seconds between two looks: what is created or ended in a transaction that stays open longer is missed
-MOST_JOBS = 20_000  # ids of one step
+MOST_JOBS = 20_000  # of one step
 MOST_EVENTS = 1_000
 
 _ENDS = [verb for verb, decision in DECISIONS.items() if decision.ends_job]
@@ -43,23 +44,35 @@ def look(alias: str, marks: dict[str, Any], now: datetime):
     times these became the newest ones.
     """
     found: dict[tuple[str, str, datetime], Found] = defaultdict(Found)
-    ready = {name: marks.get(f"next_{name}", 0) for name in ("job", "event")}
-    job = min(ready["job"], marks.get("job", 0) + MOST_JOBS)
-    event = min(ready["event"], marks.get("event", 0) + MOST_EVENTS)
+    ready = marks.get("next_job", 0), marks.get("next_event", 0)
+    reach = _reach(alias, marks)
+    job, event = (min(pair) for pair in zip(ready, reach, strict=True))
     _add(found, alias, marks, job, event, now)
-    is_all = (job, event) == (ready["job"], ready["event"])
-    following = {**marks, "job": job, "event": event}
+    is_all = (job, event) == ready
     if is_all:
         newest = {"next_job": _newest(alias, Job), "next_event": _newest(alias, JobEvent)}
-        following |= {**newest, "from": marks.get("to"), "to": now.isoformat()}
-    return found, following, is_all
+        marks = {**marks, **newest, "from": marks.get("to"), "to": now.isoformat()}
+    return found, {**marks, "job": job, "event": event}, is_all
 
 
 def ahead(alias: str, marks: dict[str, Any], now: datetime) -> dict:
     """Return what the next looks will add, as far as it is not too much to be read at once."""
     found: dict[tuple[str, str, datetime], Found] = defaultdict(Found)
-    _add(found, alias, marks, marks.get("job", 0) + MOST_JOBS, marks.get("event", 0) + MOST_EVENTS, now)
+    _add(found, alias, marks, *_reach(alias, marks), now)
     return found
+
+
+def _reach(alias, marks):
+    """Return the ids up to which one step reads: as far as so many rows go, whatever gaps their numbers have."""
+    return tuple(
+        _last(alias, model, marks.get(name, 0), most)
+        for name, model, most in (("job", Job, MOST_JOBS), ("event", JobEvent, MOST_EVENTS))
+    )
+
+
+def _last(alias, model, after, most):
+    beyond = model.objects.using(alias).filter(id__gt=after).order_by("id").values_list("id", flat=True)
+    return beyond[most - 1 : most].first() or LARGEST_ID
 
 
 def _newest(alias, model):

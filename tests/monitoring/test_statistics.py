@@ -229,7 +229,7 @@ class TestReading:
             queues.skip(put(queues, "halted", f"halted-{number}"))
         with CaptureQueriesContext(connection) as queries:
             queues.statistics(by=by)
-        assert len(queries) == (3 if by == "queue" else 6)
+        assert len(queries) == (3 if by == "queue" else 8)
         assert all(query["sql"].lstrip().upper().startswith("SELECT") for query in queries)
 
 
@@ -283,6 +283,29 @@ class TestCensus:
             queues.skip(put(queues, "halted", f"queue-{number}"))
         self.take(2)
         assert self.counted(queues) == self.counted(queues, name="skipped") == {"send_mail": 5}
+
+    def test_is_not_held_up_by_ids_that_are_far_apart(self, queues, monkeypatch):
+        monkeypatch.setattr(census, "MOST_JOBS", 2)
+        first = put(queues, "waiting")
+        for far in (10**6, 10**7, 10**8):
+            Job.objects.bulk_create([Job(pk=first.pk + far, scope=first.scope, queue="far", action=first.action)])
+        assert self.counted(queues) == {"send_mail": 2}
+        backend = backend_for("default")
+        calls = 1
+        upkeep.take_census(backend, census.look, every=-1)
+        while upkeep.take_census(backend, census.look, every=-1):
+            calls += 1
+        assert calls == 2
+        assert self.counted(queues) == {"send_mail": 4}
+
+    def test_goes_on_where_ids_start_again(self, queues):
+        put(queues, "waiting", pk=10**6)
+        self.take(2)
+        Job.objects.all().delete()
+        self.take(2)
+        put(queues, "waiting", pk=1)
+        self.take(2)
+        assert self.counted(queues) == {"send_mail": 2}
 
     def test_waits_for_what_becomes_visible_later_than_newer_ids(self, queues):
         late = put(queues, "waiting", "late")
