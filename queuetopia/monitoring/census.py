@@ -45,8 +45,7 @@ def look(alias: str, marks: dict[str, Any], now: datetime):
     """
     found: dict[tuple[str, str, datetime], Found] = defaultdict(Found)
     ready = marks.get("next_job", 0), marks.get("next_event", 0)
-    reach = _reach(alias, marks)
-    job, event = (min(pair) for pair in zip(ready, reach, strict=True))
+    job, event = map(min, ready, _reach(alias, marks))
     _add(found, alias, marks, job, event, now)
     is_all = (job, event) == ready
     if is_all:
@@ -58,15 +57,16 @@ def look(alias: str, marks: dict[str, Any], now: datetime):
 def ahead(alias: str, marks: dict[str, Any], now: datetime) -> dict:
     """Return what the next looks will add, as far as it is not too much to be read at once."""
     found: dict[tuple[str, str, datetime], Found] = defaultdict(Found)
-    _add(found, alias, marks, *_reach(alias, marks), now)
+    job, event = _reach(alias, marks)
+    _add(found, alias, marks, job, event, now)
     return found
 
 
 def _reach(alias, marks):
     """Return the ids up to which one step reads: as far as so many rows go, whatever gaps their numbers have."""
-    return tuple(
-        _last(alias, model, marks.get(name, 0), most)
-        for name, model, most in (("job", Job, MOST_JOBS), ("event", JobEvent, MOST_EVENTS))
+    return (
+        _last(alias, Job, marks.get("job", 0), MOST_JOBS),
+        _last(alias, JobEvent, marks.get("event", 0), MOST_EVENTS),
     )
 
 
