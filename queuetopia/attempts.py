@@ -137,13 +137,18 @@ def _seconds(value):
     return value if 0 <= value < float("inf") else 0.0  # NaN is neither
 
 
-def backoff(attempt: int, max_backoff: float) -> float:
+def backoff(attempt: int, max_backoff: float, base: float = 2.0, factor: float = 2.0) -> float:
     """Return the seconds to wait after failed attempt ``attempt``: 2, 3, 5, 9, 17 … up to ``max_backoff``.
 
-    The formula is that of the Elixir library Queuetopia: 2 ** (n - 1) + 1.
+    base: the wait after the first failed attempt. factor: the growth; 1 keeps the wait at ``base``.
+
+    With 2 and 2 the formula is that of the Elixir library Queuetopia: 2 ** (n - 1) + 1.
     """
-    # 2**60 s is far over any cap; the power is bounded before it could overflow a float.
-    return float(min(2 ** min(attempt - 1, 60) + 1, max_backoff))
+    try:
+        seconds = base * (factor ** (attempt - 1) + 1) / 2
+    except OverflowError:  # far over any cap
+        return float(max_backoff)
+    return float(min(seconds, max_backoff))
 
 
 def describe(exc: BaseException, secrets=None) -> dict:

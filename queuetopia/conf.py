@@ -18,6 +18,7 @@ from django.utils.module_loading import import_string
 
 DAY = 86_400.0
 LONGEST = 366 * DAY
+MOST_GROWTH = 100  # of the wait from one attempt to the next
 MOST_ATTEMPTS = 2**31 - 2  # a 32-bit column, and one more attempt after a retry
 ON_EXHAUSTED = ("halt", "skip", "retry")
 
@@ -59,6 +60,16 @@ def clean_timeout(value):
 
 def clean_max_backoff(value):
     return clean_seconds(value, at_least=0)
+
+
+def _clean_backoff_base(value):
+    return clean_seconds(value, above=0)
+
+
+def _clean_backoff_factor(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= MOST_GROWTH:
+        raise ValueError(f"{value!r} is not a number between 1 and {MOST_GROWTH}")
+    return float(value)
 
 
 def clean_max_attempts(value):
@@ -127,6 +138,8 @@ class Option:
 
 OPTIONS: dict[str, Option] = {
     "timeout": Option(60.0, clean_timeout),
+    "backoff_base": Option(2.0, _clean_backoff_base),
+    "backoff_factor": Option(2.0, _clean_backoff_factor),
     "max_backoff": Option(DAY, clean_max_backoff),
     "max_attempts": Option(20, clean_max_attempts),
     "on_exhausted": Option("halt", _clean_on_exhausted),

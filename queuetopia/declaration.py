@@ -63,8 +63,8 @@ class Queuetopia:
     """A declared system of queues: its performer, its options and the jobs of its scope.
 
     A subclass without ``performer`` is abstract. ``scope`` is its name in the database and never inherited.
-    Options (class attributes, see ``conf.OPTIONS``): timeout, max_backoff, max_attempts, on_exhausted, jitter,
-    poll_interval, using, commit_ordered, retention, sensitive_params.
+    Options (class attributes, see ``conf.OPTIONS``): timeout, backoff_base, backoff_factor, max_backoff, max_attempts,
+    on_exhausted, jitter, poll_interval, using, commit_ordered, retention, sensitive_params.
     """
 
     performer: type[Performer] = None  # type: ignore[assignment]

@@ -73,6 +73,8 @@ def python(code, cwd, **environment):
     [
         ("poll_interval", 60.0),
         ("timeout", 60.0),
+        ("backoff_base", 2.0),
+        ("backoff_factor", 2.0),
         ("max_backoff", DAY),
         ("max_attempts", 20),
         ("on_exhausted", "halt"),

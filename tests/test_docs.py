@@ -130,14 +130,14 @@ def code(cell):
 
 def written(name, value):
     """Return a default as the pages write it."""
-    if isinstance(value, float) and name not in ("jitter",):
+    if isinstance(value, float) and name not in ("backoff_factor", "jitter"):
         for unit, seconds in (("days", 86_400), ("h", 3_600), ("s", 1)):
             if value % seconds == 0 and (value >= 2 * seconds or unit == "s"):
                 return f"{value / seconds:.0f} {unit}"
     if name == "LEASE":
         return f"{value} s"
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return f"{value:g}" if value == 0 else str(value)
+        return f"{value:g}" if isinstance(value, float) else str(value)
     return f'`"{value}"`' if isinstance(value, str) else f"`{value}`"
 
 

@@ -23,8 +23,7 @@ def failed(
         next_step = "halt" if callable(configured) else configured
     verdict = {"halt": Verdict.HALT, "skip": Verdict.SKIP}.get(next_step, Verdict.RETRY) if exhausted else Verdict.RETRY
     if delay is None:
-        cap = queuetopia.option("max_backoff") if claim.max_backoff is None else claim.max_backoff
-        delay = backoff(claim.attempt, cap) * (1 + random.random() * queuetopia.option("jitter"))  # noqa: S311
+        delay = _backoff(queuetopia, claim)
     return Outcome(
         claim.job_id,
         claim.fence,
@@ -34,6 +33,12 @@ def failed(
         duration=duration,
         exhausted=exhausted,
     )
+
+
+def _backoff(queuetopia, claim):
+    cap = queuetopia.option("max_backoff") if claim.max_backoff is None else claim.max_backoff
+    seconds = backoff(claim.attempt, cap, queuetopia.option("backoff_base"), queuetopia.option("backoff_factor"))
+    return seconds * (1 + random.random() * queuetopia.option("jitter"))  # noqa: S311 - no secret
 
 
 def timeout_text(claim: Claim) -> str:

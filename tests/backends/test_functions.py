@@ -20,6 +20,22 @@ def test_the_backoff_doubles_up_to_its_cap_whatever_the_attempt(attempt, cap):
     assert seconds <= backoff(attempt + 1, cap) <= cap
 
 
+@pytest.mark.capability("E3", "E34")
+@pytest.mark.parametrize(
+    ("base", "factor", "seconds"),
+    [(2, 2, [2, 3, 5, 9]), (30, 2, [30, 45, 75, 135]), (30, 3, [30, 60, 150, 420]), (5, 1, [5, 5, 5, 5])],
+)
+def test_the_backoff_begins_with_its_base_and_grows_by_its_factor(base, factor, seconds):
+    assert [backoff(attempt, 1_000.0, base, factor) for attempt in range(1, 5)] == seconds
+
+
+@given(attempt=st.integers(1, 2**31), base=st.floats(0.001, 366 * 86_400), factor=st.floats(1, 100))
+def test_no_base_and_factor_go_over_the_cap_or_back(attempt, base, factor):
+    first, seconds, following = (backoff(number, 86_400.0, base, factor) for number in (1, attempt, attempt + 1))
+    assert first == min(base, 86_400)
+    assert first <= seconds <= following <= 86_400
+
+
 @pytest.mark.parametrize("lease", [3, 4.5, 15, 3600])
 def test_a_session_ends_after_its_nodes_processes_and_before_the_lease(lease):
     times = conf.Lease(lease)

@@ -266,6 +266,22 @@ def test_attempt_number_ten_thousand_backs_off_for_the_cap_and_no_longer(declare
     assert job.next_attempt_at - job.attempted_at == timedelta(hours=24)
 
 
+@pytest.mark.capability("E3", "E34")
+@pytest.mark.parametrize("where", ["class", "scopes"])
+def test_the_backoff_has_the_base_and_factor_of_its_options(declared, settings, where):
+    options = {"backoff_base": timedelta(seconds=30), "backoff_factor": 3, "max_backoff": 100}
+    queue = declared(Notes, **(options if where == "class" else {}))
+    if where == "scopes":
+        settings.QUEUETOPIA = {"SCOPES": {"tests.life": options}}
+    queue.create_job("a", "say", {"verdict": "error"})
+    waits, now = [], None
+    for _ in range(3):
+        (job,) = drain(queue, now=now)
+        now = job.next_attempt_at
+        waits.append((now - job.attempted_at).total_seconds())
+    assert waits == [30, 60, 100]
+
+
 class OwnBackoff(Notes):
     def backoff(self, job, exc):
         return {"seconds": 7, "none": None, "nonsense": "soon", "nan": float("nan"), "negative": -1, "huge": 10**9}[
