@@ -11,8 +11,8 @@ from django.db import connections
 
 from tests.database import url_of_database
 
-# Here, before any test imports it: a failed assertion of it then shows both sides.
-pytest.register_assert_rewrite("tests.nodes")
+# Here, before any test imports them: a failed assertion of theirs then shows both sides.
+pytest.register_assert_rewrite("tests.nodes", "tests.commands", "tests.admin.client")
 
 # An example that writes to a database takes as long as it takes.
 hypothesis.settings.register_profile("queuetopia", deadline=None, print_blob=True)

@@ -10,7 +10,7 @@ from django.utils import timezone
 
 from queuetopia.management.commands import queuetopia as command
 from queuetopia.progress import Bar, counted
-from tests.jobs.test_verbs import mail_queue, put
+from tests.states import mail_queue, put
 
 pytestmark = [pytest.mark.django_db]
 

@@ -22,9 +22,9 @@ from queuetopia.models import Job, JobEvent, Queue, Scope
 from queuetopia.models import Node as NodeRow
 from queuetopia.testing import drain
 from queuetopia.text import MASK, brief, covered, mask, masked, secrets_of, visible, visible_json
-from tests.admin.test_admin import client_of, page
+from tests.admin.client import client_of, page
 from tests.conftest import REPOSITORY
-from tests.jobs.test_verbs import mail_queue, put
+from tests.states import mail_queue, put
 
 TEXT = 'tök€n-1 "it\'s"\n\t\\new & <a> 100% 😀/+end'
 CARD = "4111222233334444"

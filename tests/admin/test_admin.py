@@ -13,7 +13,6 @@ from django.contrib.admin.filters import AllValuesFieldListFilter
 from django.contrib.admin.models import CHANGE, DELETION, LogEntry
 from django.contrib.admin.sites import AdminSite, site
 from django.contrib.auth.models import Permission, User
-from django.contrib.messages import get_messages
 from django.core.cache import cache
 from django.core.exceptions import PermissionDenied
 from django.db import connection
@@ -31,13 +30,12 @@ from queuetopia.models import Job, JobEvent, Node, Queue, Scope
 from queuetopia.params import loads
 from queuetopia.times import local
 from queuetopia.verbs import unmasked
-from tests.jobs.test_verbs import NODE, UNFINISHED, mail_queue, put
-from tests.monitoring.test_status import put_node
+from tests.admin.client import HOSTILE, client_of, everything, page, plain, states, told
+from tests.states import NODE, UNFINISHED, mail_queue, put, put_node
 
 pytestmark = pytest.mark.django_db
 
 JOBS, QUEUES = "/admin/queuetopia/job/", "/admin/queuetopia/queue/"
-HOSTILE = "<img src=x onerror=alert(1)>\"'&{{ 1 }}"
 HOUR, MINUTE = timedelta(hours=1), timedelta(minutes=1)
 OVERVIEW = "/admin/queuetopia/scope/"
 JOB_VERBS, QUEUE_VERBS = (
@@ -65,26 +63,9 @@ def queues(declare_only):
     return mail_queue(sensitive_params=("token",))
 
 
-def client_of(*permissions, **columns):
-    """Log a member of the staff in, who may do what ``permissions`` name, and nothing else."""
-    columns = {"username": "ann", "is_staff": True, **columns}
-    user = User.objects.create_user(**columns)
-    user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
-    assert user.user_permissions.count() == len(permissions)
-    client = Client()
-    client.force_login(user)
-    return client
-
-
 @pytest.fixture
 def boss(queues):
     return client_of(username="boss", is_superuser=True)
-
-
-def page(client, url, **filters):
-    answer = client.get(url, filters)
-    assert answer.status_code == 200, (answer.status_code, answer.headers)
-    return answer.content.decode()
 
 
 def of(job):
@@ -115,16 +96,6 @@ def fields(client, url):
     return {name: plain(cell) for name, cell in pairs}
 
 
-def plain(text):
-    return html.unescape(re.sub(r"<[^>]*>", "", text)).strip()
-
-
-def told(answer):
-    """Return the messages that a request left for the next page, which then shows them no more."""
-    answer.client.cookies.pop("messages", None)
-    return [str(message) for message in get_messages(answer.wsgi_request)]
-
-
 def say(client, verb, *rows, url=JOBS, reason="", **more):
     """Choose rows in a list, and confirm; return the answer to the confirmation."""
     name = "delete_selected" if verb == "delete" else verb
@@ -134,15 +105,6 @@ def say(client, verb, *rows, url=JOBS, reason="", **more):
     action = html.unescape(re.search(r'<form method="post" action="([^"]+)"', asked.content.decode())[1])
     chosen = re.findall(r'name="_selected_action" value="([^"]+)"', asked.content.decode())
     return client.post(action, {"_selected_action": chosen, "confirmed": "yes", "reason": reason})
-
-
-def states(*jobs):
-    return [Job.objects.get(pk=job.pk).state for job in jobs]
-
-
-def everything():
-    """Everything that is stored, to compare."""
-    return [list(model.objects.order_by("pk").values()) for model in (Job, Queue, Scope, JobEvent, LogEntry)]
 
 
 class TestListOfJobs:

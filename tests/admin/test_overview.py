@@ -22,9 +22,8 @@ from queuetopia.admin.charts import Line, chart
 from queuetopia.admin.overview import fingerprint, grouped
 from queuetopia.models import Job, JobEvent, Node, Queue, Scope, Statistic
 from queuetopia.monitoring import health
-from tests.admin.test_admin import HOSTILE, HOUR, MINUTE, client_of, everything, page, plain, states, told
-from tests.jobs.test_verbs import NODE, mail_queue, put
-from tests.monitoring.test_status import put_node
+from tests.admin.client import HOSTILE, client_of, everything, page, plain, states, told
+from tests.states import HOUR, MINUTE, NODE, mail_queue, put, put_node
 
 pytestmark = pytest.mark.django_db
 

@@ -1,104 +1,21 @@
 """The admin in a browser: a person finds what blocks a queue, and decides; one who may not, cannot."""
 
 import re
-from datetime import timedelta
 
 import pytest
-from django.contrib.auth.models import Permission, User
-from django.test import Client
-from django.utils import timezone
 from playwright.sync_api import expect
 
-from queuetopia import Performer, action
 from queuetopia.models import Job, JobEvent, Queue
-from tests.jobs.test_verbs import mail_queue, put
-from tests.monitoring.test_status import put_node
+from tests.browser.shop import error, tool
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 HOSTILE = "<img src=x onerror=alert(1)>"
-MINUTE = timedelta(minutes=1)
-TRACEBACK = """Traceback (most recent call last):
-  File "shop/queues.py", line 14, in charge
-    provider.charge(card, amount)
-  File "shop/provider.py", line 31, in charge
-    raise ConnectionError("the provider answers 503")
-ConnectionError: the provider answers 503
-"""
-
-
-def error(attempt):
-    return {
-        "attempt": attempt,
-        "at": (timezone.now() - (4 - attempt) * MINUTE).isoformat(timespec="seconds"),
-        "by": "web1:4242",
-        "duration": 0.213,
-        "counted": True,
-        "type": "ConnectionError",
-        "message": "the provider answers 503",
-        "traceback": TRACEBACK,
-    }
-
-
-class ShopPerformer(Performer):
-    @action
-    def charge(self, job, **params): ...
-
-    @action
-    def receipt(self, job, **params): ...
-
-    @action
-    def send(self, job, **params): ...
-
-
-@pytest.fixture
-def halted(declare_only):
-    """A shop's queues; the job that blocks the one of customer-42."""
-    declare_only()
-    payments = mail_queue("shop.payments", performer=ShopPerformer, sensitive_params=("card",), max_attempts=3)
-    now = timezone.now()
-    text, errors = "ConnectionError: the provider answers 503", [*map(error, (1, 2, 3))]
-    errors[-1]["at"] = (now - MINUTE).isoformat()
-    put(payments, "done", queue="customer-7", action="receipt", scheduled_at=now - 9 * MINUTE)
-    job = put(
-        payments, "halted", queue="customer-42", action="charge", scheduled_at=now - 8 * MINUTE, attempts=3, error=text,
-        params={"order": 1234, "amount": "19.90", "card": "4111 1111 1111 1111"}, errors=errors,
-        attempted_at=now - MINUTE, attempted_by="web1:4242", failed_at=now - 3 * MINUTE,
-    )  # fmt: skip
-    for name, ago in (("receipt", 7), ("charge", 4), ("receipt", 3)):
-        waiting = put(payments, "waiting", queue="customer-42", action=name, scheduled_at=now - ago * MINUTE)
-        Queue.objects.filter(name="customer-42").update(current_job=job.pk, due_at=None)
-    assert waiting.pk > job.pk
-    put(payments, "backing off", queue="customer-8", action="charge", scheduled_at=now - 6 * MINUTE, error=text)
-    put(payments, "running again", queue="customer-9", action="charge", scheduled_at=now - 5 * MINUTE)
-    put(payments, "skipped", queue="customer-10", action="charge", scheduled_at=now - 5 * MINUTE, error=text)
-    put_node(scopes=["shop.payments"])
-    return job
 
 
 @pytest.fixture(scope="session")
 def browser_context_args(browser_context_args):
     return {**browser_context_args, "viewport": {"width": 1600, "height": 800}}
-
-
-@pytest.fixture
-def open_admin(page, site_url, settings):
-    """Log a person in, and return a function that goes to one of queuetopia's pages."""
-
-    def log_in(*permissions, **columns):
-        user = User.objects.create_user(**{"username": "ann", "is_staff": True, **columns})
-        user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
-        client = Client()
-        client.force_login(user)
-        name = settings.SESSION_COOKIE_NAME
-        page.context.add_cookies([{"name": name, "value": client.cookies[name].value, "url": site_url}])
-        return lambda path="": page.goto(f"{site_url}/admin/queuetopia/{path}")
-
-    return log_in
-
-
-def tool(page, name):
-    return page.locator(".object-tools").get_by_role("link", name=name, exact=True)
 
 
 @pytest.mark.capability("E5")

@@ -11,9 +11,8 @@ from playwright.sync_api import expect
 from queuetopia import registry
 from queuetopia.models import Job, Queue, Statistic
 from queuetopia.testing import wait_until
-from tests.browser.test_admin import MINUTE, ShopPerformer, halted, open_admin, tool  # noqa: F401
-from tests.jobs.test_verbs import NODE, mail_queue, put
-from tests.monitoring.test_status import put_node
+from tests.browser.shop import MINUTE, ShopPerformer, tool
+from tests.states import NODE, mail_queue, put, put_node
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -26,7 +25,7 @@ def browser_context_args(browser_context_args):
 
 
 @pytest.fixture
-def busy(halted):  # noqa: F811
+def busy(halted):
     """A bad hour in the shop: one provider is down, mails go out all the same."""
     cache.clear()
     now = timezone.now()
@@ -59,7 +58,7 @@ def busy(halted):  # noqa: F811
 
 
 @pytest.fixture
-def go(open_admin):  # noqa: F811
+def go(open_admin):
     return open_admin(is_superuser=True)
 
 

@@ -15,7 +15,7 @@ from hypothesis import example, given
 from queuetopia import InvalidJob, Performer, Queuetopia, QueuetopiaError, ReadOnlyJob, action, signals
 from queuetopia.models import Job, Queue
 from queuetopia.testing import perform_job
-from tests.jobs.test_params import PARAMS
+from tests.jobs.strategies import PARAMS
 
 pytestmark = pytest.mark.django_db
 

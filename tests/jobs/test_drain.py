@@ -8,7 +8,7 @@ from django.utils import timezone
 
 from queuetopia.models import Job, Node, Queue
 from queuetopia.testing import drain
-from tests.monitoring.test_status import put_node
+from tests.states import put_node
 from tests.testapp.queues import LEDGER, LedgerQueue, SlowRetryQueue
 
 pytestmark = pytest.mark.django_db

@@ -4,7 +4,6 @@ The states are written as rows, as a scheduler leaves them, so that each is ther
 """
 
 import re
-import uuid
 from datetime import date, timedelta
 from decimal import Decimal
 from unittest import mock
@@ -22,7 +21,6 @@ from queuetopia import (
     Halt,
     InvalidJob,
     Performer,
-    Queuetopia,
     Refused,
     action,
     jobs,
@@ -37,70 +35,13 @@ from queuetopia.decisions import DECISIONS
 from queuetopia.jobs import bulk
 from queuetopia.models import Job, JobEvent, Queue, Scope
 from tests.conftest import REPOSITORY
-
-NODE = uuid.UUID(int=7)
-HOUR = timedelta(hours=1)
-
-UNFINISHED = (
-    "waiting", "scheduled", "running first", "running again", "backing off", "snoozed", "halted", "halted early",
-)  # fmt: skip
-ENDED = ("done", "skipped", "cancelled")
-STATES = (*UNFINISHED, *ENDED)
-
-
-class MailPerformer(Performer):
-    @action
-    def send_mail(self, job, **params):
-        return params
+from tests.states import ENDED, HOUR, NODE, STATES, UNFINISHED, mail_queue, put
 
 
 class StrictPerformer(Performer):
     @action
     def charge(self, job, address):
         return address
-
-
-def mail_queue(scope="tests.mail", **options):
-    """Declare a class of its own for each scope."""
-    name = "MailQueue" if scope == "tests.mail" else "".join(filter(str.isalnum, scope.title()))
-    return type(name, (Queuetopia,), {"performer": MailPerformer, "scope": scope, **options})
-
-
-def put(queuetopia, state, queue="customer-42", **columns) -> Job:
-    """Write the rows of a job in ``state`` as a scheduler would have left them, and return it."""
-    now = timezone.now()
-    tried = {"attempted_at": now - HOUR, "attempted_by": "web1:1"}
-    failed = {**tried, "attempts": 2, "error": "ValueError: boom"}
-    held = {"held_by": NODE, "held_since": now, "fence": 7}
-    job, line = {
-        "waiting": ({}, {"due_at": now - HOUR}),
-        "scheduled": ({"scheduled_at": now + HOUR}, {"due_at": now + HOUR}),
-        "running first": ({}, {**held, "attempt": 1, "due_at": now - HOUR}),
-        "running again": (failed, {**held, "attempt": 3, "due_at": now - HOUR}),
-        "backing off": ({**failed, "next_attempt_at": now + HOUR}, {"due_at": now + HOUR}),
-        "snoozed": ({**tried, "next_attempt_at": now + HOUR}, {"due_at": now + HOUR}),
-        "halted": ({**failed, "attempts": 20, "state": "halted"}, {"due_at": None}),
-        "halted early": ({**failed, "state": "halted"}, {"due_at": None}),
-        "done": ({**tried, "attempts": 1, "state": "done", "done_at": now}, {}),
-        "skipped": ({**failed, "state": "skipped", "done_at": now}, {}),
-        "cancelled": ({"state": "cancelled", "done_at": now}, {}),
-    }[state]
-    job = Job(
-        **{
-            "scope": queuetopia.scope,
-            "queue": queue,
-            "action": "send_mail",
-            "scheduled_at": now - HOUR,
-            **job,
-            **columns,
-        }
-    )
-    job.save(using=queuetopia.database())
-    current = None if state in ("waiting", "scheduled", *ENDED) else job.pk
-    Queue.objects.using(queuetopia.database()).update_or_create(
-        scope=queuetopia.scope, name=queue, defaults={"current_job": current, **line}
-    )
-    return job
 
 
 def line_of(job):

@@ -14,10 +14,9 @@ from queuetopia.backends.values import Ending
 from queuetopia.models import Chore, Job, Queue
 from queuetopia.testing import drain
 from queuetopia.worker import alerts
-from tests.jobs.test_verbs import HOUR, mail_queue, put
+from tests.commands import HOSTILE
 from tests.mails import ADMINS
-from tests.monitoring.test_explain import wait_behind
-from tests.test_command import HOSTILE
+from tests.states import HOUR, mail_queue, put, wait_behind
 from tests.testapp.queues import SlowRetryQueue
 
 pytestmark = [pytest.mark.django_db]

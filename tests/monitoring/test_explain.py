@@ -11,13 +11,12 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from queuetopia import conf, pause_all
-from queuetopia.models import Job, Node, Queue
+from queuetopia.models import Node, Queue
 from queuetopia.monitoring import explain
 from queuetopia.monitoring.explain import Cause
 from queuetopia.testing import drain
-from tests.jobs.test_verbs import HOUR, NODE, mail_queue, put
-from tests.monitoring.test_status import put_node
-from tests.test_command import HOSTILE, run, run_json
+from tests.commands import HOSTILE, run, run_json
+from tests.states import HOUR, NODE, mail_queue, put, put_node, wait_behind
 from tests.testapp.queues import LEDGER, SlowRetryQueue
 
 pytestmark = [pytest.mark.django_db, pytest.mark.capability("H26")]
@@ -43,15 +42,6 @@ def said(queues, queue=NAME):
     explained = queues.explain(queue)
     assert explained["cause"] == explained["causes"][0]
     return explained["causes"], explained["sentence"]
-
-
-def wait_behind(queues, count, since=2 * HOUR + MINUTE):
-    """Put jobs in line that were never attempted."""
-    first = timezone.now() - since
-    Job.objects.bulk_create(
-        Job(scope=queues.scope, queue=NAME, action="send_mail", scheduled_at=first + timedelta(seconds=number))
-        for number in range(count)
-    )
 
 
 class TestBlocked:

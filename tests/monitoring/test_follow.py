@@ -19,10 +19,9 @@ from queuetopia.monitoring import follow
 from queuetopia.monitoring.follow import ASK, UNTOLD, Follower, wait_for_news
 from queuetopia.node.store import Store
 from queuetopia.testing import drain, wait_until
-from tests.jobs.test_verbs import mail_queue, put
-from tests.monitoring.test_status import put_node
+from tests.commands import HOSTILE, run
 from tests.nodes import PATIENCE
-from tests.test_command import HOSTILE, run
+from tests.states import mail_queue, put, put_node
 from tests.testapp.queues import LEDGER, SlowRetryQueue
 
 pytestmark = [pytest.mark.django_db, pytest.mark.capability("J4", "J23", "J25")]

@@ -23,11 +23,9 @@ from queuetopia.models import Chore, Job, Node, Queue, Scope
 from queuetopia.monitoring import health, status
 from queuetopia.terminal import Screen, duration
 from queuetopia.testing import wait_until
-from tests.admin.test_admin import MINUTE
-from tests.jobs.test_verbs import HOUR, NODE, mail_queue, put
-from tests.monitoring.test_status import put_node
+from tests.commands import HOSTILE, check, run_json
 from tests.nodes import PATIENCE
-from tests.test_command import HOSTILE, run_json
+from tests.states import HOUR, MINUTE, NODE, mail_queue, put, put_node
 
 pytestmark = [pytest.mark.django_db]
 
@@ -36,16 +34,6 @@ pytestmark = [pytest.mark.django_db]
 def queues(declare_only):
     declare_only()
     return mail_queue()
-
-
-def check(*arguments):
-    """Return (exit code, lines)."""
-    stdout = io.StringIO()
-    try:
-        call_command("queuetopia", "status", "--check", *arguments, "--no-color", stdout=stdout)
-    except SystemExit as exc:
-        return exc.code, stdout.getvalue().splitlines()
-    return 0, stdout.getvalue().splitlines()
 
 
 class TestCheck:
@@ -242,7 +230,7 @@ class TestCheck:
         assert run_json("status", "--check") == ({"problems": []}, None)
 
     def test_refuses_to_watch_too_and_an_unknown_scope(self, queues):
-        from tests.test_command import run
+        from tests.commands import run
 
         assert "not allowed with" in run("status", "--check", "--watch")[1]
         assert "Did you mean tests.mail?" in run("status", "tests.mai1", "--check")[1]

@@ -8,7 +8,7 @@ from django.core.exceptions import SynchronousOnlyOperation
 
 from queuetopia.models import Job
 from queuetopia.monitoring import search
-from tests.jobs.test_verbs import mail_queue, put
+from tests.states import mail_queue, put
 
 pytestmark = [pytest.mark.django_db, pytest.mark.capability("Q21")]
 

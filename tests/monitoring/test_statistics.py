@@ -17,8 +17,8 @@ from queuetopia.monitoring import census
 from queuetopia.monitoring import statistics as module
 from queuetopia.monitoring.histogram import LAST_BIN, SPAN, bin_of, bounds_of
 from queuetopia.node.tally import Tally
-from tests.jobs.test_verbs import HOUR, mail_queue, put
-from tests.test_command import HOSTILE, run, run_json
+from tests.commands import HOSTILE, run, run_json
+from tests.states import HOUR, mail_queue, put
 
 pytestmark = [pytest.mark.django_db, pytest.mark.capability("J7", "H30")]
 

@@ -12,7 +12,7 @@ from django.utils import timezone
 from queuetopia import conf
 from queuetopia.models import Job, Node, Queue
 from queuetopia.monitoring import status
-from tests.jobs.test_verbs import NODE, mail_queue, put
+from tests.states import NODE, mail_queue, put, put_node
 
 pytestmark = pytest.mark.django_db
 
@@ -23,13 +23,6 @@ HOUR = timedelta(hours=1)
 def queues(declare_only):
     declare_only()
     return mail_queue()
-
-
-def put_node(**columns):
-    columns = {"id": NODE, "host": "web1", "pid": 4242, "scopes": ["tests.mail"], **columns}
-    node = Node.objects.create(**columns)
-    Node.objects.filter(pk=node.pk).update(**{"last_seen": timezone.now(), **columns})
-    return node
 
 
 def the_queue(queuetopia):

@@ -14,7 +14,7 @@ from django.db import connection, transaction
 from queuetopia.models import Job, Queue
 from queuetopia.testing import wait_until
 from tests.nodes import PATIENCE, kill
-from tests.processes.test_scarcity import no_more_descriptors
+from tests.processes.scarcity import no_more_descriptors
 from tests.processes.waiting import environment, wait_for, wait_for_attempts
 from tests.refusing import allow_rows, refuse_rows
 from tests.testapp.queues import LedgerQueue, SlowRetryQueue

@@ -13,11 +13,10 @@ from django.db.utils import load_backend
 
 from queuetopia.models import Chore, Job, JobEvent, Node, Statistic
 from queuetopia.testing import wait_until
-from tests.admin.test_admin import client_of
-from tests.monitoring.test_health import check
+from tests.admin.client import client_of
+from tests.commands import check, run
 from tests.nodes import PATIENCE
 from tests.processes.waiting import wait_for
-from tests.test_command import run
 from tests.testapp.queues import LedgerQueue
 
 pytestmark = [pytest.mark.processes, pytest.mark.django_db(transaction=True, databases=["default", "other"])]

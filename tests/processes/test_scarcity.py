@@ -1,42 +1,18 @@
 """What a machine that gives no more costs a node: nothing of what it has."""
 
-import contextlib
-import resource
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from django.db import connection
 
 from queuetopia.testing import wait_until
 from tests.nodes import PATIENCE, is_running, kill
+from tests.processes.scarcity import no_more_descriptors, no_more_memory
 from tests.processes.waiting import errors_of, wait_for, wait_for_all, wait_for_attempts
 from tests.testapp.queues import LedgerQueue
 
 pytestmark = [pytest.mark.processes, pytest.mark.django_db(transaction=True, databases=["default", "other"])]
-
-
-@contextlib.contextmanager
-def no_more_descriptors(pid):
-    """Let this process open nothing more than it has open."""
-    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    count = len(list(Path(f"/proc/{pid}/fd").iterdir()))
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (count - 1, before[1]))
-    try:
-        yield
-    finally:
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
-
-
-@contextlib.contextmanager
-def no_more_memory(pid):
-    before = resource.prlimit(pid, resource.RLIMIT_AS)
-    resource.prlimit(pid, resource.RLIMIT_AS, (1, before[1]))
-    try:
-        yield
-    finally:
-        resource.prlimit(pid, resource.RLIMIT_AS, before)
 
 
 @pytest.mark.parametrize("refused", [no_more_descriptors, no_more_memory])

@@ -7,7 +7,7 @@ from queuetopia.attempts import ERRORS_KEPT
 from queuetopia.jobs import sending
 from queuetopia.models import Job
 from queuetopia.testing import drain
-from tests.jobs.test_verbs import put
+from tests.states import put
 
 pytestmark = pytest.mark.django_db
 

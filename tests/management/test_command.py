@@ -16,35 +16,16 @@ from queuetopia import jobs
 from queuetopia.management.commands import queuetopia as command
 from queuetopia.models import Job, JobEvent, Queue, Scope
 from queuetopia.monitoring import status
-from tests.jobs.test_verbs import ENDED, mail_queue, put
-from tests.monitoring.test_status import put_node
+from tests.commands import HOSTILE, run, run_json
+from tests.states import ENDED, mail_queue, put, put_node
 
 pytestmark = pytest.mark.django_db
-
-HOSTILE = "\x1b[2J\x1b]0;owned\x07\r\nfake line\u202e\x9b31m"
 
 
 @pytest.fixture
 def queues(declare_only):
     declare_only()
     return mail_queue()
-
-
-def run(*arguments):
-    """Return (what went to stdout, the text of the CommandError or None)."""
-    stdout, refused = io.StringIO(), None
-    try:
-        call_command("queuetopia", *map(str, arguments), "--no-color", stdout=stdout, stderr=io.StringIO())
-    except CommandError as exc:
-        assert exc.returncode == 1
-        refused = str(exc)
-    return stdout.getvalue(), refused
-
-
-def run_json(*arguments):
-    text, refused = run(*arguments, "--json")
-    assert text.isascii()
-    return json.loads(text), refused
 
 
 @pytest.mark.capability("E5")
@@ -388,7 +369,7 @@ class TestStatus:
         put(queues, "running first", "runs")
         text, _ = run("status")
         lines = text[text.index("tests.mail (") :].splitlines()
-        assert lines[0] == "tests.mail (tests.jobs.test_verbs.MailQueue, database default)"
+        assert lines[0] == "tests.mail (tests.states.MailQueue, database default)"
         assert (
             "unfinished jobs: 4 (1 waiting, 1 running, 1 backing off, 1 halted); the oldest is due for 60 min"
             in lines[1]

@@ -10,9 +10,8 @@ from queuetopia.backends.trouble import Kind, database_trouble
 from queuetopia.exceptions import SessionLost
 from queuetopia.registry import registered
 from tests.broken import broken_database
-from tests.jobs.test_verbs import mail_queue
-from tests.monitoring.test_health import check
-from tests.test_command import run, run_json
+from tests.commands import check, run, run_json
+from tests.states import mail_queue
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
 
