@@ -16,6 +16,8 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 from django.utils.module_loading import import_string
 
+from .exceptions import Verdict
+
 DAY = 86_400.0
 LONGEST = 366 * DAY
 MOST_GROWTH = 100  # of the wait from one attempt to the next
@@ -92,6 +94,21 @@ def _clean_on_exhausted(value):
     return clean_on_exhausted_name(value)
 
 
+def _clean_on_error(value):
+    if not isinstance(value, dict):
+        raise ValueError(f"{value!r} is not a dict of exception classes")
+    for cls, step in value.items():
+        if not (isinstance(cls, type) and issubclass(cls, BaseException)):
+            raise ValueError(f"{cls!r} is no exception class")
+        if issubclass(cls, Verdict):
+            raise ValueError(f"{cls.__name__} says itself what comes next")
+        try:
+            clean_on_exhausted_name(step)
+        except ValueError as exc:
+            raise ValueError(f"{cls.__name__}: {exc}") from None
+    return dict(value)
+
+
 def _clean_jitter(value):
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise ValueError(f"{value!r} is not a fraction between 0 and 1")
@@ -143,6 +160,7 @@ OPTIONS: dict[str, Option] = {
     "max_backoff": Option(DAY, clean_max_backoff),
     "max_attempts": Option(20, clean_max_attempts),
     "on_exhausted": Option("halt", _clean_on_exhausted),
+    "on_error": Option({}, _clean_on_error),
     "jitter": Option(0.0, _clean_jitter),
     "poll_interval": Option(60.0, _clean_poll_interval),
     "using": Option(None, _clean_using),

@@ -12,7 +12,7 @@ from django.db import connections
 from django.db.backends.postgresql import psycopg_any
 from django.db.migrations.recorder import MigrationRecorder
 
-from queuetopia import Performer, Queuetopia, action
+from queuetopia import Halt, Performer, Queuetopia, action
 from queuetopia.conf import OPTIONS
 from queuetopia.models import Job
 
@@ -266,6 +266,13 @@ BAD_OPTIONS = [
     ("on_exhausted", "stop", "'stop' is none of 'halt', 'skip', 'retry'"),
     ("on_exhausted", Mode.HALT, "is none of"),
     ("on_exhausted", ["halt"], "is none of"),
+    ("on_error", "halt", "'halt' is not a dict of exception classes"),
+    ("on_error", {"OSError": "halt"}, "'OSError' is no exception class"),
+    ("on_error", {OSError(): "halt"}, "OSError() is no exception class"),
+    ("on_error", {int: "halt"}, "<class 'int'> is no exception class"),
+    ("on_error", {OSError: "stop"}, "OSError: 'stop' is none of 'halt', 'skip', 'retry'"),
+    ("on_error", {OSError: lambda job, exc: "halt"}, "is none of 'halt', 'skip', 'retry'"),
+    ("on_error", {Halt: "skip"}, "Halt says itself what comes next"),
     ("jitter", 10, "10 is not a fraction between 0 and 1"),
     ("jitter", float("nan"), "nan is not a fraction"),
     ("jitter", timedelta(0), "is not a fraction"),

@@ -13,7 +13,7 @@ from asgiref.sync import async_to_sync
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
 from django.core.management import call_command
 
-from queuetopia import InvalidJob, Performer, Queuetopia, action, declaration
+from queuetopia import InvalidJob, JobTimeout, NodeDied, Performer, Queuetopia, WorkerDied, action, declaration
 from queuetopia.attempts import Claim, Verdict
 from queuetopia.conf import OPTIONS
 from queuetopia.jobs import failed
@@ -78,6 +78,7 @@ def python(code, cwd, **environment):
         ("max_backoff", DAY),
         ("max_attempts", 20),
         ("on_exhausted", "halt"),
+        ("on_error", {}),
         ("jitter", 0.0),
         ("using", None),
         ("commit_ordered", False),
@@ -133,6 +134,24 @@ def test_an_option_given_to_a_job_wins_over_all(settings):
     assert failed(MailQueue, claim(max_attempts=2), error).verdict == Verdict.RETRY
     assert failed(MailQueue, claim(max_attempts=2), error).delay == 1.0
     assert failed(MailQueue, claim(max_attempts=2, max_backoff=0.0), error).delay == 0.0
+
+
+@pytest.mark.capability("H32")
+@pytest.mark.parametrize("where", ["class", "settings"])
+def test_an_attempt_that_was_cut_short_is_an_error_of_its_kind_too(settings, where):
+    steps = {Exception: "retry", JobTimeout: "skip", WorkerDied: "halt"}
+
+    class MailQueue(Queuetopia):
+        scope = "shop.mail"
+        performer = MailPerformer
+
+    if where == "class":
+        MailQueue.on_error = steps
+    else:
+        settings.QUEUETOPIA = {"SCOPES": {"shop.mail": {"on_error": steps}}}
+    outcomes = [failed(MailQueue, claim(), kind("ended")) for kind in (JobTimeout, WorkerDied, NodeDied)]
+    assert [outcome.verdict for outcome in outcomes] == [Verdict.SKIP, Verdict.HALT, Verdict.RETRY]
+    assert [(outcome.delay, outcome.exhausted) for outcome in outcomes] == [(0.0, False), (0.0, False), (2.0, False)]
 
 
 def test_a_changed_setting_holds_at_once_for_jobs_that_were_given_nothing(settings):

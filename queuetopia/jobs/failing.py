@@ -3,10 +3,13 @@
 import logging
 import random
 
+from .. import exceptions
 from ..attempts import Claim, Outcome, Verdict, backoff, describe
 from ..registry import by_scope
 
 logger = logging.getLogger("queuetopia.jobs")
+
+GIVEN_UP = {"halt": Verdict.HALT, "skip": Verdict.SKIP}  # any other step is another attempt
 
 
 def failed(
@@ -17,11 +20,11 @@ def failed(
     delay: seconds asked for by Retry or the performer's backoff(); None means the built-in formula.
     next_step: what a callable ``on_exhausted`` said; None means the option's name, "halt" for a callable.
     """
-    exhausted = claim.attempt >= (claim.max_attempts or queuetopia.option("max_attempts"))
-    if exhausted and next_step is None:
-        configured = claim.on_exhausted or queuetopia.option("on_exhausted")
-        next_step = "halt" if callable(configured) else configured
-    verdict = {"halt": Verdict.HALT, "skip": Verdict.SKIP}.get(next_step, Verdict.RETRY) if exhausted else Verdict.RETRY
+    step = _step_on_error(queuetopia, exc)
+    exhausted = step not in GIVEN_UP and claim.attempt >= (claim.max_attempts or queuetopia.option("max_attempts"))
+    if exhausted:
+        step = next_step or _step_on_exhausted(queuetopia, claim)
+    verdict = GIVEN_UP.get(step, Verdict.RETRY)
     if delay is None:
         delay = _backoff(queuetopia, claim)
     return Outcome(
@@ -33,6 +36,19 @@ def failed(
         duration=duration,
         exhausted=exhausted,
     )
+
+
+def _step_on_error(queuetopia, exc):
+    """Return what the class's ``on_error`` says of this exception, by its most specific class; None if nothing."""
+    steps = queuetopia.option("on_error")
+    if not steps or isinstance(exc, exceptions.Verdict):  # raised on purpose, it says itself what comes next
+        return None
+    return next((steps[cls] for cls in type(exc).__mro__ if cls in steps), None)
+
+
+def _step_on_exhausted(queuetopia, claim):
+    configured = claim.on_exhausted or queuetopia.option("on_exhausted")
+    return "halt" if callable(configured) else configured
 
 
 def _backoff(queuetopia, claim):

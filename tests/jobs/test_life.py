@@ -313,6 +313,91 @@ def test_jitter_adds_at_most_its_fraction(declared):
     assert len(waits) > 1
 
 
+# By kind of error
+
+
+class Kinds(Performer):
+    @action
+    def fail(self, job, kind):
+        raise {
+            "OSError": OSError("no disk"),
+            "ConnectionError": ConnectionResetError("gone"),
+            "ValueError": ValueError("wrong"),
+            "Exit": SystemExit(3),
+            "Halt": Halt("ask somebody"),
+            "Skip": Skip("not needed"),
+            "Retry": Retry("later", delay=7),
+        }[kind]
+
+    @action
+    async def fail_async(self, job, kind):
+        self.fail(job, kind)
+
+    @action
+    def behind(self, job):
+        pass
+
+
+BY_KIND = {OSError: "halt", ConnectionError: "retry", ValueError: "skip"}
+
+
+@pytest.mark.capability("H32")
+@pytest.mark.parametrize("action", ["fail", "fail_async"])
+@pytest.mark.parametrize(
+    ("kind", "state", "behind"),
+    [
+        ("OSError", "halted", "pending"),
+        ("ConnectionError", "pending", "pending"),  # more specific than OSError
+        ("ValueError", "skipped", "done"),
+        ("Exit", "pending", "pending"),
+    ],
+)
+def test_the_kind_of_an_error_says_what_happens(declared, action, kind, state, behind):
+    queue = declared(Kinds, on_error=BY_KIND)
+    queue.create_job("a", action, {"kind": kind})
+    queue.create_job("a", "behind")
+    drain(queue)
+    assert [(job.state, job.attempts) for job in jobs_created(queue)] == [(state, 1), (behind, int(behind == "done"))]
+
+
+@pytest.mark.capability("H32")
+@pytest.mark.parametrize(("kind", "state"), [("Halt", "halted"), ("Skip", "skipped"), ("Retry", "pending")])
+def test_what_a_performer_raises_on_purpose_wins_over_the_kind_of_error(declared, kind, state):
+    other = {"Halt": "skip", "Skip": "halt", "Retry": "halt"}[kind]
+    queue = declared(Kinds, on_error={BaseException: other})
+    queue.create_job("a", "fail", {"kind": kind})
+    (job,) = drain(queue)
+    assert job.state == state
+    if kind == "Retry":
+        assert job.next_attempt_at - job.attempted_at == timedelta(seconds=7)
+
+
+@pytest.mark.capability("H32")
+@pytest.mark.parametrize(
+    ("kind", "state"), [("OSError", "halted"), ("ConnectionError", "skipped"), ("Exit", "skipped")]
+)
+def test_the_last_attempt_asks_on_exhausted_unless_the_kind_of_error_has_decided(declared, kind, state):
+    queue = declared(Kinds, on_error=BY_KIND, max_attempts=1, on_exhausted="skip")
+    queue.create_job("a", "fail", {"kind": kind})
+    assert [job.state for job in drain(queue)] == [state]
+
+
+def test_what_the_kind_of_error_ends_is_not_told_as_exhausted(declared):
+    told = []
+
+    class Told(Kinds):
+        def handle_failed_job(self, job, exc):
+            told.append(("failed", str(exc)))
+
+        def handle_exhausted_job(self, job, exc):
+            told.append(("exhausted", str(exc)))
+
+    queue = declared(Told, on_error=BY_KIND, max_attempts=1)
+    queue.create_job("a", "fail", {"kind": "OSError"})
+    drain(queue)
+    assert told == [("failed", "no disk")]
+
+
 # What is kept from eyes
 
 
