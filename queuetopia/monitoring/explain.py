@@ -134,9 +134,8 @@ class _Sight:
         self.head: Any = known.get(head or 0) or (jobs.filter(pk=head).first() if head else None)  # a Job
         self.current = self.head if self.line.current_job else None
         self.is_corrupt = bool(self.line.current_job) and (self.current is None or self.current.is_ended())
-        new = [(job.pk, job.scheduled_at) for job in first if job.pk != self.line.current_job]
-        self.first_new = new[0] if new else None
-        self.oldest = new[0][1] if new and new[0][1] <= self.now else None
+        times = [job.scheduled_at for job in first if job.pk != self.line.current_job]
+        self.oldest = times[0] if times and times[0] <= self.now else None
         waiting = line.filter(scheduled_at__lte=self.now).exclude(pk=self.line.current_job or 0)
         self.waiting = waiting.count_to(MOST_COUNTED) if self.oldest else 0
 
