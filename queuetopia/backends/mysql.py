@@ -22,7 +22,7 @@ class Backend(base.Backend):
 
     def __init__(self, alias):
         super().__init__(alias)
-        self._database: str | None = None  # as the server calls it: NAME may stand in a file of options
+        self.database: str | None = None  # as the server calls it: NAME may stand in a file of options
 
     def open_session(self, lease):
         super().open_session(lease)
@@ -35,7 +35,7 @@ class Backend(base.Backend):
                 # An update checks *all* constraints of its row: a job with corrupt params could not even be halted.
                 cursor.execute("SET SESSION check_constraint_checks = 0")
             cursor.execute("SELECT DATABASE()")
-            (self._database,) = cursor.fetchone()
+            (self.database,) = cursor.fetchone()
             cursor.execute("SHOW VARIABLES LIKE 'wsrep_on'")
             if (cursor.fetchone() or ("", "OFF"))[1] == "ON":
                 raise SessionRefused(
@@ -81,7 +81,7 @@ class Backend(base.Backend):
         with self.connection.cursor() as cursor:
             for queue_id in queue_ids:
                 if queue_id not in self.held:  # GET_LOCK is re-entrant: it would have to be given back twice
-                    cursor.execute("SELECT GET_LOCK(%s, 0)", [self._name(queue_id)])
+                    cursor.execute("SELECT GET_LOCK(%s, 0)", [self.lock_name(queue_id)])
                     if cursor.fetchone()[0] != 1:
                         continue
                 taken.append(queue_id)
@@ -91,7 +91,7 @@ class Backend(base.Backend):
         queue_ids = [queue_id for queue_id in queue_ids if self.in_session and queue_id in self.held]
         with self.connection.cursor() as cursor:
             for queue_id in queue_ids:
-                cursor.execute("SELECT RELEASE_LOCK(%s)", [self._name(queue_id)])
+                cursor.execute("SELECT RELEASE_LOCK(%s)", [self.lock_name(queue_id)])
                 if cursor.fetchone()[0] != 1:
                     raise SessionLost(f"the lock of queue {queue_id} was not ours any more")
         super().unlock(queue_ids)
@@ -110,9 +110,9 @@ class Backend(base.Backend):
         with self.connection.cursor() as cursor:
             cursor.execute(sql, [value for scope, name, due_at in wakes for value in (scope, name, adapt(due_at))])
 
-    def _name(self, queue_id):
+    def lock_name(self, queue_id):
         # Lock names are per server: without database and table two sites would share queues. At most 64 characters.
-        place = f"{self._database}|{Queue._meta.db_table}|{queue_id}"
+        place = f"{self.database}|{Queue._meta.db_table}|{queue_id}"
         return "queuetopia:" + hashlib.sha1(place.encode(), usedforsecurity=False).hexdigest()
 
 

@@ -379,7 +379,7 @@ class Backend(base.Backend):
                 },
             )
             cursor.execute(f"LISTEN {CHANNEL}")
-            self.most_held = self._share_of_locks(cursor)
+            self.most_held = self._most_to_hold(cursor)
         for table in self.behind_their_tables():
             logger.error("ids run into rows that are there, table=%s remedy=%r", table, base.RESET_SEQUENCES)
         # A notification that arrives while some statement runs is read by the driver: no descriptor tells of it.
@@ -408,12 +408,11 @@ class Backend(base.Backend):
             self._is_sweep_wanted |= payload == f"{_SWEEP}{self._tables}"
             self.was_notified |= payload in ("", str(self._tables))
 
-    def _share_of_locks(self, cursor) -> int:
-        """Return how many queues this session may hold: the server's table of locks is everybody's."""
+    def _most_to_hold(self, cursor) -> int:
         names = ("max_locks_per_transaction", "max_connections", "max_prepared_transactions")
         cursor.execute(f"SELECT {', '.join(f'current_setting({name!r})::bigint' for name in names)}")
         locks, sessions, prepared = cursor.fetchone()
-        most = int(max(_FEWEST_HELD, min(base.Backend.most_held, locks * (sessions + prepared) * _SHARE)))
+        most = share_of(locks * (sessions + prepared))
         if most < base.Backend.most_held:
             logger.warning("the server has room for few locks, queues held at once=%d alias=%s", most, self.alias)
         return most
@@ -742,6 +741,11 @@ class Backend(base.Backend):
         with self.connection.cursor() as cursor:
             cursor.execute(sql, arguments)
             return cursor.fetchall()
+
+
+def share_of(locks: int) -> int:
+    """Return how many queues a session may hold if the server's table has room for ``locks``, for all sessions."""
+    return int(max(_FEWEST_HELD, min(base.Backend.most_held, locks * _SHARE)))
 
 
 class Listener:

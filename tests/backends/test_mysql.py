@@ -24,14 +24,14 @@ class TestMySQL(EndsSilentSessions):
             assert ours == backend.held
 
         def is_ours(queue_id):
-            return ask(backend, "SELECT IS_USED_LOCK(%s) = CONNECTION_ID()", backend._name(queue_id)) == (1,)
+            return ask(backend, "SELECT IS_USED_LOCK(%s) = CONNECTION_ID()", backend.lock_name(queue_id)) == (1,)
 
         random_walk(backend, check)
 
     def test_a_lock_that_was_not_ours_any_more_is_a_lost_session(self, backend):
         put()
         one = claim_one(backend)
-        ask(backend, "SELECT RELEASE_LOCK(%s)", backend._name(one.queue_id))
+        ask(backend, "SELECT RELEASE_LOCK(%s)", backend.lock_name(one.queue_id))
         with pytest.raises(SessionLost):
             finish(backend, one)
 
@@ -41,10 +41,10 @@ class TestMySQL(EndsSilentSessions):
         assert backend.is_busy(exc)
 
     def test_the_name_of_a_lock_is_short_and_names_the_database(self, backend):
-        name = backend._name(2**63 - 1)
+        name = backend.lock_name(2**63 - 1)
         assert len(name) <= 64
-        backend._database = "another"
-        assert backend._name(2**63 - 1) != name
+        backend.database = "another"
+        assert backend.lock_name(2**63 - 1) != name
 
     @pytest.mark.faults
     def test_a_killed_session_is_noticed(self, backend):

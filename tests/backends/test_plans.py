@@ -13,6 +13,7 @@ from queuetopia.attempts import Outcome, Verdict
 from queuetopia.backends import backend_for, postgresql, upkeep
 from queuetopia.backends.values import Ending
 from queuetopia.models import Job, Node, Queue
+from tests.backends.sessions import ask
 from tests.testapp.queues import LedgerQueue
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.django_db(transaction=True)]
@@ -297,11 +298,11 @@ def _rows_read(backend):
     ids = list(Queue.objects.due(now).values_list("id", flat=True))
 
     def measure(statement, **arguments):
-        with transaction.atomic(using=backend.alias):
+        with transaction.atomic(using=backend.alias), backend.connection.cursor() as cursor:
             before = _read_in_transaction(backend)
-            backend._run(getattr(postgresql, statement), arguments)
+            cursor.execute(getattr(postgresql, statement), arguments)
             efforts[statement] = _read_in_transaction(backend) - before
-            backend._run("SELECT pg_advisory_unlock_all()", {})
+            cursor.execute("SELECT pg_advisory_unlock_all()")
             transaction.set_rollback(True, using=backend.alias)
 
     measure("_CANDIDATES", scopes=[SCOPE], limit=WORK, only=None, now=now, base=backend.lock_key(0), passed=[])
@@ -327,8 +328,7 @@ def _rows_read(backend):
 
 def _read_in_transaction(backend):
     counters = "sum(seq_tup_read + coalesce(idx_tup_fetch, 0)) FROM pg_stat_xact_user_tables"
-    sql = f"SELECT {counters} WHERE relname = ANY(%(tables)s)"
-    ((rows,),) = backend._run(sql, {"tables": list(TABLES)})
+    (rows,) = ask(backend, f"SELECT {counters} WHERE relname = ANY(%s)", list(TABLES))
     return int(rows)
 
 

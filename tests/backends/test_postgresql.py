@@ -45,7 +45,7 @@ def pid_of(backend):
 class TestPostgreSQL(EndsSilentSessions):
     LOCKS = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
 
-    def test_a_full_lock_table_costs_no_lock_and_the_node_holds_fewer_queues(self, backend, node, monkeypatch):
+    def test_a_full_lock_table_costs_no_lock_and_the_node_holds_fewer_queues(self, backend, node):
         """The statement fails at a lock; those it took before stay the session's."""
         from psycopg import errors
 
@@ -53,29 +53,24 @@ class TestPostgreSQL(EndsSilentSessions):
         put("b")
         before = claim_one(backend, limit=1)
         other = line("b").pk
-        original = backend._run
 
-        def run(sql, arguments):
+        def fill_the_lock_table(execute, sql, arguments, many, context):
             if sql == postgresql._CANDIDATES:
-                monkeypatch.undo()
-                original("SELECT pg_advisory_lock(%(key)s)", {"key": backend.lock_key(other)})
+                ask(backend, "SELECT pg_advisory_lock(%s)", backend.lock_key(other))
                 raise OperationalError("out of shared memory") from errors.OutOfMemory()
-            return original(sql, arguments)
+            return execute(sql, arguments, many, context)
 
-        monkeypatch.setattr(backend, "_run", run)
         most = backend.most_held
-        assert claim(backend) == []
+        with backend.connection.execute_wrapper(fill_the_lock_table):
+            assert claim(backend) == []
         assert backend.most_held == most // 2
         assert backend.held == {before.queue_id}
         assert node.run(node.backend.try_lock, [other, before.queue_id]) == [other]
         assert backend.next_due([SCOPE]) > base.OVERDUE
 
-    def test_a_node_takes_a_share_of_the_lock_table(self, backend):
-        with mock.MagicMock() as cursor:
-            cursor.fetchone.return_value = (10, 20, 0)
-            assert backend._share_of_locks(cursor) == 50
-            cursor.fetchone.return_value = (64, 100, 0)
-            assert backend._share_of_locks(cursor) == 1_000
+    @pytest.mark.parametrize(("locks", "held"), [(1, 10), (200, 50), (6_400, 1_000)])
+    def test_a_node_takes_a_share_of_the_lock_table(self, locks, held):
+        assert postgresql.share_of(locks) == held
 
     def test_a_sequence_behind_its_table_is_named_with_its_remedy_and_keeps_no_queue_from_the_sweep(
         self, backend, node, caplog
@@ -191,13 +186,20 @@ class TestPostgreSQL(EndsSilentSessions):
         """Z11 in one statement: its snapshot is older than a whole run of the queue's head."""
         put()
         following = [put().pk] if more else []
-        run, gate = node.backend._run, 4711
+        gate = 4711
         scan = "WHERE q.scope = s.scope"
         gated = f"WHERE (SELECT pg_advisory_xact_lock_shared({gate})::text) = '' AND q.scope = s.scope"
-        node.backend._run = lambda sql, arguments: run(sql.replace(scan, gated), arguments)
+
+        def wait_at_the_gate(execute, sql, *rest):
+            return execute(sql.replace(scan, gated), *rest)
+
+        def claim_late(now):
+            with node.backend.connection.execute_wrapper(wait_at_the_gate):
+                return claim(node.backend, holder=node.id, now=now)
+
         with connection.cursor() as cursor:
             cursor.execute("SELECT pg_advisory_lock(%s)", [gate])
-            theirs = node.start(claim, node.backend, holder=node.id, now=backend.now() + HOUR)
+            theirs = node.start(claim_late, backend.now() + HOUR)
             wait_until(lambda: theirs.done() or is_waiting(), PATIENCE)
             assert not theirs.done()
             first = claim_one(backend)
@@ -274,6 +276,8 @@ class TestPostgreSQL(EndsSilentSessions):
 class TestWaitingForAStandby:
     """A claim that a failover undid would give its fence to another attempt; a heartbeat may be undone."""
 
+    HOW = "SELECT current_setting('synchronous_commit')"
+
     @pytest.fixture
     def waiting(self, backend):
         """A session where the project has commits wait for a standby."""
@@ -286,23 +290,24 @@ class TestWaitingForAStandby:
             cursor.execute(f"ALTER DATABASE {name} RESET synchronous_commit")
 
     @pytest.fixture
-    def commits(self, backend, waiting, monkeypatch):
+    def commits(self, backend, waiting):
         """How each claim and result commits."""
-        run, seen = backend._run, []
-        show = "SELECT current_setting('synchronous_commit')"
-        statements = {"claim": postgresql._START, "result": postgresql._FINISH}
+        commits = []
+        statements = {postgresql._START: "claim", postgresql._FINISH: "result"}
 
-        def recorded(sql, arguments):
+        def note(execute, sql, *rest):
+            if sql not in statements:
+                return execute(sql, *rest)
             with transaction.atomic(using=backend.alias):
-                rows = run(sql, arguments)
-                seen.extend((name, run(show, {})[0][0]) for name, text in statements.items() if text == sql)
-            return rows
+                result = execute(sql, *rest)
+                commits.append((statements[sql], *ask(backend, self.HOW)))
+            return result
 
-        monkeypatch.setattr(backend, "_run", recorded)
-        return seen
+        with backend.connection.execute_wrapper(note):
+            yield commits
 
     def test_claims_and_results_do_as_the_project_has_it_and_all_else_does_not(self, backend, commits):
-        assert backend._run("SELECT current_setting('synchronous_commit')", {})[0][0] == "local"
+        assert ask(backend, self.HOW) == ("local",)
         put()
         one = claim_one(backend)
         finish(backend, one)
