@@ -27,6 +27,7 @@ from .performer import (
     PERFORMER_HINT,
     Performer,
     action_methods,
+    call_problem,
     has_own_perform,
     hook_problem,
     hooks,
@@ -124,7 +125,8 @@ def _undeclared_scopes():
 
 @checks.register("queuetopia")
 def check_options(app_configs, **kwargs):
-    return [problem for where, options in _option_sources() for problem in _bad_options(where, options)]
+    problems = [problem for where, options in _option_sources() for problem in _bad_options(where, options)]
+    return [*problems, *_bad_deciders()]
 
 
 def _option_sources():
@@ -154,6 +156,26 @@ def _bad_options(where, options):
         except (ValueError, TypeError, ArithmeticError) as exc:
             hint = f"Mend it, or leave it out for {conf.OPTIONS[name].default!r}."
             yield _problem("E005", f"{where}: option {name!r}: {exc}.", hint)
+
+
+def _bad_deciders():
+    """Look for the methods that ``on_exhausted`` names, wherever the option is written."""
+    for queuetopia in registered():
+        performer = queuetopia.performer
+        try:
+            value = queuetopia.option("on_exhausted")
+        except (ImproperlyConfigured, TypeError):
+            continue  # It cannot be used, or the scope cannot: said elsewhere.
+        if not isinstance(value, str) or value in conf.ON_EXHAUSTED or performer_problem(performer):
+            continue
+        if not hasattr(performer, value):
+            trouble = f"is none of {', '.join(map(repr, conf.ON_EXHAUSTED))}, and no method of {_label(performer)}"
+        elif problem := call_problem(performer, value, ["job", "exc"]):
+            trouble = f"is a method of {_label(performer)} that {problem}"
+        else:
+            continue
+        hint = f"Write def {value}(self, job, exc) there, or one of the three names."
+        yield _problem("E005", f"{queuetopia.label}: option 'on_exhausted': {value!r} {trouble}.", hint)
 
 
 # Scopes

@@ -89,7 +89,7 @@ def clean_on_exhausted_name(value):
 
 
 def _clean_on_exhausted(value):
-    if callable(value):
+    if callable(value) or (isinstance(value, str) and value.isidentifier()):  # a method's name: checks.py looks for it
         return value
     return clean_on_exhausted_name(value)
 

@@ -279,12 +279,16 @@ def _remedy(performer, method, name):
 
 def hook_problem(performer, hook: str) -> str | None:
     """Say why a method of Performer's that the class overrides cannot be called as Performer's is, or None."""
-    function = inspect.getattr_static(performer, hook)
+    return call_problem(performer, hook, list(inspect.signature(getattr(Performer, hook)).parameters)[1:])
+
+
+def call_problem(performer, method: str, names: list[str]) -> str | None:
+    """Say why the performer's method cannot be called with these positional arguments, or None."""
+    function = inspect.getattr_static(performer, method)
     if is_generator(function):
         return "is a generator: a call would run nothing"
-    names = list(inspect.signature(getattr(Performer, hook)).parameters)[1:]
     try:
         inspect.signature(function.__get__(object.__new__(performer), performer)).bind(*names)
     except (AttributeError, TypeError, ValueError) as exc:
-        return f"cannot be called as {hook}({', '.join(names)}): {exc}"
+        return f"cannot be called as {method}({', '.join(names)}): {exc}"
     return None

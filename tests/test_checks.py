@@ -263,7 +263,8 @@ BAD_OPTIONS = [
     ("max_backoff", float("inf"), "inf is not a finite number of seconds"),
     ("max_attempts", 0, "0 is not between 1 and"),
     ("max_attempts", 2.0, "2.0 is not a whole number"),
-    ("on_exhausted", "stop", "'stop' is none of 'halt', 'skip', 'retry'"),
+    ("on_exhausted", "", "'' is none of 'halt', 'skip', 'retry'"),
+    ("on_exhausted", "halt!", "'halt!' is none of 'halt', 'skip', 'retry'"),
     ("on_exhausted", Mode.HALT, "is none of"),
     ("on_exhausted", ["halt"], "is none of"),
     ("on_error", "halt", "'halt' is not a dict of exception classes"),
@@ -305,6 +306,59 @@ def test_a_bad_value_of_an_option_in_the_settings(settings, where, name, value, 
     problem = the_problem("E005")
     assert problem.msg.startswith(f"{where}: option '{name}': ")
     assert text in problem.msg
+
+
+@pytest.mark.parametrize("where", ["class", "DEFAULTS", "SCOPES"])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("stop", "'stop' is none of 'halt', 'skip', 'retry', and no method of shop.DecidingPerformer"),
+        ("a_number", "'a_number' is a method of shop.DecidingPerformer that cannot be called as a_number(job, exc)"),
+        ("of_nothing", "that cannot be called as of_nothing(job, exc): too many positional arguments"),
+        ("of_three", "that cannot be called as of_three(job, exc): missing a required argument"),
+        ("generator", "that is a generator: a call would run nothing"),
+    ],
+)
+def test_a_method_that_cannot_decide_what_exhaustion_means(settings, where, name, text):
+    declare(performer=DecidingPerformer, **({"on_exhausted": name} if where == "class" else {}))
+    options = {"on_exhausted": name}
+    if where != "class":
+        settings.QUEUETOPIA = {where: options if where == "DEFAULTS" else {"shop.mail": options}}
+    problem = the_problem("E005")
+    assert problem.msg.startswith("shop.MailQueue: option 'on_exhausted': ")
+    assert text in problem.msg
+    assert f"def {name}(self, job, exc)" in problem.hint
+
+
+@pytest.mark.parametrize("name", ["decide", "decide_async", "decide_static", "decide_any"])
+def test_a_method_that_can_decide_what_exhaustion_means(name):
+    declare(performer=DecidingPerformer, on_exhausted=name)
+    assert problems() == []
+
+
+class DecidingPerformer(Performer):
+    __module__ = "shop"
+    __qualname__ = "DecidingPerformer"
+    a_number = 5
+
+    @action
+    def act(self, job): ...
+
+    def decide(self, job, exc): ...
+
+    async def decide_async(self, job, exc): ...
+
+    @staticmethod
+    def decide_static(job, exc): ...
+
+    def decide_any(self, *arguments): ...
+
+    def of_nothing(self): ...
+
+    def of_three(self, job, exc, more): ...
+
+    def generator(self, job, exc):
+        yield
 
 
 # Scopes

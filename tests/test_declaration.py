@@ -136,6 +136,17 @@ def test_an_option_given_to_a_job_wins_over_all(settings):
     assert failed(MailQueue, claim(max_attempts=2, max_backoff=0.0), error).delay == 0.0
 
 
+@pytest.mark.parametrize("decides", [lambda job, exc: "skip", "decide"])
+def test_nothing_is_asked_about_an_attempt_that_was_cut_short(decides):
+    class MailQueue(Queuetopia):
+        performer = MailPerformer
+        max_attempts = 1
+        on_exhausted = decides
+
+    assert failed(MailQueue, claim(), JobTimeout("killed")).verdict == Verdict.HALT
+    assert failed(MailQueue, claim(on_exhausted="skip"), JobTimeout("killed")).verdict == Verdict.SKIP
+
+
 @pytest.mark.capability("H32")
 @pytest.mark.parametrize("where", ["class", "settings"])
 def test_an_attempt_that_was_cut_short_is_an_error_of_its_kind_too(settings, where):

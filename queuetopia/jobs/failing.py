@@ -3,7 +3,7 @@
 import logging
 import random
 
-from .. import exceptions
+from .. import conf, exceptions
 from ..attempts import Claim, Outcome, Verdict, backoff, describe
 from ..registry import by_scope
 
@@ -18,7 +18,7 @@ def failed(
     """Return the Outcome of a failed attempt.
 
     delay: seconds asked for by Retry or the performer's backoff(); None means the built-in formula.
-    next_step: what a callable ``on_exhausted`` said; None means the option's name, "halt" for a callable.
+    next_step: what an ``on_exhausted`` that decides said; None means the option's name, "halt" if it is none.
     """
     step = _step_on_error(queuetopia, exc)
     exhausted = step not in GIVEN_UP and claim.attempt >= (claim.max_attempts or queuetopia.option("max_attempts"))
@@ -48,7 +48,7 @@ def _step_on_error(queuetopia, exc):
 
 def _step_on_exhausted(queuetopia, claim):
     configured = claim.on_exhausted or queuetopia.option("on_exhausted")
-    return "halt" if callable(configured) else configured
+    return configured if configured in conf.ON_EXHAUSTED else "halt"
 
 
 def _backoff(queuetopia, claim):

@@ -164,7 +164,7 @@ class Attempt:
     async def _aended_by(self, exc):
         # The user's backoff() and on_exhausted may use the database, or be async: both need a thread.
         own_backoff = self.queuetopia.performer.backoff is not Performer.backoff
-        if own_backoff or callable(self.claim.on_exhausted or self.queuetopia.option("on_exhausted")):
+        if own_backoff or self._decider() is not None:
             with contextlib.suppress(*SCARCITY):  # then without a thread
                 await sync_to_async(self.end_by)(exc)
                 return
@@ -240,12 +240,19 @@ class Attempt:
         error = describe(exc, secrets(self.queuetopia, self.job))
         return f"{error['type']}: {error['message']}"
 
+    def _decider(self):
+        """Return the callable, or the name of the performer's method, that decides after the last attempt, or None."""
+        configured = self.queuetopia.option("on_exhausted")
+        return None if self.claim.on_exhausted or configured in conf.ON_EXHAUSTED else configured
+
     def _next_step(self, exc):
-        configured = self.claim.on_exhausted or self.queuetopia.option("on_exhausted")
-        if not callable(configured):
+        decide = self._decider()
+        if decide is None:
             return None
         try:
-            return conf.clean_on_exhausted_name(completed(configured(self.job, exc), "on_exhausted"))
+            if isinstance(decide, str):
+                decide = getattr(performer_of(self.queuetopia), decide)
+            return conf.clean_on_exhausted_name(completed(decide(self.job, exc), "on_exhausted"))
         except Exception as broken:
             logger.warning("on_exhausted failed job=%d error=%r; the job halts", self.claim.job_id, self._told(broken))
             return None

@@ -239,6 +239,65 @@ def test_a_callable_decides_what_exhaustion_means(declared):
     assert sorted(asked) == [("large", 1, "boom"), ("small", 1, "boom")]
 
 
+class Deciding(Notes):
+    limit = "small"
+
+    @action
+    async def say_async(self, job):
+        raise ValueError("boom")
+
+    def setup(self):
+        self.limit = "medium"
+
+    def decide(self, job, exc):
+        Note.objects.create(text=f"asked {job.queue} {job.attempts} {exc}")
+        return "skip" if job.queue == self.limit else "halt"
+
+    async def decide_async(self, job, exc):
+        return "skip" if job.queue == self.limit else "halt"
+
+    def nonsense(self, job, exc):
+        return "decide"
+
+    def broken(self, job, exc):
+        raise LookupError("no idea")
+
+
+@pytest.mark.capability("H20")
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(("action", "params"), [("say", {"verdict": "error"}), ("say_async", {})])
+@pytest.mark.parametrize("name", ["decide", "decide_async"])
+def test_a_method_of_the_performer_decides_what_exhaustion_means(declared, name, action, params):
+    queue = declared(Deciding, max_attempts=1, on_exhausted=name)
+    for line in ("medium", "large"):
+        queue.create_job(line, action, params)
+    assert {job.queue: job.state for job in drain(queue)} == {"medium": "skipped", "large": "halted"}
+    asked = ["asked large 1 boom", "asked medium 1 boom"] if name == "decide" else []
+    assert sorted(texts()) == asked
+
+
+def test_the_performers_method_is_asked_after_the_last_attempt_only(declared):
+    queue = declared(Deciding, max_attempts=2, max_backoff=0, on_exhausted="decide")
+    queue.create_job("a", "say", {"verdict": "error"})
+    assert [job.attempts for job in drain(queue)] == [2, 2]
+    assert texts() == ["asked a 2 boom"]
+
+
+def test_what_a_job_says_of_its_exhaustion_wins_over_the_performers_method(declared):
+    queue = declared(Deciding, max_attempts=1, on_exhausted="decide")
+    queue.create_job("a", "say", {"verdict": "error"}, on_exhausted="skip")
+    assert [job.state for job in drain(queue)] == ["skipped"]
+    assert texts() == []
+
+
+@pytest.mark.parametrize("name", ["nonsense", "broken", "missing"])
+def test_a_method_that_fails_or_talks_nonsense_means_halt(declared, caplog, name):
+    queue = declared(Deciding, max_attempts=1, on_exhausted=name)
+    queue.create_job("a", "say", {"verdict": "error"})
+    assert [job.state for job in drain(queue)] == ["halted"]
+    assert "on_exhausted failed" in caplog.text
+
+
 def test_a_callable_that_fails_or_talks_nonsense_means_halt(declared, caplog):
     queue = declared(Notes, max_attempts=1, on_exhausted=staticmethod(lambda job, exc: "explode"))
     queue.create_job("a", "say", {"verdict": "error"})
