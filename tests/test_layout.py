@@ -15,6 +15,7 @@ from queuetopia.backends.base import Backend
 PACKAGE = Path(queuetopia.__file__).parent
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "migrations" not in path.parts)
 CORE = [path for path in MODULES if "backends" not in path.parts]
+BACKENDS = [path for path in MODULES if "backends" in path.parts and "contract" not in path.parts]
 
 
 def name(path):
@@ -145,6 +146,71 @@ def test_every_room_and_every_exception_is_there():
     assert {name(path) for path in MODULES if room_of(path) == "doors"} == DOORS
     imports = {(name(path), name(imported)) for path in MODULES for imported in modules_imported_by(path)}
     assert EXCEPTIONS.keys() <= imports
+
+
+# Who assigns attributes of what is not its own, by the names in the code, and why that is right.
+ROW = "a row belongs to the function that loaded or made it, until it is written or shown"
+OWN = "a record that is made, filled and read in this module alone"
+FOREIGN = "state of Python's or Django's, of which this module has charge in its process"
+ASSIGNED_BY_OTHERS = {
+    ("admin/base.py", "row"): ROW,
+    ("admin/base.py", "request"): FOREIGN,
+    ("admin/jobs.py", "row"): ROW,
+    ("admin/jobs.py", "job"): ROW,
+    ("admin/jobs.py", "head._state"): ROW,
+    ("admin/overview.py", "row"): ROW,
+    ("admin/overview.py", "row._state"): ROW,
+    ("admin/overview.py", "request"): FOREIGN,
+    ("admin/queues.py", "row"): ROW,
+    ("admin/queues.py", "queue"): ROW,
+    ("backends/base.py", "private"): FOREIGN,
+    ("backends/base.py", "queue"): ROW,
+    ("backends/base.py", "job"): ROW,
+    ("backends/postgresql.py", "job"): ROW,
+    ("backends/postgresql.py", "job._state"): ROW,
+    ("backends/rows.py", "queue"): ROW,
+    ("backends/sqlite.py", "queue"): ROW,
+    ("backends/upkeep.py", "queue"): ROW,
+    ("backends/upkeep.py", "row"): ROW,
+    ("jobs/bulk.py", "job"): ROW,
+    ("jobs/deciding.py", "job"): ROW,
+    ("jobs/deciding.py", "self.job"): ROW,
+    ("jobs/deciding.py", "verb.job"): ROW,
+    ("management/commands/run_queuetopia.py", "parse"): OWN,
+    ("monitoring/census.py", "row"): OWN,
+    ("monitoring/health.py", "seen"): OWN,
+    ("node/log_queue.py", "log"): FOREIGN,
+    ("node/log_queue.py", "logging"): FOREIGN,
+    ("node/log_queue.py", "filterer"): FOREIGN,
+    ("node/log_queue.py", "record"): FOREIGN,
+    ("node/scheduler.py", "sent"): FOREIGN,
+    ("node/scheduler.py", "connection_created"): FOREIGN,
+    ("node/supervisor.py", "self._scheduler"): FOREIGN,
+    ("node/tally.py", "row"): OWN,
+    ("node/worker_process.py", "assignment"): OWN,
+    ("node/worker_process.py", "self.board"): "shared memory, of which this class is the scheduler's side",
+    ("terminal.py", "parser"): FOREIGN,
+    ("worker/news.py", "job"): ROW,
+    ("worker/news.py", "stored"): ROW,
+    ("worker/performing.py", "job"): ROW,
+    ("worker/performing.py", "state"): ROW,
+    ("worker/process.py", "attempt"): OWN,
+    ("worker/surroundings.py", "sys"): FOREIGN,
+    ("worker/surroundings.py", "_root.manager"): FOREIGN,
+}
+
+
+def assigned_by_others(path):
+    """Return what the module assigns attributes of, but for ``self`` and ``cls``."""
+    return {
+        (name(path), ast.unparse(node.value))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store | ast.Del)
+    } - {(name(path), own) for own in ("self", "cls")}
+
+
+def test_each_state_has_one_owner():
+    assert set().union(*map(assigned_by_others, CORE + BACKENDS)) == ASSIGNED_BY_OTHERS.keys()
 
 
 def test_no_module_has_a_name_that_says_nothing():

@@ -77,7 +77,6 @@ class Backend:
         self.refused = Refusals(self.repeats)
         self.was_notified = False  # a wake-up came while another statement ran
         # What a scheduler has to do while results are written, or before, where the database is no other process.
-        self.meanwhile: Callable[[], None] = lambda: None
         self._driver: Any = None  # the driver's connection that took the locks
         self._asked: str | None = None  # the last time that a sweep was asked for
 
@@ -437,14 +436,21 @@ class Backend:
     # Record
 
     def record(
-        self, endings: list[Ending], holder: UUID, node: str, keep: Callable[[Claim], bool], now: datetime | None = None
+        self,
+        endings: list[Ending],
+        holder: UUID,
+        node: str,
+        keep: Callable[[Claim], bool],
+        now: datetime | None = None,
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> Recorded:
         """Store how attempts ended, in one transaction, and let their queues go or start their next jobs.
 
         keep: whether this claim's queue may go straight on with its next job.
         node: what ``attempted_by`` says. Locks are given back after the commit.
+        meanwhile: called once, while the server writes where that is possible; it must not raise.
         """
-        self.meanwhile()
+        meanwhile()
         try:
             with transaction.atomic(using=self.alias):
                 self.commit_durably()

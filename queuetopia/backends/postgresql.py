@@ -656,16 +656,16 @@ class Backend(base.Backend):
 
     # Record
 
-    def record(self, endings, holder, node, keep, now=None):
+    def record(self, endings, holder, node, keep, now=None, meanwhile=lambda: None):
         fast = [ending for ending in endings if values.is_plain(ending)]
         if len(fast) < len(endings):
-            recorded = super().record(endings, holder, node, keep, now)
+            recorded = super().record(endings, holder, node, keep, now, meanwhile)
             # Nothing was written because of one locked row: with each on its own, only that one is passed over.
             is_refused = fast and len(recorded.locked) == len(endings)
             return super().record(recorded.locked, holder, node, keep, now) if is_refused else recorded
         # Successes alone are one statement, so they need no transaction around it.
         try:
-            result, released, cleared, rest = self._finish(endings, node, keep, now)
+            result, released, cleared, rest = self._finish(endings, node, keep, now, meanwhile)
         except OperationalError as exc:
             if not self.is_busy(exc):
                 raise
@@ -691,7 +691,7 @@ class Backend(base.Backend):
         others, also_released, also_cleared = super()._record(rest, holder, node, keep, now)
         return values.joined(result, others), released + also_released, cleared + also_cleared
 
-    def _finish(self, done, node, keep, now):
+    def _finish(self, done, node, keep, now, meanwhile=lambda: None):
         """Record successes whose rows are as claimed; return what came of it, queues let go, to check, and the rest."""
         rows = self._run_meanwhile(_FINISH, {
             "jobs": [ending.claim.job_id for ending in done],
@@ -704,7 +704,7 @@ class Backend(base.Backend):
             "now": now,
             "node": node,
             "commit": self._durably,
-        })  # fmt: skip
+        }, meanwhile)  # fmt: skip
         let_go = {row[_QUEUE_ID]: bool(row[2]) for row in rows if not row[1]}  # queue -> is it due?
         written = {row[0] for row in rows}
         result = values.Recorded(
@@ -725,15 +725,15 @@ class Backend(base.Backend):
         self.unseen = {queue_id for queue_id, is_locked in rows if is_locked}
         return len(rows) > len(self.unseen)
 
-    def _run_meanwhile(self, sql, arguments):
+    def _run_meanwhile(self, sql, arguments, meanwhile):
         """Run a statement, and do what a session has to do while the server works on it."""
         if not self.in_session or len(arguments["jobs"]) < _WORTH_A_PIPELINE:
-            self.meanwhile()
+            meanwhile()
             return self._run(sql, arguments)
         connection = self.connection
         with connection.wrap_database_errors, connection.connection.pipeline() as sent, connection.cursor() as cursor:
             cursor.execute(sql, arguments)
-            self.meanwhile()
+            meanwhile()
             sent.sync()  # waits for the answer
             return cursor.fetchall()
 

@@ -1,18 +1,16 @@
 """All workers of a node: hand out, collect, time out, bury the dead, replace them.
 
-What comes of it is left in two places for the scheduler: ``ended`` (attempts with their outcomes) and
-``unstarted`` (claims that never ran and may be handed out again).
+What it hands out, and what comes of it, stands in the ledger of the node: ``Hands``.
 """
 
 import contextlib
 import logging
 import selectors
 from collections.abc import Callable
-from typing import Any
 from uuid import UUID
 
 from .. import exceptions, jobs
-from ..attempts import Claim, Outcome, Verdict, checked, describe
+from ..attempts import Outcome, Verdict, checked, describe
 from ..backends.values import Ending
 from ..channel import Message, uptime
 from ..processes import kill_adopted
@@ -20,11 +18,11 @@ from ..registry import by_scope
 from ..repeats import Repeats, pause
 from ..text import visible
 from .cpus import usable_cpus
+from .hands import Hands
 from .worker_process import BOOT_DEADLINE, SHORT, Assignment, WorkerProcess
 
 logger = logging.getLogger(__name__)
 
-YIELD_TIME = 1.0  # seconds an attempt has to end after it was asked to stop
 MOST_ALERTS = 100  # ends and alerts a worker may have to tell; then it gets no more alerts
 MOST_REFUSALS = 3  # claims in a row that a worker may refuse to begin while the lease stands
 LONGEST_BOOT = 600.0  # seconds that a worker may take to get ready at most
@@ -36,6 +34,7 @@ CONDEMNED_TIME = 5.0  # seconds a worker's other attempts have to end when one o
 class Pool:
     def __init__(
         self,
+        hands: Hands,
         *,
         size: int,
         slots: int,
@@ -46,14 +45,10 @@ class Pool:
     ):
         self.size, self.slots = size, slots
         self.workers: list[WorkerProcess] = []
-        self.ended: list[tuple[Any, Ending]] = []  # (store, how it ended)
-        self.unstarted: list[tuple[Any, Claim]] = []  # (store, claim)
-        self.in_flight: dict[int, WorkerProcess] = {}  # by ticket
         self.deadline = 0.0
         self.selector = selectors.DefaultSelector()
-        self._verbosity, self._node = verbosity, node
+        self._hands, self._verbosity, self._node = hands, verbosity, node
         self._descriptors, self._node_ids = descriptors, node_ids
-        self._last_ticket = 0
         self._boot_failures = 0
         self._start_at = 0.0
         self._boot_time = BOOT_DEADLINE
@@ -75,13 +70,11 @@ class Pool:
 
     def has_more_than_it_runs(self) -> bool:
         """True while jobs wait here for a slot: another node may have a free one."""
-        return len(self.in_flight) > sum(worker.board.slots for worker in self.workers)
+        return len(self._hands.in_flight) > sum(worker.board.slots for worker in self.workers)
 
-    def claims(self) -> list[tuple[Any, Claim]]:
-        return [(a.store, a.claim) for worker in self.workers for a in worker.assigned.values()]
-
-    def hand_out(self, waiting) -> None:
-        """Give claims from the left of ``waiting`` to the least busy workers with room, one message each."""
+    def hand_out(self) -> None:
+        """Give what waits longest to the least busy workers with room, one message each."""
+        waiting = self._hands.waiting
         rooms = {worker.pid: worker.room() for worker in self.workers} if waiting else {}
         batches: dict[int, tuple[WorkerProcess, list]] = {}
         while waiting:
@@ -90,19 +83,16 @@ class Pool:
                 break
             worker = min(free, key=lambda worker: len(worker.assigned))
             rooms[worker.pid] -= 1
-            assignment = self._assign(worker, *waiting.popleft())
+            assignment = self._assign(worker)
             batches.setdefault(worker.pid, (worker, []))[1].append((assignment.ticket, assignment.claim))
         for worker, batch in batches.values():
             worker.send(Message.RUN, batch)
 
-    def _assign(self, worker, store, claim):
-        self._last_ticket += 1
+    def _assign(self, worker):
+        ticket, store, claim = self._hands.hand_over()
         timeout = claim.timeout or by_scope()[claim.scope].option("timeout")
-        now = uptime()
-        assignment = Assignment(self._last_ticket, claim, store, timeout, now)
-        worker.assigned[assignment.ticket] = assignment
-        self.in_flight[assignment.ticket] = worker
-        worker.check_at = min(worker.check_at, now + timeout)
+        assignment = Assignment(ticket, claim, store, timeout, uptime())
+        worker.assign(assignment)
         return assignment
 
     def wind_down(self) -> None:
@@ -113,23 +103,18 @@ class Pool:
 
     def recall(self, worker) -> None:
         """Take back what the worker has not begun, a moment later: see ``Board``."""
-        worker.recall(self._last_ticket)
+        worker.recall(self._hands.last_ticket)
 
     def _settle(self, worker, now) -> None:
         """Take what was recalled and has not begun: what stands in no slot, and of which nothing was said."""
         running = worker.board.running()
         for message in worker.receive():
             self._understand(worker, message)
-        worker.settles_at = None
-        for assignment in list(worker.assigned.values()):
-            if assignment.ticket <= worker.board.recalled and assignment.ticket not in running:
-                self._give_up(worker, assignment.ticket)
-                if len(running) < worker.board.slots:
-                    worker.silent_since = now
+        self._put_back(worker, worker.settled(running, now))
 
-    def _give_up(self, worker, ticket):
-        if assignment := self._take(worker, ticket):
-            self.unstarted.append((assignment.store, assignment.claim))
+    def _put_back(self, worker, tickets):
+        """Take claims that the worker has not begun out of its hands."""
+        self._hands.put_back([ticket for ticket in tickets if worker.release(ticket)])
 
     # Collect
 
@@ -153,7 +138,7 @@ class Pool:
                 self._understand(worker, message)
 
     def _understand(self, worker, message):
-        worker.silent_since = None
+        worker.note_message()
         match message:
             case [Message.READY, _]:
                 self._note_start(worker)
@@ -170,18 +155,16 @@ class Pool:
             case [Message.RETIRING, str(why)]:
                 self._retire(worker, logging.ERROR, visible(why[:500]))
             case [Message.RETURNED, [*tickets]]:
-                for ticket in tickets:
-                    self._give_up(worker, ticket)
+                self._put_back(worker, tickets)
             case _:
                 self._garbled(worker, message[0])
 
     def _garbled(self, worker, what):
         logger.error("worker sent an unknown message pid=%d what=%.200r", worker.pid, str(what))
-        worker.closed = worker.garbled = True
+        worker.distrust()
 
     def _note_start(self, worker):
-        worker.ready = True
-        took = uptime() - worker.started_at
+        took = worker.note_ready()
         self._boot_time = max(self._boot_time, min(4 * took, LONGEST_BOOT))
         # One that starts does not mean that all would: go on carefully until all serve.
         self._boot_failures //= 2
@@ -190,26 +173,20 @@ class Pool:
             self._boot_failures = 0
 
     def _ended(self, worker, ticket, outcome):
-        assignment = self._take(worker, ticket)
-        if assignment is None or outcome.fence != assignment.claim.fence:
+        assignment = worker.assigned.get(ticket)
+        if assignment is None:
             return
-        worker.asked_back = False
-        if outcome.verdict != Verdict.RETURN:
-            worker.note_duration(outcome.duration)
-            worker.refusals = 0
-            worker.note_outcome(assignment.claim.queue_id, outcome.verdict, (outcome.error or {}).get("type", ""))
-            self._replace_if_suspect(worker)
-        elif outcome.error is None and uptime() < self.deadline:
-            self._refused_by(worker)
-        teller = (worker, ticket) if outcome.wants_news else None
-        self.ended.append((assignment.store, Ending(assignment.claim, outcome, teller)))
-
-    def _refused_by(self, worker):
-        """Replace a worker that begins nothing because the lease is over, which it is not: its clock is wrong."""
-        worker.refusals += 1
+        worker.release(ticket)
+        if outcome.fence != assignment.claim.fence:
+            self._hands.drop(ticket)
+            return
+        worker.note_end(assignment.claim.queue_id, outcome, lease_stands=uptime() < self.deadline)
+        self._replace_if_suspect(worker)
         if worker.refusals >= MOST_REFUSALS and worker.condemned_at is None:
+            # It begins nothing because the lease is over, which it is not: its clock is wrong.
             logger.error("worker takes the lease for over again and again, replacing it pid=%d", worker.pid)
             self._condemn(worker, uptime() + CONDEMNED_TIME)
+        self._hands.end(ticket, outcome, (worker, ticket) if outcome.wants_news else None)
 
     def _replace_if_suspect(self, worker):
         now = uptime()
@@ -229,13 +206,8 @@ class Pool:
         self._repeats.log(
             logger, level, "worker replaced node=%s pid=%d because %s", self._node, worker.pid, why, cause=why
         )
-        worker.retires = True
-        longest = max([assignment.timeout for assignment in worker.assigned.values()], default=0.0)
-        self._condemn(worker, uptime() + longest + CONDEMNED_TIME)
-
-    def _take(self, worker, ticket):
-        self.in_flight.pop(ticket, None)
-        return worker.assigned.pop(ticket, None)
+        worker.retire()
+        self._condemn(worker, uptime() + worker.longest_timeout() + CONDEMNED_TIME)
 
     def bury(self, worker) -> None:
         """Turn what a dead or useless worker had in its hands into outcomes; what it had not started is given back."""
@@ -248,14 +220,12 @@ class Pool:
         worker.bury()
         if strays := kill_adopted({worker.pid for worker in self.workers}):
             logger.warning("worker left programs behind, killed pid=%d strays=%d", worker.pid, strays)
+        self._put_back(worker, [ticket for ticket in worker.assigned if ticket not in running])
         for ticket, assignment in list(worker.assigned.items()):
-            self._take(worker, ticket)
-            if ticket in running:
-                outcome = self._cut_short(worker, assignment, uptime() - running[ticket])
-                # Every worker calls the hooks: the scheduler does not know which receivers there are.
-                self.ended.append((assignment.store, Ending(assignment.claim, outcome, (None, 0))))
-            else:
-                self.unstarted.append((assignment.store, assignment.claim))
+            worker.release(ticket)
+            outcome = self._cut_short(worker, assignment, uptime() - running[ticket])
+            # Every worker calls the hooks: the scheduler does not know which receivers there are.
+            self._hands.end(ticket, outcome, (None, 0))
         self._note_death(worker)
 
     def _note_death(self, worker):
@@ -307,7 +277,7 @@ class Pool:
             except (OSError, MemoryError) as exc:  # no descriptor, process, memory or temporary folder is left
                 self._start_later(repr(exc), repr(exc))
                 return
-            worker.board.deadline = self.deadline
+            worker.extend_lease(self.deadline)
             self.workers.append(worker)
 
     def _serving(self):
@@ -335,15 +305,14 @@ class Pool:
             if worker.settles_at is not None and now >= worker.settles_at:
                 self._settle(worker, now)
             if worker.retires and not (worker.dismissed or worker.assigned or worker.telling):
-                worker.dismiss()
-                worker.condemned_at = now + CONDEMNED_TIME
+                worker.dismiss(until=now + CONDEMNED_TIME)
             if worker.condemned_at is not None and (now >= worker.condemned_at or worker.is_done_with()):
                 self.kill(worker)
             elif worker.condemned_at is None and worker.telling and now >= worker.hook_ends_at():
                 logger.error(
                     "a hook or receiver hangs, replacing its worker pid=%d untold=%d", worker.pid, worker.telling
                 )
-                self._condemn(worker, now + max([a.timeout for a in worker.assigned.values()], default=0.0))
+                self._condemn(worker, now + worker.longest_timeout())
             elif now >= worker.useless_from():
                 logger.error("worker runs nothing and begins nothing, replacing it pid=%d", worker.pid)
                 self.kill(worker)
@@ -351,20 +320,14 @@ class Pool:
                 self.recall(worker)
 
     def _check_times(self, worker, now):
-        """Stop what is overdue, and set when to check again. The clock of an attempt starts when the attempt does."""
-        running = worker.board.running()
-        worker.check_at = float("inf")
-        for assignment in list(worker.assigned.values()):
+        """Stop what is overdue; what was asked to end and does not takes its worker with it."""
+        for assignment in worker.overdue(now):
+            if worker not in self.workers:
+                return  # killed for the one before
             if assignment.stop_until is None:
-                due_at = running.get(assignment.ticket, now) + assignment.timeout
-                if now >= due_at:
-                    self.stop_attempt(worker, assignment, "JobTimeout")
-                else:
-                    worker.check_at = min(worker.check_at, due_at)
-            elif now >= assignment.stop_until:
-                self._condemn(worker, now + CONDEMNED_TIME)
+                self.stop_attempt(worker, assignment, "JobTimeout")
             else:
-                worker.check_at = min(worker.check_at, assignment.stop_until)
+                self._condemn(worker, now + CONDEMNED_TIME)
 
     def _condemn(self, worker, until):
         worker.condemn(until)
@@ -372,13 +335,9 @@ class Pool:
 
     def stop_attempt(self, worker, assignment, reason: str) -> None:
         """Stop a running attempt: alone in its process it is killed, else it is asked first."""
-        assignment.stopping = reason
+        worker.stop(assignment, reason)
         if worker.board.slots == 1:
             self.kill(worker)
-        else:
-            worker.send(Message.STOP, assignment.ticket, reason)
-            assignment.stop_until = uptime() + YIELD_TIME
-            worker.check_at = min(worker.check_at, assignment.stop_until)
 
     def stop_jobs(self, store, job_ids: set[int]) -> None:
         """Stop the running attempts of these jobs because a person asked for it."""
@@ -396,7 +355,7 @@ class Pool:
         worker.process.wait()
         for message in worker.receive():
             self._understand(worker, message)
-        worker.closed = False
+        worker.note_killed()
         self.bury(worker)
 
     def kill_all(self) -> None:
@@ -448,7 +407,7 @@ class Pool:
         """Nothing starts in a worker after this uptime, unless it is moved on again."""
         self.deadline = deadline
         for worker in self.workers:
-            worker.board.deadline = deadline
+            worker.extend_lease(deadline)
 
     def watch(self, selector) -> None:
         """Register the workers' channels, for writing too where something is left to send."""

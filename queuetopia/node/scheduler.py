@@ -1,8 +1,8 @@
 """The loop of one node: wake, collect, time out, record, claim, hand out, beat.
 
 One process, one thread (beside the one that writes the log), no user code. It owns one database session per database
-(a Store) and the workers (a Pool). What it knows can always be thrown away: the truth is in the rows, and a successor
-goes on from there.
+(a Store), the workers (a Pool) and the ledger of what is on its way between them (Hands). What it knows can always be
+thrown away: the truth is in the rows, and a successor goes on from there.
 """
 
 import contextlib
@@ -13,42 +13,36 @@ import signal
 import socket
 import sys
 import time
-from collections import deque
-from contextlib import contextmanager
 
-from django.db import DatabaseError, InterfaceError, OperationalError
+from django.db import DatabaseError, InterfaceError
 from django.db.backends.signals import connection_created
 from django.db.models import signals as model_signals
 
 from .. import conf, exceptions
-from ..attempts import ENDINGS, FAILURES, Claim, Outcome, Verdict, raised, readable
+from ..attempts import raised
 from ..backends.trouble import Kind, database_trouble
-from ..backends.values import Ending
 from ..channel import uptime
-from ..performer import known_actions
 from ..processes import Signals, refused_descriptor
 from ..progress import Progress
 from ..registry import by_scope
 from ..repeats import Repeats, pause
-from ..text import brief, loggable, masked, visible
-from . import housekeeping
+from ..text import brief, visible
+from .chores import Parts, save_statistics
 from .deadline import Deadline
+from .hands import Hands, text_of
+from .housekeeping import Housekeeping
 from .log_queue import LogQueue, leave_at_exit
 from .pool import Pool
 from .protocol import BEAT, CRASHED, LAST_BEAT, REFUSED, STOP, STOP_AT_ONCE, Options
+from .recording import GATHER, Recording
 from .store import Store
+from .succession import wait_for_turn
+from .turns import Turns
 from .worker_process import WorkerProcess
 
 logger = logging.getLogger(__name__)
 
-MOST_HELD = 1_000  # queues held at once: PostgreSQL's lock table is finite, and full it refuses everybody
-SLICE_TIME = 0.05  # seconds a queue's jobs may run straight on while others wait, even if its slice is not used up
 LONGEST_WAIT = 0.1  # seconds a claim may wait for a free worker; then other nodes, and people, may have its queue
-PATIENCE = 0.01  # seconds a wake-up waits for room for many claims, while the workers have enough to do; then …
-MADE_ROOM = 16  # … so many queues that have run a job already make room for those that have just got one
-GATHER = 0.003  # seconds a result may wait for others to share its commit, while more of them are to be expected
-RECORDED_AT_ONCE = 400  # endings of one transaction: the heartbeat waits with it
-LONGEST_PARAMS = 10_000  # characters of params in the log
 LAST_WAIT = 5.0  # seconds that a stop waits, beyond the grace time, for rows that another transaction has locked
 LONGEST_DELAY = 0.8  # seconds between two tries to have a session again: a database that is back is used at once
 LONGEST_PAUSE = 1.0  # seconds between two errors of the loop
@@ -71,8 +65,9 @@ class Scheduler:
         self.lease = conf.lease()
         self.node = visible(f"{socket.gethostname()}:{os.getpid()}")
         self.stores = self._stores()
-        self.waiting: deque[tuple[Store, Claim]] = deque()  # claimed, not handed out
+        self.hands = Hands(self.stores, self.node)
         self.pool = Pool(
+            self.hands,
             size=options.processes,
             slots=options.concurrency,
             verbosity=options.verbosity,
@@ -80,11 +75,15 @@ class Scheduler:
             descriptors=lambda: [descriptor for store in self.stores for descriptor in store.descriptors()],
             node_ids=lambda: [store.node_id for store in self.stores if store.node_id],
         )
+        self.turns = Turns(self.stores, self.hands, self.pool, options.slice)
+        self._progress = Progress(self.stores, output) if options.progress and options.until_empty else None
+        self.recording = Recording(
+            self.stores, self.hands, self.pool, self.turns, self.node, self.work_meanwhile, self._progress
+        )
+        self.housekeeping = self._housekeeping()
         self.exit_code = 0
         self.stop_at: float | None = None  # uptime at which what still runs is killed
         self._beat_at = 0.0
-        self._gather_until = 0.0  # uptime
-        self._made_room = 0  # queues let go since the last claim because others had just got work
         self._waits_since = 0.0  # uptime at which nothing waited last
         self._errors = 0  # in a row
         self._erring_since = 0.0  # uptime of the first of them
@@ -96,7 +95,9 @@ class Scheduler:
         self._signals = Signals(STOP, STOP_AT_ONCE, signal.SIGCHLD, signal.SIGINT, signal.SIGTERM)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._signals, selectors.EVENT_READ)
-        self._progress = Progress(self.stores, output) if options.progress and options.until_empty else None
+
+    def _housekeeping(self):
+        return Housekeeping([Parts(store, self.hands, self.pool, self.lease, self.node) for store in self.stores])
 
     def _stores(self):
         scopes: dict[str, list[str]] = {}
@@ -165,12 +166,12 @@ class Scheduler:
         """Open the sessions, announce the node, start the workers: they inherit the locks' descriptors."""
         for store in self.stores:
             store.open(self.lease, self._selector)
-            store.backend.meanwhile = self.work_meanwhile
         opened_at = uptime()
-        if self.options.standby and not housekeeping.wait_for_turn(self):
+        if self.options.standby and not wait_for_turn(self.stores, self.lease, self.node, self._is_stopped_within):
             return
         for store in self.stores:
             store.register(self.node)
+        self.housekeeping = self._housekeeping()
         self._beat_at = 0.0
         self.beat()
         self._tell_of_return(opened_at)
@@ -187,40 +188,27 @@ class Scheduler:
         The server may not have noticed yet that the session is lost: it frees the queues' locks when it does.
         """
         for store in self.stores:
-            endings, store.endings = store.endings, []
-            store.put_off_recording(endings, seconds=0.0)
-            self._record(store)
+            store.endings.begin_session()
+            self.recording.record_in(store)
 
     def serve(self) -> None:
         while not self.is_finished():
             try:
                 self.wait()
                 self.collect()
-                self.record()
+                self.recording.record()
                 self.claim()
-                if not self._records_next():  # which hands out meanwhile
+                if not self.recording.is_due():  # which hands out meanwhile
                     self.hand_out()
                 self.beat()
                 self._errors = 0
-                self._keep_house()
+                self.housekeeping.run(is_stopping=self.is_stopping)
             except exceptions.SessionLost:
                 raise
             except Exception as exc:
                 # The workers go on with their jobs, and what they report is recorded next time.
                 self._log_error("scheduler error node=%s\n%s", exc)
                 self._survive_error(exc)
-
-    def _keep_house(self):
-        """An error in what is done beside the jobs costs no job: it is logged, and tried again in a second."""
-        try:
-            housekeeping.keep_house(self)
-        except exceptions.SessionLost:
-            raise
-        except Exception as exc:
-            self._log_error("housekeeping failed node=%s\n%s", exc)
-            for store in self.stores:
-                store.refuse_if_lost()
-                store.step_at = uptime() + housekeeping.LOOK_FOR_DEAD
 
     def _log_error(self, event, exc):
         self.repeats.log(logger, logging.ERROR, event, self.node, raised(exc), cause=repr(exc))
@@ -257,23 +245,27 @@ class Scheduler:
         self.pool.kill_all()
         self._clear_deadline()
         for store in self.stores:
-            housekeeping.save_statistics(store)
+            self._save_statistics(store)
             store.unregister(self._selector)
         if self._progress:
             self._progress.end()
         self._tell_supervisor(LAST_BEAT)
         logger.info("node stopped node=%s", self.node)
 
+    def _save_statistics(self, store):
+        try:
+            save_statistics(store)
+        except DatabaseError as exc:
+            logger.warning("statistics not saved alias=%s cause=%r", store.alias, brief(exc))
+
     def drop(self) -> None:
         """The locks may be gone: kill what runs *first*, then the sessions. What had ended, and what we cut short,
         is kept and recorded in the next session if the fences still stand."""
         self.pool.kill_all()
         self._clear_deadline()
-        self._take_from_pool()
-        self._return_waiting()
+        self.hands.give_back_waiting()
         for store in self.stores:
-            store.endings += store.returned
-            store.returned = []
+            store.endings.record_returned()
             store.close(self._selector)
 
     # Wake
@@ -281,7 +273,7 @@ class Scheduler:
     def wait(self) -> None:
         """Sleep until something happens: a signal, a wake-up, a worker's message, or a timer."""
         self.pool.watch(self._selector)
-        if self._is_gathering():
+        if self.recording.is_gathering():
             time.sleep(GATHER / 6)  # woken by each message, we would do nothing but wake up
         for key, events in self._selector.select(self._sleep()):
             if isinstance(key.data, WorkerProcess) and events & selectors.EVENT_WRITE:
@@ -289,29 +281,31 @@ class Scheduler:
         if uptime() > self.pool.deadline:
             raise exceptions.SessionLost("the fence has passed: this process stood still, or the database did")
         for store in self.stores:
-            with self.session(store):
+            with store.session():
                 store.listen()
         self.obey(self._signals.received())
 
     def _sleep(self):
         """Return the seconds until the next timer, 0 when there is something to do."""
-        if self._has_something_to_do():
+        may_claim = self.turns.may_claim()
+        if self._has_something_to_do(may_claim):
             return 0
-        timers = [self._beat_at, *self.pool.timers()]
-        if self.waiting:
+        timers = [self._beat_at, *self.pool.timers(), *self.housekeeping.timers(is_stopping=self.is_stopping)]
+        if self.hands.waiting:
             timers.append(self._waits_since + LONGEST_WAIT)
         if self.stop_at is not None:
             timers.append(self.stop_at + (LAST_WAIT if uptime() >= self.stop_at else 0.0))
         for store in self.stores:
-            with self.session(store):
-                timers += store.timers(may_claim=self._may_claim())
+            with store.session():
+                timers += store.timers(may_claim=may_claim)
         return max(0.0, min(timers) - uptime())
 
-    def _has_something_to_do(self):
-        if self.pool.ended or self.pool.unstarted or (self.waiting and (self.is_stopping or self.pool.room() > 0)):
+    def _has_something_to_do(self, may_claim):
+        if self.hands.waiting and (self.is_stopping or self.pool.room() > 0):
             return True
-        may_claim = self._may_claim()
-        return any(store.endings or store.returned or (store.may_have_due and may_claim) for store in self.stores)
+        return any(
+            store.endings.new or store.endings.returned or (store.may_have_due and may_claim) for store in self.stores
+        )
 
     def obey(self, signals: list[int]) -> None:
         """Stop as the supervisor asks for by signals; others are disregarded."""
@@ -327,32 +321,32 @@ class Scheduler:
             logger.info("stopping node=%s grace=%g", self.node, self.options.grace)
             self.stop_at = uptime() + self.options.grace
             self.pool.wind_down()
+            self.turns.end()
+            self.recording.end()
         else:
             logger.warning("stopping at once node=%s", self.node)
             self.stop_at = uptime()
             self.exit_code = 1
 
     def is_finished(self) -> bool:
-        if self.pool.in_flight or self.pool.ended or self.pool.unstarted or self.waiting:
+        if not self.hands.are_empty():
             return False
-        if any(store.endings or store.returned for store in self.stores):
-            return False
-        if any(store.put_off for store in self.stores) and not self._has_waited_long_enough():
+        if any(store.endings.put_off for store in self.stores) and not self._has_waited_long_enough():
             return False
         if not self.is_stopping and self.options.until_empty:
-            if self.pool.is_telling() or not housekeeping.is_empty(self):
+            if self.pool.is_telling() or not self.housekeeping.is_empty():
                 return False
-            self.exit_code = int(housekeeping.has_left_over(self))
+            self.exit_code = int(self.housekeeping.has_left_over())
             return True
         return self.is_stopping
 
     def _has_waited_long_enough(self):
         if self.stop_at is None or uptime() < self.stop_at + LAST_WAIT:
             return False
-        for ending in (ending for store in self.stores for ending in store.put_off):
+        for ending in (ending for store in self.stores for ending in store.endings.put_off):
             logger.error(
                 "stopped before the result could be stored, its rows are locked; the job runs again node=%s %s",
-                self.node, _name(ending.claim),
+                self.node, text_of(ending.claim),
             )  # fmt: skip
         return True
 
@@ -364,74 +358,9 @@ class Scheduler:
         self.pool.time_out()
         if self.stop_at is not None and uptime() >= self.stop_at:
             self.pool.kill_all()
-        self._take_from_pool()
         self.pool.replace()
 
-    def _take_from_pool(self):
-        if self.pool.ended and not any(store.endings for store in self.stores):
-            self._gather_until = uptime() + GATHER
-        for store, ending in self.pool.ended:
-            store.endings.append(store.apart(ending))
-        self.waiting.extendleft(reversed(self.pool.unstarted))
-        self.pool.ended.clear()
-        self.pool.unstarted.clear()
-
-    def claims_in_hand(self, store) -> list[Claim]:
-        """Return all claims of which something is still to be done or recorded, wherever they are on their way."""
-        on_their_way = [*self.pool.claims(), *self.waiting, *self.pool.unstarted]
-        ended = [*store.unrecorded(), *(ending for owner, ending in self.pool.ended if owner is store)]
-        return [claim for owner, claim in on_their_way if owner is store] + [ending.claim for ending in ended]
-
-    # Record
-
-    def record(self) -> None:
-        if self._is_gathering():
-            return
-        for store in self.stores:
-            self._record(store)
-
-    def _is_gathering(self):
-        """True while results wait for others: less than half of what was handed out has ended.
-
-        Only while every worker has enough in its hands to be busy meanwhile. A lone job does not wait.
-        """
-        ended = sum(len(store.endings) for store in self.stores)
-        may_gather = 0 < ended < len(self.pool.in_flight) and uptime() < self._gather_until
-        return may_gather and self.pool.is_busy() and not self.is_stopping
-
-    def _records_next(self):
-        return any(store.endings for store in self.stores) and not self._is_gathering()
-
-    def _record(self, store) -> None:
-        """Store how attempts ended and take what may follow them; what is refused as stale is logged and dropped."""
-        with self.unless_busy(store):
-            if store.returned:
-                store.give_back()
-            store.take_up_again()
-        endings = store.endings[:RECORDED_AT_ONCE]
-        if not endings:
-            return
-        store.count_streaks(endings)
-        with self.session(store):
-            recorded = housekeeping.record_storable(
-                store, endings, self.node, lambda claim: self._may_keep(store, claim)
-            )
-        del store.endings[: len(endings)]
-        store.put_off_recording(recorded.locked)
-        for claim in recorded.claims:
-            self._accept(store, claim)
-        store.end_streaks(endings, recorded.claims)
-        store.note_due(recorded)
-        store.tally.add(recorded.written)
-        store.note_for_followers()
-        for ending in recorded.stale:
-            logger.warning("stale result refused node=%s %s", self.node, _name(ending.claim))
-            if ending.teller:
-                self.pool.forget(ending)
-        for ending in recorded.written:
-            self._follow(ending)
-        if self._progress:
-            self._progress.advance(sum(ending.outcome.verdict in ENDINGS for ending in recorded.written))
+    # Hand out
 
     def work_meanwhile(self) -> None:
         """Hand out and hear while a database writes: that is half of the loop's own work."""
@@ -441,126 +370,29 @@ class Scheduler:
         except Exception as exc:  # must not cost the results that are being written
             self._log_error("scheduler error while results were written node=%s\n%s", exc)
 
-    def _may_keep(self, store, claim):
-        """A queue goes straight on with its next job, but while others wait only for a bounded slice."""
-        if self.is_stopping or not self.pool.workers:
-            return False
-        is_wanted_elsewhere = self._has_peers() and self.pool.has_more_than_it_runs()
-        if not (self.waiting or is_wanted_elsewhere or any(other.may_have_due for other in self.stores)):
-            return True
-        if self._made_room < MADE_ROOM and self._is_waited_for():
-            self._made_room += 1
-            return False
-        jobs, seconds = store.streaks[claim.queue_id]
-        return jobs < self.options.slice and seconds < SLICE_TIME
-
-    def _follow(self, ending):
-        """Log a committed end, and have it told to hooks and receivers."""
-        claim, outcome = ending.claim, ending.outcome
-        if outcome.verdict in FAILURES:
-            self._log_failure(claim, outcome)
-        elif outcome.verdict == Verdict.INTERRUPT:
-            logger.warning("attempt interrupted, not counted node=%s %s", self.node, _name(claim))
-        if ending.teller and outcome.verdict in FAILURES | ENDINGS:
-            self.pool.tell(ending)
-
-    def _log_failure(self, claim, outcome):
-        message = outcome.error["message"].splitlines() or [""]
-        cause = f"{outcome.error['type']}: {message[0][:200]}"
-        if outcome.verdict == Verdict.RETRY:
-            logger.warning(
-                "attempt failed %s attempt=%d cause=%r next_in=%gs", _name(claim), claim.attempt, cause, outcome.delay
-            )
+    def hand_out(self) -> None:
+        if self.is_stopping:
+            self.hands.give_back_waiting()
             return
-        params: object = f"{len(claim.params)} characters"
-        if len(claim.params) <= LONGEST_PARAMS:
-            params = masked(readable(claim.params), by_scope()[claim.scope].option("sensitive_params"))
-        what, then = "skipped", "its queue goes on"
-        if outcome.verdict == Verdict.HALT:
-            what, then = "halted", "its queue is blocked until it is retried or skipped"
-        logger.error(
-            "job %s, %s %s attempt=%d cause=%r params=%r\n%s",
-            what, then, _name(claim), claim.attempt, cause, params,
-            loggable(outcome.error["traceback"]),
-        )  # fmt: skip
+        self.pool.hand_out()
+        if not self.hands.waiting:
+            self._waits_since = uptime()
+        elif uptime() >= self._waits_since + LONGEST_WAIT:
+            self.hands.give_back_waiting()  # another node may have room
 
     # Claim
 
-    def room(self) -> int:
-        # Where something has ended, the queue's next job will be; what is put off holds its queue, but no worker.
-        ended = len(self.pool.ended) + sum(len(store.endings) for store in self.stores)
-        returned = sum(len(store.returned) for store in self.stores)
-        waiting = len(self.waiting) + len(self.pool.unstarted) + ended + returned
-        held = waiting + len(self.pool.in_flight) + sum(len(store.put_off) for store in self.stores)
-        most = min(MOST_HELD, *(store.backend.most_held for store in self.stores))
-        return min(self.pool.room() - waiting, most - held)
-
-    def _may_claim(self):
-        """True while there is room; while the workers have enough to do, enough of it to be worth two commits."""
-        room = self.room()
-        if self.is_stopping or room <= 0:
-            return False
-        if 8 * room >= len(self.pool.in_flight) or not self.pool.is_busy():
-            return True
-        return self._is_waited_for()
-
-    def _is_waited_for(self):
-        return any(uptime() >= store.woken_at + PATIENCE for store in self.stores)
-
     def claim(self) -> None:
         """Take due queues while there is room to run their heads."""
-        if not self._may_claim():
+        if not self.turns.may_claim():
             return
-        self._made_room = 0
+        self.turns.note_claim()
         self.stores.append(self.stores.pop(0))  # each database is the first to be asked in its turn
         for store in self.stores:
-            limit = self.room()
-            if limit <= 0 or not store.may_have_due:
-                continue
-            with self.unless_busy(store):
-                store.woken_at = float("inf")
-                claims, more = store.backend.claim(store.scopes, limit, store.node_id)
-                store.may_have_due = more and bool(claims)
-                store.knows_next = False
-                if more and not claims:
-                    store.claim_later()
-                for claim in claims:
-                    self._accept(store, claim)
-
-    def _accept(self, store, claim):
-        known = known_actions(by_scope()[claim.scope].performer)
-        if known is None or claim.action in known:
-            self.waiting.append((store, claim))
-            return
-        self.repeats.log(
-            logger, logging.ERROR, "unknown action, job left untouched node=%s %s", self.node, _name(claim),
-            cause=f"{claim.scope} {claim.action}",
-        )  # fmt: skip
-        error = {"message": f"This code has no action {claim.action!r}; job {claim.job_id} waits for code that has."}
-        outcome = Outcome(claim.job_id, claim.fence, Verdict.RETURN, delay=store.poll_interval, error=error)
-        store.endings.append(Ending(claim, outcome))
-
-    # Hand out
-
-    def hand_out(self) -> None:
-        if self.is_stopping:
-            self._return_waiting()
-            return
-        self.pool.hand_out(self.waiting)
-        if not self.waiting:
-            self._waits_since = uptime()
-        elif uptime() >= self._waits_since + LONGEST_WAIT:
-            self._return_waiting()  # another node may have room
-
-    def _has_peers(self):
-        return any(store.has_peers for store in self.stores)
-
-    def _return_waiting(self):
-        for store, claim in self.waiting:
-            outcome = Outcome(claim.job_id, claim.fence, Verdict.RETURN)
-            # Any worker may tell of it, should a person have cancelled it meanwhile.
-            store.returned.append(Ending(claim, outcome, (None, 0)))
-        self.waiting.clear()
+            limit = self.turns.room()
+            if limit > 0 and store.may_have_due:
+                with store.unless_busy():
+                    self.hands.take(store, store.claim(limit))
 
     # Beat
 
@@ -570,7 +402,7 @@ class Scheduler:
         if began < self._beat_at:
             return
         for store in self.stores:
-            with self.session(store):
+            with store.session():
                 store.beat(self.pool.report())
         self.pool.extend_lease(began + self.lease.fence)
         if self._deadline:
@@ -588,31 +420,6 @@ class Scheduler:
         if self._supervisor is not None:
             with contextlib.suppress(BlockingIOError, BrokenPipeError):
                 os.write(self._supervisor, beat)
-
-    @contextmanager
-    def session(self, store):
-        """Turn any error that leaves the session dead into SessionLost; others are the caller's."""
-        try:
-            yield
-        except (OperationalError, InterfaceError):
-            store.refuse_if_lost()
-            raise
-
-    @contextmanager
-    def unless_busy(self, store):
-        """Run the block in the session; if another transaction has locked what it needs, retry later."""
-        try:
-            with self.session(store):
-                yield
-        except OperationalError as exc:
-            if not store.backend.is_busy(exc):
-                raise
-            logger.info("locked by another transaction, retrying later node=%s cause=%r", self.node, brief(exc))
-            store.claim_later()
-
-
-def _name(claim):
-    return f"scope={claim.scope} queue={claim.queue!r} job={claim.job_id} action={claim.action!r} fence={claim.fence}"
 
 
 def disconnect_receivers() -> None:

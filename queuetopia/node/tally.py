@@ -11,10 +11,8 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from ..attempts import ENDINGS, MEANING, Verdict
-from ..channel import uptime
 from ..monitoring.histogram import BOUNDS, LAST_BIN, SPAN
 
-FLUSH = 10.0  # seconds between two writes
 MOST_ACTIONS = 500  # rows of one span; what more names there are is counted without a name
 
 _DONE = str(Verdict.DONE)
@@ -40,7 +38,6 @@ class Tally:
 
     def __init__(self):
         self.ahead = 0.0  # seconds by which the database's clock is ahead of ours
-        self.flush_at = uptime() + FLUSH
         self._rows: dict[tuple[int, str, str], _Row] = {}
         self._unsaved: set[tuple[int, str, str]] = set()
 

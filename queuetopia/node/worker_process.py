@@ -12,7 +12,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..attempts import FAILURES, Claim, Verdict
+from ..attempts import FAILURES, Claim, Outcome, Verdict
 from ..channel import MAX_FRAME, SETTLE, Board, Frames, GarbledChannel, Message, encode, receive, uptime
 from ..processes import kill_marked, kill_tree, start_child
 
@@ -28,6 +28,7 @@ SHORTEST = 0.00005  # seconds; a shorter average is mostly the clock's error
 MOST_TELLING = 1_000  # ends a worker may have to tell hooks and receivers of; then it gets no more jobs
 SUSPECT = 3  # queues of which attempts fail in a row, after successes, make a worker suspect
 ON_PURPOSE = ("Retry", "Halt", "Skip")  # what a performer raises to decide, by name
+YIELD_TIME = 1.0  # seconds an attempt has to end after it was asked to stop
 HOOK_TIME = 60.0  # seconds that the hooks and receivers of one end may take together
 
 
@@ -124,8 +125,41 @@ class WorkerProcess:
             return 0
         return min(MOST_AHEAD, int(self.board.slots * SHORT / max(self.average, SHORTEST)))
 
-    def note_duration(self, seconds: float) -> None:
-        self.average = seconds if self.average is None else 0.8 * self.average + 0.2 * seconds
+    # What it has in its hands
+
+    def assign(self, assignment: Assignment) -> None:
+        self.assigned[assignment.ticket] = assignment
+        self.check_at = min(self.check_at, assignment.handed_at + assignment.timeout)
+
+    def release(self, ticket: int) -> bool:
+        """Return whether it had this, which it has no more."""
+        return self.assigned.pop(ticket, None) is not None
+
+    def longest_timeout(self) -> float:
+        return max([assignment.timeout for assignment in self.assigned.values()], default=0.0)
+
+    def overdue(self, now: float) -> list[Assignment]:
+        """Return what has outlived its timeout, or the time to end after it was asked to; set when to look again.
+
+        The clock of an attempt starts when the attempt does.
+        """
+        running, overdue = self.board.running(), []
+        self.check_at = float("inf")
+        for assignment in self.assigned.values():
+            due_at = assignment.stop_until or running.get(assignment.ticket, now) + assignment.timeout
+            if now >= due_at:
+                overdue.append(assignment)
+            else:
+                self.check_at = min(self.check_at, due_at)
+        return overdue
+
+    def stop(self, assignment: Assignment, reason: str) -> None:
+        """Ask it to stop a running attempt; one that is alone in its process is to be killed with it."""
+        assignment.stopping = reason
+        if self.board.slots > 1:
+            self.send(Message.STOP, assignment.ticket, reason)
+            assignment.stop_until = uptime() + YIELD_TIME
+            self.check_at = min(self.check_at, assignment.stop_until)
 
     def running_jobs(self) -> list[int]:
         running = self.board.running()
@@ -148,17 +182,34 @@ class WorkerProcess:
         """True when a condemned worker has nothing left that is worth waiting for."""
         return not self.retires and not self.has_healthy_attempts()
 
-    def dismiss(self) -> None:
-        """Tell it that it may end."""
+    def retire(self) -> None:
+        """It is to be replaced; what it runs may end."""
+        self.retires = True
+
+    def dismiss(self, until: float | None = None) -> None:
+        """Tell it that it may end; if it has not by the uptime ``until``, it is killed."""
         self.dismissed = True
+        self.condemned_at = self.condemned_at if until is None else until
         self.send(Message.BYE)
 
-    def note_outcome(self, queue_id: int, verdict: str, error: str) -> None:
-        """Note what speaks for and against it. What a job raised of ours on purpose does neither."""
-        if verdict == Verdict.DONE:
+    def note_ready(self) -> float:
+        """Note that it has started; return how many seconds that took."""
+        self.ready = True
+        return uptime() - self.started_at
+
+    def note_end(self, queue_id: int, outcome: Outcome, *, lease_stands: bool) -> None:
+        """Note what an attempt's end says of it. What a job raised of ours on purpose says nothing."""
+        self.asked_back = False
+        if outcome.verdict == Verdict.RETURN:
+            self.refusals += outcome.error is None and lease_stands
+            return
+        self.refusals = 0
+        seconds = outcome.duration
+        self.average = seconds if self.average is None else 0.8 * self.average + 0.2 * seconds
+        if outcome.verdict == Verdict.DONE:
             self.has_succeeded = True
             self.failed_queues.clear()
-        elif verdict in FAILURES and error not in ON_PURPOSE:
+        elif outcome.verdict in FAILURES and (outcome.error or {}).get("type", "") not in ON_PURPOSE:
             self.failed_queues.add(queue_id)
 
     def is_suspect(self) -> bool:
@@ -183,6 +234,14 @@ class WorkerProcess:
         self.board.recalled = ticket
         self.settles_at, self.asked_back = uptime() + SETTLE, True
 
+    def settled(self, running: dict[int, float], now: float) -> list[int]:
+        """Return the tickets of what was recalled and has not begun, given what runs."""
+        self.settles_at = None
+        recalled = [ticket for ticket in self.assigned if ticket <= self.board.recalled and ticket not in running]
+        if recalled and len(running) < self.board.slots:
+            self.silent_since = now
+        return recalled
+
     def useless_from(self) -> float:
         """Return the uptime from which on it is of no use: it runs nothing, and begins nothing that it is handed."""
         if self.silent_since is None or self.assigned:
@@ -206,6 +265,17 @@ class WorkerProcess:
         return self.told_at + HOOK_TIME
 
     # Messages
+
+    def extend_lease(self, deadline: float) -> None:
+        """It starts nothing after this uptime, unless it is moved on again."""
+        self.board.deadline = deadline
+
+    def note_message(self) -> None:
+        self.silent_since = None
+
+    def distrust(self) -> None:
+        """Something else than our messages came: nothing that it says counts any more."""
+        self.closed = self.garbled = True
 
     def send(self, *message) -> None:
         self._unsent.append(memoryview(encode(message)))
@@ -247,7 +317,7 @@ class WorkerProcess:
                 messages += self._frames.feed(received)
             except GarbledChannel as exc:
                 logger.error("worker's channel garbled pid=%d cause=%s", self.pid, exc)
-                self.closed = self.garbled = True
+                self.distrust()
         return messages
 
     # End
@@ -286,6 +356,10 @@ class WorkerProcess:
         kill_tree(self.pid)
         with contextlib.suppress(OSError):
             os.killpg(self.pid, signal.SIGKILL)
+
+    def note_killed(self) -> None:
+        """Its channel ended because it was killed, not by itself."""
+        self.closed = False
 
     def bury(self) -> None:
         """Wait for the dead process, kill whatever it left running, and close what we shared."""

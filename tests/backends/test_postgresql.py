@@ -121,15 +121,15 @@ class TestPostgreSQL(EndsSilentSessions):
             wait_until(is_writing)
             transaction.rollback()
 
-        backend.meanwhile = mock.Mock(side_effect=unlock)
+        meanwhile = mock.Mock(side_effect=unlock)
         transaction.set_autocommit(False)
         try:
             Queue.objects.select_for_update().get(name="queue-0")
-            recorded = record(backend, *map(end, claims))
+            recorded = record(backend, *map(end, claims), meanwhile=meanwhile)
         finally:
             transaction.set_autocommit(True)
         assert len(recorded.written) == len(claims)
-        backend.meanwhile.assert_called_once_with()
+        meanwhile.assert_called_once_with()
 
     def test_the_server_enforces_the_lease(self, backend):
         lease = conf.Lease(15)

@@ -10,10 +10,11 @@ from queuetopia.backends.contract.toolkit import end
 from queuetopia.channel import uptime
 from queuetopia.exceptions import SessionLost
 from queuetopia.models import Node
-from queuetopia.node import housekeeping
+from queuetopia.node.chores import Parts
 from queuetopia.node.protocol import Options
-from queuetopia.node.scheduler import MADE_ROOM, PATIENCE, Scheduler
-from queuetopia.node.store import Store
+from queuetopia.node.scheduler import Scheduler
+from queuetopia.node.succession import Forgotten
+from queuetopia.node.turns import MADE_ROOM, PATIENCE
 from tests.ledger import SCOPE, put
 from tests.node.test_worker_process import worker_with
 
@@ -21,8 +22,16 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 
 @pytest.fixture
-def store(transactional_db):
-    store = Store("default", [SCOPE], None)
+def scheduler(transactional_db):
+    scheduler = Scheduler(Options(scopes=[SCOPE]))
+    yield scheduler
+    scheduler._signals.restore()
+
+
+@pytest.fixture
+def store(scheduler):
+    """The scheduler's only database, with a session."""
+    (store,) = scheduler.stores
     store.backend.open_session(conf.lease())
     store.register("web1:7")
     yield store
@@ -31,11 +40,9 @@ def store(transactional_db):
 
 
 @pytest.fixture
-def scheduler(store):
-    scheduler = Scheduler(Options(scopes=[SCOPE]))
-    scheduler.stores = [store]
-    yield scheduler
-    scheduler._signals.restore()
+def forgotten(scheduler, store):
+    """The chore that lets go of claims that are nowhere."""
+    return Forgotten(Parts(store, scheduler.hands, scheduler.pool, scheduler.lease, scheduler.node))
 
 
 @pytest.fixture
@@ -45,26 +52,39 @@ def claim(store):
     return claim
 
 
-@pytest.fixture(params=["waiting", "returned by a worker", "ended", "to be recorded", "put off"])
+@pytest.fixture(params=["waiting", "returned by a worker", "ended", "to be given back", "put off"])
 def on_its_way(request, scheduler, store, claim):
     """A claim that is in no worker's hands any more, or not yet: where it is."""
-    where, what = {
-        "waiting": (scheduler.waiting, (store, claim)),
-        "returned by a worker": (scheduler.pool.unstarted, (store, claim)),
-        "ended": (scheduler.pool.ended, (store, end(claim))),
-        "to be recorded": (store.endings, end(claim)),
-        "put off": (store.put_off, end(claim)),
-    }[request.param]
-    where.append(what)
+    hands = scheduler.hands
+    hands.take(store, [claim])
+    match request.param:
+        case "returned by a worker":
+            ticket, *_ = hands.hand_over()
+            hands.put_back([ticket])
+        case "ended":
+            ticket, *_ = hands.hand_over()
+            hands.end(ticket, end(claim).outcome)
+        case "to be given back":
+            hands.give_back_waiting()
+        case "put off":
+            hands.waiting.clear()
+            store.endings.put_off_recording([end(claim)])
     return request.param
 
 
 class TestClaimsInHand:
-    def test_are_seen_wherever_they_are_on_their_way(self, scheduler, store, claim, on_its_way):
-        assert scheduler.claims_in_hand(store) == [claim]
-        before = store.unrecorded()
-        housekeeping.return_forgotten(scheduler, store)
-        assert store.unrecorded() == before
+    def test_are_seen_wherever_they_are_on_their_way(self, scheduler, store, claim, on_its_way, forgotten):
+        assert scheduler.hands.of(store) == [claim]
+        before = store.endings.all()
+        forgotten.run()
+        assert store.endings.all() == before
+
+    def test_are_seen_in_a_workers_hands(self, scheduler, store, claim, forgotten):
+        scheduler.hands.take(store, [claim])
+        scheduler.hands.hand_over()
+        assert scheduler.hands.of(store) == [claim]
+        forgotten.run()
+        assert store.endings.all() == []
 
     def test_keep_a_stopping_node_from_its_end(self, scheduler, on_its_way):
         scheduler.stop()
@@ -74,11 +94,11 @@ class TestClaimsInHand:
         """But for what is put off, which waits for somebody else and needs no worker."""
         with worker_with(slots=3, seconds=1.0) as worker:
             scheduler.pool.workers = [worker]
-            assert scheduler.room() == (3 if on_its_way == "put off" else 2)
+            assert scheduler.turns.room() == (3 if on_its_way == "put off" else 2)
 
-    def test_are_forgotten_if_they_are_nowhere(self, scheduler, store, claim):
-        housekeeping.return_forgotten(scheduler, store)
-        assert [(ending.claim.job_id, ending.outcome.verdict) for ending in store.endings] == [
+    def test_are_let_go_of_if_they_are_nowhere(self, store, claim, forgotten):
+        forgotten.run()
+        assert [(ending.claim.job_id, ending.outcome.verdict) for ending in store.endings.new] == [
             (claim.job_id, Verdict.RETURN)
         ]
 
@@ -90,46 +110,47 @@ class TestTurns:
         with worker_with(slots=1, seconds=0.0) as worker:
             scheduler.pool.workers = [worker]
             for ticket in range(100):
-                worker.assigned[ticket] = scheduler.pool.in_flight[ticket] = None
-            store.may_have_due = True
-            store.streaks[claim.queue_id] = (1, 0.0)
+                worker.assigned[ticket] = scheduler.hands.in_flight[ticket] = None
+            store.claim_soon()
+            store.streaks.count([end(claim)])
             yield scheduler
             scheduler.pool.workers = []
 
     def test_go_on_for_a_slice(self, busy, store, claim):
-        assert busy._may_keep(store, claim)
-        store.streaks[claim.queue_id] = (busy.options.slice, 0.0)
-        assert not busy._may_keep(store, claim)
+        for _ in range(busy.options.slice - 1):
+            assert busy.turns.may_keep(store, claim)
+            store.streaks.count([end(claim)])
+        assert not busy.turns.may_keep(store, claim)
 
     def test_end_sooner_for_some_when_a_queue_that_has_just_got_work_finds_no_room(self, busy, store, claim):
         store.woken_at = uptime() - 2 * PATIENCE
-        kept = [busy._may_keep(store, claim) for _ in range(MADE_ROOM + 2)]
+        kept = [busy.turns.may_keep(store, claim) for _ in range(MADE_ROOM + 2)]
         assert kept == [False] * MADE_ROOM + [True, True]
 
         busy.claim()
-        store.may_have_due = True
-        assert busy._may_keep(store, claim)  # whoever waits has waited for longer
+        store.claim_soon()
+        assert busy.turns.may_keep(store, claim)  # whoever waits has waited for longer
         store.woken_at = uptime() - 2 * PATIENCE
-        assert not busy._may_keep(store, claim)
+        assert not busy.turns.may_keep(store, claim)
 
     def test_a_claim_of_few_is_put_off_but_not_when_somebody_has_been_woken(self, busy, store):
         worker = busy.pool.workers[0]
         taken = worker.room() - 1
         for ticket in range(100, 100 + taken):
-            worker.assigned[ticket] = busy.pool.in_flight[ticket] = None
-        assert busy.room() == 1
-        assert not busy._may_claim()
+            worker.assigned[ticket] = busy.hands.in_flight[ticket] = None
+        assert busy.turns.room() == 1
+        assert not busy.turns.may_claim()
         store.woken_at = uptime() - 2 * PATIENCE
-        assert busy._may_claim()
+        assert busy.turns.may_claim()
         store.woken_at = uptime() + 1
-        assert not busy._may_claim()
+        assert not busy.turns.may_claim()
 
 
 class TestErrorsOfTheLoop:
     """They end a session that is lost, and no other before the fence's time is over."""
 
     @pytest.fixture
-    def erring(self, scheduler, monkeypatch):
+    def erring(self, scheduler, store, monkeypatch):
         """A scheduler that does not wait; a function that lets a loop fail so many times, so many seconds in all."""
         monkeypatch.setattr(scheduler._signals, "wait", lambda seconds: [])
         now = uptime()

@@ -16,15 +16,22 @@ from queuetopia import conf
 from queuetopia.attempts import REFUSED, Verdict
 from queuetopia.backends import nodes, rows
 from queuetopia.backends.contract.toolkit import OTHER_NODE, end
-from queuetopia.channel import Frames, GarbledChannel, encode
+from queuetopia.channel import Frames, GarbledChannel, encode, uptime
 from queuetopia.exceptions import SessionLost, SessionRefused
 from queuetopia.models import Node as NodeRow
-from queuetopia.node import housekeeping
+from queuetopia.models import Queue
+from queuetopia.node import chores, endings, recording, succession
 from queuetopia.node import store as store_module
+from queuetopia.node.chores import Parts
+from queuetopia.node.endings import APART, AT_ONCE, FREE, LONGEST_APART, LONGEST_PROBLEM
+from queuetopia.node.hands import Hands
+from queuetopia.node.housekeeping import Housekeeping
 from queuetopia.node.node_file import NodeFile
+from queuetopia.node.pool import Pool
 from queuetopia.node.protocol import Options
 from queuetopia.node.scheduler import Scheduler
-from queuetopia.node.store import APART, AT_ONCE, FREE, LONGEST_APART, LONGEST_PROBLEM, Store
+from queuetopia.node.store import Store
+from queuetopia.node.succession import DeadNodes
 from queuetopia.testing import wait_until
 from tests.ledger import SCOPE, Node, put
 
@@ -48,9 +55,15 @@ def before(store):
         yield before
 
 
+def parts_of(store, lease=None):
+    hands = Hands([store], "web1:7")
+    pool = Pool(hands, size=0, slots=1, verbosity=0, node="web1:7", descriptors=list, node_ids=list)
+    return Parts(store, hands, pool, lease or conf.lease(), "web1:7")
+
+
 def put_off(store, ending):
-    store.put_off_recording([ending], seconds=0.0)
-    store.take_up_again()
+    store.endings.put_off_recording([ending], seconds=0.0)
+    store.endings.take_up_again()
 
 
 class TestResultsPutOff:
@@ -58,17 +71,20 @@ class TestResultsPutOff:
         put()
         (claim,) = before.claim()
         put_off(store, end(claim))
-        assert (store.endings, store.unrecorded()) == ([], [end(claim)])
+        assert (store.endings.new, store.endings.all()) == ([], [end(claim)])
 
         before.run(before.backend.close_session)
 
         def is_taken_up():  # the server needs a moment to give the lock back
-            store.put_off_until = 0.0
-            store.take_up_again()
-            return store.endings
+            store.endings.put_off_until = 0.0
+            store.endings.take_up_again()
+            return store.endings.new
 
         assert wait_until(is_taken_up) == [end(claim)]
-        assert store.backend.record(store.endings, OTHER_NODE, "web1:7", lambda claim: False).written == store.endings
+        assert (
+            store.backend.record(store.endings.new, OTHER_NODE, "web1:7", lambda claim: False).written
+            == store.endings.new
+        )
 
     def test_are_refused_when_somebody_else_has_taken_the_queue_over(self, store, before):
         put()
@@ -77,8 +93,8 @@ class TestResultsPutOff:
         (taken,) = before.claim()
         put_off(store, end(claim))
 
-        assert store.endings == [end(claim)]
-        (stale,) = store.backend.record(store.endings, OTHER_NODE, "web1:7", lambda claim: False).stale
+        assert store.endings.new == [end(claim)]
+        (stale,) = store.backend.record(store.endings.new, OTHER_NODE, "web1:7", lambda claim: False).stale
         assert stale.claim == claim
         assert before.record(end(taken)).written
 
@@ -88,21 +104,21 @@ class TestResultsPutOff:
         monkeypatch.setattr(rows, "still_held", mock.Mock(side_effect=OperationalError("gone")))
         with pytest.raises(OperationalError):
             put_off(store, end(claim))
-        assert store.unrecorded() == [end(claim)]
+        assert store.endings.all() == [end(claim)]
 
     def test_are_not_looked_at_before_their_time(self, store, monkeypatch):
         clock = [100.0]
-        monkeypatch.setattr(store_module, "uptime", lambda: clock[0])
+        monkeypatch.setattr(endings, "uptime", lambda: clock[0])
         put()
         claims, _ = store.backend.claim([SCOPE], 1, OTHER_NODE)
-        store.put_off_recording([end(claims[0])])
+        store.endings.put_off_recording([end(claims[0])])
 
-        store.take_up_again()
-        assert store.endings == []
-        assert store.put_off_until in store.timers(may_claim=False)
-        clock[0] += store_module.LOCK_RETRY
-        store.take_up_again()
-        assert store.endings == [end(claims[0])]
+        store.endings.take_up_again()
+        assert store.endings.new == []
+        assert store.endings.put_off_until in store.timers(may_claim=False)
+        clock[0] += endings.LOCK_RETRY
+        store.endings.take_up_again()
+        assert store.endings.new == [end(claims[0])]
 
 
 class TestSilence:
@@ -181,10 +197,15 @@ def writing(node):
 class TestChores:
     def test_a_prune_that_fails_keeps_nothing_else_from_being_done(self, store, monkeypatch):
         """A row of the project's refers to the job, say."""
-        monkeypatch.setattr(housekeeping.jobs, "prune", mock.Mock(side_effect=IntegrityError("shop_order")))
-        store.pruning, store.sweeping = [SCOPE], [(SCOPE, "")]
-        housekeeping.prune_step(store)
-        assert (store.pruning, store.sweeping) == ([], [(SCOPE, "")])
+        prune = mock.Mock(side_effect=IntegrityError("shop_order"))
+        monkeypatch.setattr(chores.jobs, "prune", prune)
+        queue = put()
+        Queue.objects.filter(name=queue.queue).delete()  # only a sweep finds the job
+        all_chores = Housekeeping([parts_of(store)])
+        wait_until(lambda: all_chores.run(is_stopping=False) or (prune.called and Queue.objects.exists()))
+        calls = prune.call_count
+        wait_until(lambda: all_chores.run(is_stopping=False) or min(all_chores.timers(is_stopping=False)) > uptime())
+        assert prune.call_count == calls  # its next try is at the next poll
 
     @pytest.mark.parametrize(("error", "is_of_the_value"), [(DataError, True), (NotSupportedError, False)])
     def test_only_what_a_value_can_cause_fails_the_attempt(self, store, monkeypatch, error, is_of_the_value):
@@ -201,10 +222,10 @@ class TestChores:
 
         monkeypatch.setattr(store.backend, "record", record)
         store.node_id = OTHER_NODE
-        housekeeping.record_storable(store, [end(claims[0])], "web1:7", lambda claim: False)
+        recording.record_storable(store, [end(claims[0])], "web1:7", lambda claim: False)
         job.refresh_from_db()
         assert bool(job.error) == is_of_the_value
-        assert [ending.claim for ending in store.unrecorded()] == ([] if is_of_the_value else claims)
+        assert [ending.claim for ending in store.endings.all()] == ([] if is_of_the_value else claims)
 
     def test_what_ends_the_session_each_time_it_is_written_is_written_as_a_constant_text(self, store, monkeypatch):
         """It is larger than the server takes, say."""
@@ -220,11 +241,11 @@ class TestChores:
 
         monkeypatch.setattr(store.backend, "record", record)
         monkeypatch.setattr(store.backend, "is_alive", lambda: False)
-        endings = [end(claim, Verdict.HALT, error=HUGE if claim.queue == "bad" else SMALL) for claim in claims]
-        for _ in range(housekeeping.MOST_LOSSES):
+        ended = [end(claim, Verdict.HALT, error=HUGE if claim.queue == "bad" else SMALL) for claim in claims]
+        for _ in range(recording.MOST_LOSSES):
             with pytest.raises(SessionLost):
-                housekeeping.record_storable(store, endings, "web1:7", lambda claim: False)
-        recorded = housekeeping.record_storable(store, endings, "web1:7", lambda claim: False)
+                recording.record_storable(store, ended, "web1:7", lambda claim: False)
+        recorded = recording.record_storable(store, ended, "web1:7", lambda claim: False)
         for job in jobs:
             job.refresh_from_db()
         assert [job.error for job in jobs] == [f"AttemptEnded: {REFUSED}", "E: small"]
@@ -235,18 +256,19 @@ class TestChores:
         store.node_id, living = uuid.uuid4(), uuid.uuid4()
         nodes.register(store.backend, living, socket.gethostname(), 7, [SCOPE])
         killed = []
-        monkeypatch.setattr(housekeeping, "kill_marked", killed.append)
+        monkeypatch.setattr(succession, "kill_marked", killed.append)
         file = NodeFile.create(living)
         try:
             lease = SimpleNamespace(takeover=0.0)  # silent for long enough
-            housekeeping.take_over_dead_nodes(SimpleNamespace(lease=lease, node="web1:7"), store)
+            dead_nodes = DeadNodes(parts_of(store, lease))
+            dead_nodes.run()
             assert killed == []
             is_alive = connection.vendor == "sqlite"  # whose locks are the kernel's
             assert NodeRow.objects.filter(pk=living).exists() == is_alive
         finally:
             os.close(*file.descriptors())
         if is_alive:
-            housekeeping.take_over_dead_nodes(SimpleNamespace(lease=lease, node="web1:7"), store)
+            dead_nodes.run()
             assert killed == [str(living)]
 
 
@@ -269,21 +291,21 @@ class TestApart:
 
     @pytest.mark.parametrize("verdict", [Verdict.RETRY, Verdict.SNOOZE])
     def test_attempts_without_a_pause_are_a_second_apart_after_the_first_ones(self, store, ending, verdict):
-        delays = [store.apart(ending(verdict)).outcome.delay for _ in range(FREE + 3)]
+        delays = [store.endings.apart(ending(verdict)).outcome.delay for _ in range(FREE + 3)]
         assert delays == [0.0] * FREE + [APART] * 3
 
     def test_what_a_worker_gave_back_waits_ever_longer(self, store, ending):
-        delays = [store.apart(ending(Verdict.RETURN)).outcome.delay for _ in range(8)]
+        delays = [store.endings.apart(ending(Verdict.RETURN)).outcome.delay for _ in range(8)]
         assert delays == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, LONGEST_APART, LONGEST_APART]
 
     def test_what_could_not_run_waits_ever_longer(self, store, ending):
-        delays = [store.apart(ending(Verdict.RETURN, delay=5.0)).outcome.delay for _ in range(5)]
+        delays = [store.endings.apart(ending(Verdict.RETURN, delay=5.0)).outcome.delay for _ in range(5)]
         assert delays == [5.0, 10.0, 20.0, LONGEST_PROBLEM, LONGEST_PROBLEM]
 
     @pytest.mark.parametrize("other", [(Verdict.DONE, 0.0), (Verdict.RETRY, AT_ONCE), (Verdict.INTERRUPT, 0.0)])
     def test_anything_else_in_between_begins_anew(self, store, ending, other):
         verdict, delay = other
         for _ in range(FREE):
-            store.apart(ending(Verdict.RETRY))
-        assert store.apart(ending(verdict, delay=delay)).outcome.delay == delay
-        assert store.apart(ending(Verdict.RETRY)).outcome.delay == 0.0
+            store.endings.apart(ending(Verdict.RETRY))
+        assert store.endings.apart(ending(verdict, delay=delay)).outcome.delay == delay
+        assert store.endings.apart(ending(Verdict.RETRY)).outcome.delay == 0.0

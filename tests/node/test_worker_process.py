@@ -16,7 +16,7 @@ def worker_with(slots, seconds):
     ours, theirs = socket.socketpair()
     with ours, theirs, Board.create_file(slots) as file, subprocess.Popen(["true"]) as process:
         worker = WorkerProcess(process, ours, Board(file.fileno(), slots), "", 0.0, ready=True)
-        worker.note_duration(seconds)
+        worker.average = seconds
         worker.theirs = theirs
         yield worker
         worker.board.close()

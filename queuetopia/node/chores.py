@@ -1,0 +1,245 @@
+"""What a node does beside running jobs, one small class each, at its own time. ``CHORES`` lists them.
+
+Nothing here is on the way of a job; each step is short, so that the loop is never kept from it for long.
+"""
+
+import logging
+from dataclasses import dataclass
+
+from django.db import OperationalError
+
+from .. import conf, exceptions, jobs
+from ..attempts import raised
+from ..backends import upkeep
+from ..channel import Message, uptime
+from ..monitoring import census
+from ..registry import by_scope
+from ..text import brief
+from .hands import Hands
+from .pool import Pool
+from .store import Store
+
+logger = logging.getLogger(__name__)
+
+LOOK_FOR_DEAD = 1.0  # seconds between looks for dead nodes and for requests to stop a job; two for a lone, idle node
+LOOK_FOR_PEERS = 0.25  # … and a lone, busy node looks so often for others, which may have room for what waits here
+LOOK_FOR_ALERTS = 5.0  # seconds between looks for queues that have been blocked for too long, if that is longer
+LOOK_FOR_MAIL = 60.0  # seconds between looks for blocked queues to mail about
+FLUSH = 10.0  # seconds between two writes of statistics
+STEP = 0.01  # seconds between two steps of a sweep or of pruning …
+SHARE = 0.1  # … and what they may take of the scheduler's time while jobs run
+AGAIN = 1.0  # seconds until what failed is tried again
+
+
+@dataclass
+class Parts:
+    """What chores may use of their node, for one of its databases."""
+
+    store: Store
+    hands: Hands
+    pool: Pool
+    lease: conf.Lease
+    node: str
+
+    def until_next_look(self) -> float:
+        """Return the seconds between two looks at what other nodes and people do."""
+        if self.store.has_peers:
+            return LOOK_FOR_DEAD
+        return LOOK_FOR_PEERS if self.hands.in_flight else 2 * LOOK_FOR_DEAD
+
+    def pause_after(self, began: float) -> float:
+        """Return the seconds from one step of something long to the next, so that jobs are not kept waiting by it."""
+        took = uptime() - began
+        return max(STEP, took / SHARE if self.hands.in_flight else took)
+
+
+class Chore:
+    """Something for one database. ``run`` does a short step of it and returns the seconds until the next one."""
+
+    while_stopping = False  # it is done, too, while a node waits for its last jobs
+
+    def __init__(self, parts: Parts):
+        self.parts, self.store = parts, parts.store
+        self.due_at = 0.0  # uptime
+
+    def run(self) -> float:
+        raise NotImplementedError
+
+    def is_left(self) -> bool:
+        """True while --until-empty has to wait for it: it may find something that is to be run."""
+        return False
+
+    def run_if_due(self) -> None:
+        """Do a step if it is time. What fails costs no job: it is logged, and tried again in a second."""
+        if uptime() < self.due_at:
+            return
+        self.due_at = uptime() + AGAIN
+        try:
+            with self.store.session():
+                self.due_at = uptime() + self.run()
+        except exceptions.SessionLost:
+            raise
+        except Exception as exc:
+            self.store.refuse_if_lost()
+            name, cause = type(self).__name__, raised(exc)
+            if isinstance(exc, OperationalError) and self.store.backend.is_busy(exc):
+                logger.info("put off, rows are locked node=%s chore=%s cause=%r", self.parts.node, name, brief(exc))
+                return
+            self.store.repeats.log(
+                logger, logging.ERROR, "housekeeping failed node=%s chore=%s\n%s", self.parts.node, name, cause,
+                cause=f"{name} {exc!r}",
+            )  # fmt: skip
+
+
+# What people ask for, what woke nobody
+
+
+class StopRequests(Chore):
+    """Stop the running jobs that people have cancelled."""
+
+    while_stopping = True
+
+    def run(self):
+        claims = [claim for owner, claim in self.parts.hands.in_flight.values() if owner is self.store]
+        if claims and (job_ids := upkeep.stop_requests(self.store.backend, claims)):
+            self.parts.pool.stop_jobs(self.store, job_ids)
+        return self.parts.until_next_look()
+
+
+class Unseen(Chore):
+    """Look again at queues that got a job while their rows were locked."""
+
+    while_stopping = True
+
+    def run(self):
+        if self.store.backend.unseen and self.store.backend.look_again([]):
+            self.store.claim_soon()
+        return self.parts.until_next_look()
+
+    def is_left(self):
+        return bool(self.store.backend.unseen)
+
+
+class Sweep(Chore):
+    """The safety net: find jobs of whose queues no wake-up told, scope by scope, from one poll to the next."""
+
+    def __init__(self, parts):
+        super().__init__(parts)
+        self._left: list[tuple[str, str]] = []  # (scope, queue after which to go on)
+        self._poll_at = 0.0  # uptime
+
+    def run(self):
+        began = uptime()
+        is_poll = began >= self._poll_at
+        if is_poll:
+            self._poll_at = began + self.store.poll_interval
+            self.store.claim_soon()
+        if not self._left and (is_poll or self.store.backend.is_sweep_wanted()):
+            self._left = [(scope, "") for scope in self.store.scopes]
+        if self._left:
+            self._step()
+            return self.parts.pause_after(began)
+        return min(self._poll_at - began, self.parts.until_next_look())
+
+    def _step(self):
+        scope, after = self._left[0]
+        repaired, go_on_after = upkeep.sweep(self.store.backend, scope, after)
+        if repaired:
+            logger.info("sweep found lost wake-ups scope=%s queues=%d", scope, repaired)
+            self.store.claim_soon()
+        self._left[:1] = [] if go_on_after is None else [(scope, go_on_after)]
+
+    def is_left(self):
+        return bool(self._left) or self._poll_at == 0.0
+
+
+# Alerts: found here, told by a worker, for receivers and mail servers are not ours
+
+
+class Alerts(Chore):
+    """Have workers tell of queues that are still blocked."""
+
+    def run(self):
+        if self.parts.pool.may_tell():
+            for claim, duration, threshold in upkeep.due_alerts(self.store.backend, self.store.scopes):
+                self.parts.pool.tell_any(Message.ALERT, claim, duration, threshold)
+        return min([LOOK_FOR_ALERTS, *conf.alert_after()])
+
+
+class Mail(Chore):
+    """Have a worker mail about blocked queues."""
+
+    def run(self):
+        if (every := conf.mail_admins_every()) and self.parts.pool.may_tell():
+            self.parts.pool.tell_any(Message.MAIL, self.store.database, every)
+            return LOOK_FOR_MAIL
+        return LOOK_FOR_MAIL if not every else LOOK_FOR_ALERTS
+
+
+# Statistics
+
+
+class SavedStatistics(Chore):
+    """Write what was counted since the last time. What cannot be written now is written, with more, the next time."""
+
+    while_stopping = True
+
+    def __init__(self, parts):
+        super().__init__(parts)
+        self.due_at = uptime() + FLUSH
+
+    def run(self):
+        save_statistics(self.store)
+        return FLUSH
+
+
+def save_statistics(store: Store) -> None:
+    unsaved = store.tally.unsaved() if conf.statistics_retention() != 0 else []
+    if unsaved:
+        upkeep.save_statistics(store.backend, store.node_id, unsaved)
+    store.tally.saved()
+    store.tally.set_clock(store.backend.now())
+
+
+class Census(Chore):
+    """Count what no node records; if there is much of it, go on soon."""
+
+    while_stopping = True
+
+    def run(self):
+        began = uptime()
+        if conf.statistics_retention() == 0:
+            return census.EVERY
+        is_left = upkeep.take_census(self.store.backend, census.look, census.EVERY)
+        return (uptime() - began) / SHARE if is_left else census.EVERY
+
+
+class StatisticsRetention(Chore):
+    """Delete statistics that are old enough."""
+
+    def run(self):
+        if (keep := conf.statistics_retention()) is not None:
+            upkeep.prune_statistics(self.store.backend, self.store.scopes, keep)
+        return self.store.poll_interval
+
+
+class Retention(Chore):
+    """Delete ended jobs that are old enough, scope by scope, from one poll to the next."""
+
+    def __init__(self, parts):
+        super().__init__(parts)
+        self._left: list[str] = []  # scopes
+        self._poll_at = 0.0  # uptime
+
+    def run(self):
+        began = uptime()
+        if not self._left and began >= self._poll_at:
+            self._poll_at = began + self.store.poll_interval
+            self._left = list(self.store.scopes)
+        if not self._left:
+            return self._poll_at - began
+        # If it fails, because a row of the project's refers to a job, say, the others have their turn before it.
+        scope = self._left.pop(0)
+        if jobs.prune(by_scope()[scope], alias=self.store.alias):
+            self._left.insert(0, scope)
+        return self.parts.pause_after(began)

@@ -1,0 +1,115 @@
+"""Every claim of a node on its way: taken, waiting for a worker, in a worker's hands, ended, given back.
+
+The scheduler's loop, the pool and what records endings share this one ledger. What is in none of its places is lost,
+and found by ``succession.Forgotten``.
+"""
+
+import logging
+from collections import deque
+
+from ..attempts import Claim, Outcome, Verdict
+from ..backends.values import Ending
+from ..channel import uptime
+from ..performer import known_actions
+from ..registry import by_scope
+from ..repeats import Repeats
+from .store import Store
+
+logger = logging.getLogger(__name__)
+
+MOST_HELD = 1_000  # queues held at once: PostgreSQL's lock table is finite, and full it refuses everybody
+
+
+class Hands:
+    def __init__(self, stores: list[Store], node: str):
+        self.waiting: deque[tuple[Store, Claim]] = deque()  # claimed, not handed out
+        self.in_flight: dict[int, tuple[Store, Claim]] = {}  # handed out, by ticket
+        self.ended_at = 0.0  # uptime at which the first of what is to be recorded ended
+        self._stores, self._node = stores, node
+        self._last_ticket = 0
+        self._repeats = Repeats()
+
+    def of(self, store: Store) -> list[Claim]:
+        """Return all claims of which something is still to be done or recorded, wherever they are on their way."""
+        held = [claim for owner, claim in (*self.waiting, *self.in_flight.values()) if owner is store]
+        return held + [ending.claim for ending in store.endings.all()]
+
+    def are_empty(self) -> bool:
+        """True when nothing is left to be run, given back or recorded now."""
+        return not (self.waiting or self.in_flight or self.to_record() or any(s.endings.returned for s in self._stores))
+
+    def to_record(self) -> int:
+        """Return how many endings wait to be recorded."""
+        return sum(len(store.endings.new) for store in self._stores)
+
+    def room(self, of_workers: int) -> int:
+        """Return how many more queues may be claimed while the workers have room for so many jobs."""
+        # Where something has ended, the queue's next job will be; what is put off holds its queue, but no worker.
+        waiting = len(self.waiting) + self.to_record() + sum(len(store.endings.returned) for store in self._stores)
+        held = waiting + len(self.in_flight) + sum(len(store.endings.put_off) for store in self._stores)
+        most = min(MOST_HELD, *(store.backend.most_held for store in self._stores))
+        return min(of_workers - waiting, most - held)
+
+    def take(self, store: Store, claims: list[Claim]) -> None:
+        """Take claims to be handed out; those that this code cannot run are let go of."""
+        for claim in claims:
+            known = known_actions(by_scope()[claim.scope].performer)
+            if known is None or claim.action in known:
+                self.waiting.append((store, claim))
+            else:
+                self._let_go_of_unknown(store, claim)
+
+    def _let_go_of_unknown(self, store, claim):
+        self._repeats.log(
+            logger, logging.ERROR, "unknown action, job left untouched node=%s %s", self._node, text_of(claim),
+            cause=f"{claim.scope} {claim.action}",
+        )  # fmt: skip
+        error = {"message": f"This code has no action {claim.action!r}; job {claim.job_id} waits for code that has."}
+        outcome = Outcome(claim.job_id, claim.fence, Verdict.RETURN, delay=store.poll_interval, error=error)
+        store.endings.add(Ending(claim, outcome))
+
+    # To workers and back
+
+    def hand_over(self) -> tuple[int, Store, Claim]:
+        """Return what waits longest, and the ticket under which a worker has it from now on."""
+        store, claim = self.waiting.popleft()
+        self._last_ticket += 1
+        self.in_flight[self._last_ticket] = store, claim
+        return self._last_ticket, store, claim
+
+    @property
+    def last_ticket(self) -> int:
+        return self._last_ticket
+
+    def put_back(self, tickets: list[int]) -> None:
+        """Have what no worker has begun handed out again, before all others and in its order."""
+        self.waiting.extendleft(reversed([self.in_flight.pop(ticket) for ticket in tickets]))
+
+    def end(self, ticket: int, outcome: Outcome, teller=None) -> None:
+        """Note how an attempt ended; it is to be recorded."""
+        store, claim = self.in_flight.pop(ticket)
+        if not self.to_record():
+            self.ended_at = uptime()
+        store.endings.add(store.endings.apart(Ending(claim, outcome, teller)))
+
+    def drop(self, ticket: int) -> None:
+        """Forget an attempt of which its worker told nonsense: the queue is found forgotten, and let go."""
+        del self.in_flight[ticket]
+
+    def done_with(self, store: Store, endings: list[Ending]) -> None:
+        """Note that these are recorded; what ended meanwhile is gathered from now on."""
+        store.endings.done_with(endings)
+        self.ended_at = uptime()
+
+    def give_back_waiting(self) -> None:
+        """Let go of what waits for a worker: another node may have one."""
+        for store, claim in self.waiting:
+            outcome = Outcome(claim.job_id, claim.fence, Verdict.RETURN)
+            # Any worker may tell of it, should a person have cancelled it meanwhile.
+            store.endings.give_back(Ending(claim, outcome, (None, 0)))
+        self.waiting.clear()
+
+
+def text_of(claim: Claim) -> str:
+    """Name a claim in a log line."""
+    return f"scope={claim.scope} queue={claim.queue!r} job={claim.job_id} action={claim.action!r} fence={claim.fence}"
