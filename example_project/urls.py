@@ -8,6 +8,7 @@ from example_project.shop import views
 urlpatterns = [
     path("", views.shop, name="shop"),
     path("everybody/", views.everybody, name="everybody"),
+    path("produce/", views.produce, name="produce"),
     path("queues/", views.queues, name="queues"),
     path("mails/", views.mails, name="mails"),
     path("mails/<str:name>", views.mail, name="mail"),

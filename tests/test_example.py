@@ -16,16 +16,17 @@ import pytest
 from django.conf import settings
 from django.contrib import admin
 from django.contrib.auth import authenticate, get_user_model
-from django.core.management import call_command
+from django.core.management import CommandError, call_command
 from django.db import transaction
 from django.test import override_settings
 from django.utils import timezone
 
 from queuetopia import InvalidJob, registry
 from queuetopia.models import Job
-from queuetopia.testing import drain, perform_job
+from queuetopia.testing import drain, perform_job, wait_until
 from tests.conftest import REPOSITORY
 from tests.mails import mails_to_files
+from tests.nodes import PATIENCE, Node
 
 KETTLE = {"email": "toto@mail.com", "item": "a kettle", "amount": "39.00"}
 STEPS = ["confirm_order", "register_invoice", "charge_payment", "send_receipt"]
@@ -35,10 +36,13 @@ MODULES = (
     "lines",
     "models",
     "orders",
+    "producer",
     "queues",
     "site",
     "verification",
     "management.commands.demo",
+    "management.commands.produce",
+    "regulars",
 )
 
 
@@ -425,6 +429,46 @@ class TestSite:
                 pass
 
 
+@pytest.mark.capability("W2")
+@pytest.mark.django_db(transaction=True)
+class TestProducer:
+    def test_customers_order_in_turn_until_it_is_stopped(self, shop):
+        placed = []
+        for order in shop.producer.orders_at(1_000, lambda: len(placed) == 5):
+            placed.append((order.customer.email.partition("@")[0], order.item))
+        assert [name for name, _ in placed] == [*shop.regulars.CUSTOMERS, "red"]
+        assert {item for _, item in placed} == set(shop.regulars.ITEMS)
+        assert shop.models.Order.objects.count() == 5
+        assert shop.queues.OrderQueue.jobs().count() == 3 * 4 + 2 * 2
+
+    def test_a_stop_is_noticed_though_the_next_order_is_far_away(self, shop):
+        orders = shop.producer.orders_at(0.001, lambda: shop.models.Order.objects.exists())
+        assert len(list(orders)) == 1
+
+    def test_a_button_starts_it_and_another_stops_it(self, shop, client):
+        try:
+            assert "Let orders come in" in client.get("/").content.decode()
+            assert client.post("/produce/", {"orders": "on"}).status_code == 302
+            wait_until(shop.models.Order.objects.exists)
+            assert "Stop the orders" in client.get("/").content.decode()
+            client.post("/produce/", {"orders": "on"})  # still one
+        finally:
+            client.post("/produce/", {"orders": "off"})
+        assert not shop.producer.producer.is_on()
+        assert "Let orders come in" in client.get("/").content.decode()
+
+    def test_one_that_cannot_place_an_order_ends_and_says_so(self, shop, monkeypatch, caplog):
+        monkeypatch.setattr(shop.producer, "place_order", lambda *order: 1 / 0)
+        shop.producer.producer.start()
+        wait_until(lambda: not shop.producer.producer.is_on())
+        assert "the producer ends" in caplog.text
+
+    @pytest.mark.parametrize("rate", ["0", "-1", "nan", "inf", "fast", "1001"])
+    def test_a_rate_that_is_none_is_refused(self, shop, rate):
+        with pytest.raises(CommandError, match="orders a second, above 0"):
+            call_command("produce", f"--rate={rate}")
+
+
 RESOURCE = re.compile(
     r"""(?:\bsrc\s*=|\bsrcset\s*=|<link\b[^>]*\bhref\s*=|\burl\(|@import|\bimport\b|\bfetch\()\s*["']?\s*(?:https?:)?//""",
     re.IGNORECASE,
@@ -512,3 +556,44 @@ class TestDemo:
         assert "true  12 of 12 orders are placed, 36 of their 36 jobs are done" in output
         assert output.count("  true  ") == 16
         assert "NOT TRUE" not in output
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start commands of the example on one database: ``start("produce", "--rate=9")``."""
+    environment = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"} | {
+        "DATABASE_URL": f"sqlite:///{tmp_path}/db.sqlite3",
+        "MAIL_FOLDER": f"{tmp_path}/mails",
+    }
+    started = []
+
+    def start(name, *options):
+        command = [sys.executable, str(REPOSITORY / "manage.py"), name, "--no-color", *options]
+        started.append(Node(command, environment, tmp_path / f"{name}-{len(started)}.log"))
+        return started[-1]
+
+    yield start
+    for node in reversed(started):
+        node.put_away()
+
+
+@pytest.mark.processes
+@pytest.mark.slow
+class TestProduce:
+    @pytest.mark.capability("W2")
+    def test_what_a_stopped_producer_has_placed_is_done_by_those_that_go_on(self, start):
+        demo = start("demo", "--port=0")
+        demo.wait_for_log("The shop")
+        orders = 4  # the demo's own
+        for number in (signal.SIGINT, signal.SIGTERM):
+            producer = start("produce", "--rate=20")
+            producer.wait_for_log("orders", times=10)
+            assert producer.stop(number) == 0, producer.log()
+            assert "Traceback" not in producer.log()
+            (count,) = re.findall(r"Stopped after (\d+) orders", producer.log())
+            assert producer.log().count("(order ") == int(count)
+            orders += int(count)
+        ends = re.compile(r"(send_receipt|announce_delivery) +job \d+  done")  # the last step of each order
+        wait_until(lambda: len(ends.findall(demo.log())) >= orders, PATIENCE, message="orders are left")
+        assert len(ends.findall(demo.log())) == orders
+        assert demo.stop(signal.SIGINT) == 0, demo.log()

@@ -11,6 +11,7 @@ from .lines import CUSTOMERS, current_lines
 from .mailbox import mail_files, mails_in
 from .models import Customer, Order
 from .orders import order_again, place_order
+from .producer import RATE, producer
 
 NEW_ORDER = {"email": "red@customer.example", "item": "a kettle", "amount": 39}
 MAIL_FILES = 50  # listed at most
@@ -28,6 +29,7 @@ def shop(request):
         "form": form,
         "customers": Customer.objects.order_by("-pk")[:CUSTOMERS],
         "modes": Provider.Mode,
+        "is_producing": producer.is_on(),
         **_queues(),
     }
     return render(request, "shop/shop.html", context, status=400 if form.errors else 200)
@@ -49,6 +51,18 @@ def everybody(request):
     _, lines = current_lines()
     orders = [order_again(line.customer) for line in lines if line.customer.order_set.exists()]
     messages.success(request, f"{len(orders)} customers ordered once more.")
+    return redirect("shop")
+
+
+@require_POST
+def produce(request):
+    """Start the producer, or stop it; stopping it stops nothing else."""
+    if request.POST.get("orders") == "on":
+        producer.start()
+        messages.success(request, f"{RATE:g} orders a second come in.")
+    else:
+        producer.stop()
+        messages.success(request, "No more orders come in by themselves. Those that did are done.")
     return redirect("shop")
 
 

@@ -12,19 +12,14 @@ from django.core.management.base import CommandError
 from example_project.provider.models import Provider
 from example_project.shop.models import Customer, Order
 from example_project.shop.orders import place_order
+from example_project.shop.producer import producer
 from example_project.shop.queues import OrderQueue
+from example_project.shop.regulars import CUSTOMERS, ITEMS, address_of
 from example_project.shop.site import Visitor, serve
 from example_project.shop.verification import verify
 from queuetopia import start_node
 from queuetopia.terminal import TerminalCommand
 
-CUSTOMERS = {
-    "red": Order.Payment.CARD,
-    "green": Order.Payment.CASH,
-    "blue": Order.Payment.CARD,
-    "yellow": Order.Payment.CASH,
-}
-ITEMS = {"a kettle": 39, "two cups": 18, "green tea": 7}
 FAILURES = 2  # how often each held job fails before the provider is back
 BETWEEN_ORDERS = 0.2  # seconds
 PATIENCE = 60  # seconds the story may take, on a slow machine too
@@ -63,6 +58,8 @@ class Command(TerminalCommand):
             if exit:
                 raise CommandError("Stopped before the story's end.") from None
             self.say("Closed the shop.")
+        finally:
+            producer.stop()
 
     # The shop is open
 
@@ -201,10 +198,6 @@ class Command(TerminalCommand):
     def say(self, text, style=str):
         self.stdout.write(f"{time.monotonic() - self.began:5.1f} s  {style(text)}")
         self.stdout.flush()
-
-
-def address_of(name):
-    return f"{name}@customer.example"
 
 
 def latest_job():
