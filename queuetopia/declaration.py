@@ -25,6 +25,17 @@ class _DefaultScope:
         return f"{label}.{owner.__name__}"
 
 
+class _NameElsewhere:
+    """A name that other systems of queues give to the creation of jobs. Its error says what does so here."""
+
+    def __set_name__(self, owner, name):
+        self._name = name
+
+    def __get__(self, instance, owner):
+        cls = owner.__name__
+        raise AttributeError(f"{cls} has no {self._name!r}; write: {cls}.create_job(queue, action, {{param: value}})")
+
+
 def _sync(method):
     """Add the remedy to errors that a mistake of the caller causes: async code, a missing migration, a param as option.
 
@@ -186,6 +197,12 @@ class Queuetopia:
 
         return await sync_to_async(cls.create_job)(*args, **kwargs)
 
+    delay = _NameElsewhere()
+    apply_async = _NameElsewhere()
+    send = _NameElsewhere()
+    enqueue = _NameElsewhere()
+    defer = _NameElsewhere()
+
     # Looking
 
     @classmethod
@@ -203,9 +220,12 @@ class Queuetopia:
         search: a job's number, the beginning of a queue's name, or, among the newest 20,000 jobs of the database, the
         beginning of an action or something in the last error or the params. See ``search.matching`` for what it
         costs; with it two queries are made at once, and 2,002 jobs are found at most.
-        """
-        from .monitoring.search import matching
 
+        Raises ValueError for a state that no job can have.
+        """
+        from .monitoring.search import matching, refuse_impossible
+
+        refuse_impossible(cls.scope, filters)
         return matching(cls.jobs().filter(**filters), search).in_order()
 
     @classmethod

@@ -500,6 +500,24 @@ def calls():
     ]
 
 
+@pytest.mark.parametrize("name", ["delay", "apply_async", "send", "enqueue", "defer"])
+def test_a_name_that_creates_jobs_elsewhere_names_what_does_so_here(name):
+    class NamedQueue(Queuetopia):
+        performer = MailPerformer
+
+    with pytest.raises(AttributeError, match=rf"^NamedQueue has no '{name}'; write: NamedQueue\.create_job\(queue, "):
+        getattr(NamedQueue, name)
+    assert not hasattr(NamedQueue(), name)
+
+
+def test_a_class_may_have_such_a_name_of_its_own():
+    class SendingQueue(Queuetopia):
+        performer = MailPerformer
+        send = "by post"
+
+    assert SendingQueue.send == "by post"
+
+
 @pytest.mark.django_db
 @pytest.mark.parametrize(("call", "name", "instead"), calls())
 def test_in_async_code_a_call_names_what_to_write_instead(call, name, instead):

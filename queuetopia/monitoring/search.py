@@ -5,6 +5,7 @@ and one pass over the newest ``MOST_SEARCHED`` rows of the jobs' table, for what
 """
 
 import json
+from collections.abc import Collection
 from functools import reduce
 from operator import or_
 from typing import Any
@@ -12,13 +13,34 @@ from typing import Any
 from django.db.models import Q, TextField
 from django.db.models.functions import Cast
 
-from ..models import Queue
+from ..conf import ON_EXHAUSTED
+from ..models import Job, Queue
 from ..registry import by_scope
 
 MOST_SEARCHED = 20_000  # of the newest jobs, for what no index knows
 MOST_QUEUES = 100  # whose names begin like what is searched
 MOST_FOUND = 1_000  # jobs found in each of the two ways
 LARGEST_ID = 2**63 - 1
+
+
+def refuse_impossible(scope: str, filters: dict[str, Any]) -> None:
+    """Raise ValueError for a filter of a scope's jobs with a value that none of them can have, as a misspelt state."""
+    allowed: dict[str, list[Any]] = {"scope": [scope], "state": Job.State.values, "on_exhausted": [None, *ON_EXHAUSTED]}
+    for name, value in filters.items():
+        field, _, lookup = name.partition("__")
+        for one in _values(lookup, value) if field in allowed else ():
+            if one not in allowed[field] and not hasattr(one, "resolve_expression"):  # an F(…), a QuerySet
+                raise ValueError(
+                    f"{name}={value!r} matches no job: {one!r} is none of {', '.join(map(repr, allowed[field]))}."
+                    f"{' A running, waiting or backing-off job is pending.' if field == 'state' else ''}"
+                )
+
+
+def _values(lookup, value):
+    """Return the values of which a look-up wants a row to have one; none if it wants something else."""
+    if lookup == "in":
+        return value if isinstance(value, Collection) else ()  # an iterator could be read only once
+    return [value] if lookup in ("", "exact") else ()
 
 
 def matching(jobs: Any, text: str, *, in_params: bool = True) -> Any:

@@ -1,6 +1,7 @@
 """Creating jobs: what is stored, what is refused before anything is stored, and the caller's transaction."""
 
 import json
+import re
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from uuid import UUID
@@ -8,6 +9,7 @@ from uuid import UUID
 import pytest
 from asgiref.sync import async_to_sync
 from django.db import connection, transaction
+from django.db.models import F
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from hypothesis import example, given
@@ -637,6 +639,40 @@ def test_jobs_can_be_filtered_searched_and_ordered_as_any_queryset(six_jobs):
     assert list(Mail.list_jobs(action__contains="any", scheduled_at__gte=MOMENT)) == [six_jobs[0]]
     assert list(Mail.list_jobs(queue="b").order_by("-scheduled_at")) == six_jobs[1::2]
     assert list(Mail.jobs().in_queue("creation.mail", "b").unfinished().in_order()) == six_jobs[5::-2]
+
+
+@pytest.mark.capability("Q21")
+@pytest.mark.parametrize(
+    ("filters", "named"),
+    [
+        ({"state": "typo"}, "state='typo' matches no job: 'typo' is none of 'pending', 'done', 'halted', 'skipped', "),
+        ({"state": "running"}, "A running, waiting or backing-off job is pending."),
+        ({"state": ["done", "halted"]}, "['done', 'halted'] is none of 'pending'"),
+        ({"state__in": ["done", "typo"]}, "state__in=['done', 'typo'] matches no job: 'typo' is none of"),
+        ({"state__in": "done"}, "state__in='done' matches no job: 'd' is none of"),
+        ({"scope": "creation.images"}, "'creation.images' is none of 'creation.mail'."),
+        ({"on_exhausted": "stop"}, "'stop' is none of None, 'halt', 'skip', 'retry'."),
+    ],
+)
+def test_a_filter_that_no_job_can_match_is_an_error(six_jobs, filters, named):
+    for refuses in (Mail.list_jobs, Mail.paginate_jobs):
+        with pytest.raises(ValueError, match=re.escape(named)):
+            refuses(**filters)
+
+
+@pytest.mark.capability("Q21")
+def test_filters_that_jobs_can_match_may_be_anything_that_django_takes(six_jobs):
+    states = Mail.jobs().values("state")
+    for filters in (
+        {"state": Job.State.PENDING, "scope": "creation.mail", "on_exhausted": None},
+        {"state__in": {"pending", "done"}},
+        {"state__in": (state for state in ("pending", "done"))},
+        {"state__in": states},
+        {"state": F("state")},
+        {"state__in": [F("state")]},
+        {"state__startswith": "pend"},
+    ):
+        assert list(Mail.list_jobs(**filters)) == six_jobs[::-1]
 
 
 @pytest.mark.capability("Q21")
