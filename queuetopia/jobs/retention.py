@@ -4,10 +4,12 @@ import logging
 from datetime import timedelta
 
 from django.db import transaction
+from django.db.models import Q
 
 from .. import conf
 from ..backends import backend_for
-from ..models import Job, JobEvent
+from ..models import Job, JobEvent, Scope
+from ..registry import registered
 
 logger = logging.getLogger("queuetopia.jobs")
 
@@ -35,14 +37,24 @@ def prune(queuetopia, *, older_than=None, batch=1_000, alias=None) -> int:
     if keep is None:
         return 0
     alias = alias or queuetopia.database()
-    cutoff = backend_for(alias).now() - timedelta(seconds=keep)
+    now = backend_for(alias).now()
+    cutoff = now - timedelta(seconds=keep)
     ended = Job.objects.using(alias).filter(scope=queuetopia.scope, done_at__lt=cutoff)
     ids = list(ended.order_by("done_at").values_list("pk", flat=True)[:batch])
-    events = JobEvent.objects.using(alias).filter(scope=queuetopia.scope)
+    events = JobEvent.objects.using(alias)
+    of_scope = Q(scope=queuetopia.scope)
     with transaction.atomic(using=alias):
         # Plain DELETEs: no signal is sent, no row is fetched.
-        events.filter(job__in=ids)._raw_delete(alias)
+        events.filter(of_scope, job__in=ids)._raw_delete(alias)
         ended.filter(pk__in=ids)._raw_delete(alias)
     if not ids:
-        events.filter(job=None, at__lt=cutoff)._raw_delete(alias)
+        old = of_scope & Q(at__lt=cutoff) | _old_of_everything(alias, now)
+        events.filter(old, job=None)._raw_delete(alias)
     return len(ids)
+
+
+def _old_of_everything(alias, now):
+    """Select pauses of all scopes that the class with the longest retention in the database would not keep."""
+    keeps = [known.option("retention") for known in registered() if known.database() == alias]
+    is_kept = not keeps or None in keeps
+    return Q(pk__in=[]) if is_kept else Q(scope=Scope.EVERYTHING, at__lt=now - timedelta(seconds=max(keeps)))

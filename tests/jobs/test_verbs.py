@@ -747,6 +747,19 @@ class TestPrune:
         assert jobs.prune(queues) == 0
         assert JobEvent.objects.get().queue == "new"
 
+    @pytest.mark.parametrize(
+        ("others", "days", "left"), [(2, 6, 2), (2, 8, 0), (30, 29, 2), (30, 31, 0), (None, 99, 2)]
+    )
+    def test_deletes_pauses_of_everything_after_the_longest_retention(self, queues, others, days, left):
+        mail_queue("tests.others", retention=others and others * 24 * HOUR)
+        pause_all()
+        resume_all()
+        JobEvent.objects.update(at=timezone.now() - timedelta(days=days))
+        mail_queue("tests.new")
+        pause_all()
+        assert jobs.prune(queues) == 0
+        assert JobEvent.objects.count() == left + 1
+
     def test_calls_nothing_of_the_projects(self, queues):
         """A node prunes too, and user code runs in its workers only."""
         called = []
