@@ -11,14 +11,14 @@ QueuetopiaError
 │   ├── JobTimeout          it outlived its timeout and was killed
 │   ├── WorkerDied          its worker process ended without a result
 │   ├── NodeDied            its whole node vanished
-│   ├── JobCancelled        a person asked to stop it
+│   ├── JobCancelled        an operator asked to stop it
 │   ├── JobInterrupted      our own stop cut it short; it is not counted
 │   ├── OpenTransaction     the performer returned with a transaction still open
 │   └── Unfinished          the performer returned work that was not done: a generator, an open future, …
 └── Verdict                 raised *by* a performer to say what comes next
     ├── Retry(delay=None)   a failed attempt; the next one after ``delay`` instead of the backoff
     ├── Snooze(delay)       not now: uses no attempt
-    ├── Halt(reason)        stop here and hold the queue until a person decides
+    ├── Halt(reason)        stop here and hold the queue until an operator decides
     └── Skip(reason)        give this job up; the queue goes on
 """
 
@@ -37,7 +37,7 @@ class InvalidJob(ValidationError, QueuetopiaError):
     """A job that could not run or be stored; nothing was written.
 
     ``message_dict`` is keyed by the argument's name (``params``, ``timeout``, in bulk ``jobs[3].params``).
-    ``sentences()`` are its messages for people, each naming its argument once.
+    ``sentences()`` are its messages as text, each naming its argument once.
     """
 
     def sentences(self) -> list[str]:
@@ -62,7 +62,7 @@ class ReadOnlyJob(QueuetopiaError):
 
 
 class SessionLost(QueuetopiaError):
-    """The scheduler's database session ended, so its locks may be someone else's by now."""
+    """The scheduler's database session ended: other sessions may hold its locks by now."""
 
 
 class SessionRefused(QueuetopiaError):
@@ -94,7 +94,7 @@ class NodeDied(AttemptEnded):
 
 
 class JobCancelled(AttemptEnded):
-    """A person asked to stop the running job."""
+    """An operator asked to stop the running job."""
 
 
 class JobInterrupted(AttemptEnded):
@@ -139,9 +139,9 @@ class Snooze(Verdict):
 
 
 class Halt(Verdict):
-    """Halt the job: its queue stays blocked until a person decides.
+    """Halt the job: its queue stays blocked until an operator decides.
 
-    A person can retry it, skip it, edit it, mark it as done or move it to the end. Only a job that was never attempted
+    An operator can retry it, skip it, edit it, mark it as done or move it to the end. Only a job that was never attempted
     can be cancelled.
     """
 

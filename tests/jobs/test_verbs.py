@@ -151,10 +151,10 @@ def test_the_words_about_a_verb_name_the_states_it_applies_to(verb):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        (Halt.__doc__, "A person can (.*?)[.]"),
+        (Halt.__doc__, "An operator can (.*?)[.]"),
         (
             (REPOSITORY / "README.md").read_text(),
-            "stays visible at the head of its queue until a person (.*?), and who",
+            "stays visible at the head of its queue until an operator (.*?)[.]",
         ),
     ],
     ids=["Halt", "README"],
