@@ -53,9 +53,9 @@ class Verdict(StrEnum):
 
     DONE = "done"
     RETRY = "retry"  # failed; the next attempt after ``delay``
-    HALT = "halt"  # failed; holds its queue until a person decides
+    HALT = "halt"  # failed; holds its queue until an operator decides
     SKIP = "skip"  # failed; given up, the queue goes on
-    CANCEL = "cancel"  # stopped because a person asked for it
+    CANCEL = "cancel"  # stopped because an operator asked for it
     SNOOZE = "snooze"  # not now: again after ``delay``; not counted
     INTERRUPT = "interrupt"  # cut short by our own stop; again at once, not counted
     RETURN = "return"  # never started; again after ``delay``; nothing is written to the job
@@ -66,7 +66,7 @@ class Meaning(NamedTuple):
 
     state: str = "pending"  # of the job afterwards; one that is neither pending nor halted ends the job
     counted: bool = True  # as one of the job's attempts
-    again: bool = False  # the next attempt follows after ``delay``, without a person
+    again: bool = False  # the next attempt follows after ``delay``, by itself
     is_failure: bool = False  # it has an error, and the queue is blocked if the job has not ended
     is_own_end: bool = False  # the performer came to an end by itself: its duration is worth knowing
     counters: tuple[str, ...] = ()  # of the statistics

@@ -17,7 +17,7 @@ from enum import StrEnum
 MAX_FRAME = 64 * 2**20  # bytes; anything longer from a worker is no frame of ours
 _LENGTH = struct.Struct("!I")
 _CHUNK = 262_144
-SETTLE = 0.002  # seconds after which each side of a board sees what the other one wrote before
+SETTLE = 0.002  # seconds after which each side of a board can read what the other one wrote before
 
 BOOT_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
@@ -37,13 +37,13 @@ class Message(StrEnum):
     FORGET = "forget"  # ticket: its end was refused, nothing follows
     ALERT = "alert"  # claim, seconds, threshold: its queue is still blocked
     MAIL = "mail"  # database, seconds: mail the admins, if that was not done for so long
-    BYE = "bye"  # end, when the news are told
+    BYE = "bye"  # end, when all news are handled
 
     # From a worker to its scheduler
     READY = "ready"  # pid
     END = "end"  # ticket, outcome
     RETURNED = "returned"  # [ticket, …]: taken back before they began
-    TOLD = "told"  # one of NEWS, ALERT and MAIL is done with
+    TOLD = "told"  # one of NEWS, ALERT and MAIL is handled
     RETIRING = "retiring"  # why it begins no other job
 
 
@@ -106,7 +106,7 @@ class Board:
     stands in no slot and was not reported (it reads the slots first, for a slot is cleared after the report). What
     stands in a slot is the worker's, which reports its end, or that it has given it back.
 
-    Neither side has a memory fence. A processor may read ``recalled`` before its own write to the slot is seen by
+    Neither side has a memory fence. A processor may read ``recalled`` before its own write to the slot reaches
     others, but the write follows within microseconds, and at once if the thread is preempted: ``SETTLE`` is a thousand
     times as long. Each number is written by one instruction: struct.pack_into would clear its place first, and a
     ticket recalled long ago would pass in that moment.

@@ -1,6 +1,6 @@
 """System checks: what a setting or a declaration would break later, each problem with its remedy.
 
-None raises, whatever the settings hold; only ``check_tables`` looks into a database.
+None raises, whatever the settings hold; only ``check_tables`` reads a database.
 """
 
 import sys
@@ -352,7 +352,7 @@ def _lock_alias(alias):
 
 
 def _databases():
-    """Return {alias: labels of its classes}, and the problems of classes whose alias cannot be told."""
+    """Return {alias: labels of its classes}, and the problems of classes without a known alias."""
     aliases, problems = defaultdict(list), []
     for queuetopia in registered():
         try:

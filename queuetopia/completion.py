@@ -18,7 +18,7 @@ from asgiref.sync import async_to_sync
 
 from .exceptions import Unfinished, Verdict
 
-MOST_MEMBERS = 1_000  # values of a returned list, dict … in which unfinished work is looked for
+MOST_MEMBERS = 1_000  # values of a returned list, dict … that are searched for unfinished work
 
 _PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes})
 _LAZY = (Generator, AsyncGenerator, map, filter, zip, enumerate, type(iter(int, 1)))
@@ -109,7 +109,7 @@ def _finished(returned, who):
 
 
 def _trouble(value) -> str | None:
-    """Say what work the value stands for that has not been done, and how to have it done; None for a finished one."""
+    """Return which work the value stands for that has not been done, and how to do it; None for a finished value."""
     if type(value) in _PLAIN:
         return None
     name = _name(value)

@@ -31,7 +31,7 @@ SETTINGS: dict[str, Any] = {
     "LEASE": 15,  # seconds after which a vanished node's queues may be taken over
     "ENABLED": True,  # False: run_queuetopia says so and ends; {scope: False}: it leaves that scope to other nodes
     "MAX_PARAMS_BYTES": 262_144,
-    "ALERT_AFTER": (300, 3600, 86_400),  # seconds for which a queue is blocked when that is told (again)
+    "ALERT_AFTER": (300, 3600, 86_400),  # seconds for which a queue is blocked when that is reported (again)
     "MAIL_ADMINS_EVERY": None,  # seconds between two mails to ADMINS about blocked queues; None: no mails
     "STATISTICS_RETENTION": 30 * DAY,  # seconds for which statistics are kept; None: for ever, 0: none are made
     "BACKENDS": {},  # {ENGINE or vendor: dotted path of a Backend of your own}
@@ -296,7 +296,7 @@ def clean_alert_after(value):
 
 
 def alert_after() -> tuple[float, ...]:
-    """Return after how many seconds, shortest first, it is told that a queue is still blocked."""
+    """Return after how many seconds, shortest first, a queue is reported as still blocked."""
     return clean_alert_after(setting("ALERT_AFTER"))
 
 

@@ -1,4 +1,4 @@
-"""What people can decide: the one list of verbs, from which commands, permissions, pages and statistics are made."""
+"""What operators can decide: the one list of verbs; commands, permissions, pages and statistics follow from it."""
 
 from typing import NamedTuple
 

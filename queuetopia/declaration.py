@@ -16,8 +16,10 @@ from .performer import Performer
 
 
 class _DefaultScope:
-    """The scope of a class that names none: ``<app_label>.<ClassName>``, looked up when it is asked for,
-    because a class may be declared before Django's apps are ready."""
+    """The scope of a class that names none: ``<app_label>.<ClassName>``.
+
+    It is computed on access, because a class may be declared before Django's apps are ready.
+    """
 
     def __get__(self, instance, owner):
         config = apps.get_containing_app_config(owner.__module__)
@@ -268,7 +270,7 @@ class Queuetopia:
 
         return statistics.statistics(cls, since=since, until=until, by=by, action=action)
 
-    # What a person can do; each is a function of jobs.py, which says when it is refused.
+    # The verbs of operators; each is a function of jobs.py, which documents when it is refused.
 
     @classmethod
     @_sync

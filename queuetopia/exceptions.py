@@ -141,8 +141,8 @@ class Snooze(Verdict):
 class Halt(Verdict):
     """Halt the job: its queue stays blocked until an operator decides.
 
-    An operator can retry it, skip it, edit it, mark it as done or move it to the end. Only a job that was never attempted
-    can be cancelled.
+    An operator can retry it, skip it, edit it, mark it as done or move it to the end. Only a job that was never
+    attempted can be cancelled.
     """
 
     def __init__(self, reason="halted by the performer"):

@@ -1,4 +1,4 @@
-"""The tables: Job is the one table of jobs, Queue the bookkeeping the scheduler looks at.
+"""The tables: Job is the one table of jobs, Queue the bookkeeping that the scheduler reads.
 
 There is no foreign key between them: a job carries its scope and queue as text, so that creating a job
 neither reads nor locks a Queue row. This module reads only; ``jobs`` and ``backends`` write.
@@ -47,7 +47,7 @@ class JobQuerySet(BoundedQuerySet):
         return self.filter(state=Job.State.HALTED)
 
     def kept_from_running(self, now):
-        """Heads that wait for a person or for their next attempt."""
+        """Heads that wait for an operator or for their next attempt."""
         return self.filter(models.Q(state=Job.State.HALTED) | models.Q(next_attempt_at__gt=now))
 
     def in_queue(self, scope, queue):
@@ -117,14 +117,14 @@ class Job(models.Model):
                 fallback=["scope", "queue", "done_at", "scheduled_at", "id"],
                 name="queuetopia_job_head",
             ),
-            # Retention. Without its condition PostgreSQL looks for heads here, too, before it has statistics.
+            # Retention. Without its condition PostgreSQL searches heads here, too, before it has statistics.
             PartialIndex(
                 fields=["scope", "done_at"],
                 condition=models.Q(done_at__isnull=False),
                 fallback=["scope", "done_at"],
                 name="queuetopia_job_ended",
             ),
-            # The admin's list of these few, which else are looked for among all.
+            # The admin's list of these few, which it would otherwise search among all.
             PartialIndex(
                 fields=["id"],
                 condition=models.Q(state__in=["skipped", "cancelled"]),
@@ -227,8 +227,8 @@ class Queue(models.Model):
     due_at: when the head may run; None: nothing to do now.
     current_job: the head from its first attempt until it ends, whatever newer jobs' times say.
     held_by, held_since, fence, attempt: who runs it, since when, under which number, which attempt.
-    rev: raised by every verb of a person, so that a decision made before it is made again.
-    alert_at: when to look whether it is still blocked, and say so; set when its head fails first.
+    rev: raised by every verb of an operator; whatever was decided before it is decided again.
+    alert_at: when to check whether it is still blocked, and report it; set when its head fails first.
     """
 
     id = models.BigAutoField(primary_key=True)
@@ -386,7 +386,7 @@ class Chore(models.Model):
 
 
 class JobEvent(models.Model):
-    """What a person did to a job, a queue or a scope: who, when, why, and the state before and after."""
+    """A decision of an operator about a job, a queue or a scope: who, when, why, and the state before and after."""
 
     verb = models.CharField(_("verb"), max_length=32)
     scope = ExactCharField(_("scope"), max_length=128)

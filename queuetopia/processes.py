@@ -200,8 +200,8 @@ def kill_tree(pid: int) -> None:
 def reap_orphans(most: int) -> None:
     """Reap the oldest dead children beyond ``most``.
 
-    A worker is the parent of its jobs' orphans, and no code waits for those. Which of its children they are cannot be
-    seen, and the others are waited for by what has started them, so the last ones stay.
+    A worker is the parent of its jobs' orphans, and no code waits for those. Nothing distinguishes them from its other
+    children, which the code that started them waits for: so the last ones stay.
     """
     if sys.platform != "linux":
         return  # no orphan is adopted
@@ -231,12 +231,12 @@ def _children(parent):
             with open(f"/proc/{parent}/task/{thread}/children") as file:
                 children += map(int, file.read().split())
         return children
-    except OSError:  # it is gone, or this kernel does not tell
+    except OSError:  # it is gone, or this kernel does not report it
         return [pid for pid in _pids() if _stat(pid)[1:2] == [str(parent)]]
 
 
 def _stat(pid):
-    """Return what the kernel tells of a process: state, ppid, …; nothing if it is gone."""
+    """Return what the kernel reports of a process: state, ppid, …; nothing if it is gone."""
     with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:
         return file.read().rpartition(")")[2].split()  # the name in parentheses may hold anything
     return []

@@ -6,7 +6,7 @@ from collections import defaultdict
 from .channel import uptime
 
 EVERY = 60.0  # seconds between two records of the same event with the same cause
-MOST = 20  # causes of one event that are told in that time
+MOST = 20  # causes of one event that are logged in that time
 
 
 def pause(failures: int, first: float, longest: float) -> float:
@@ -18,27 +18,27 @@ class Repeats:
     """Logs an event if the last minute had no record of it with this cause; else it is counted for the next record."""
 
     def __init__(self):
-        self._told: dict[str, dict[str, tuple[float, int]]] = defaultdict(dict)  # (uptime, times not told since)
+        self._logged: dict[str, dict[str, tuple[float, int]]] = defaultdict(dict)  # (uptime, times left out since)
         self._lock = threading.Lock()  # the slots of a worker are threads
 
     def log(self, logger, level: int, event: str, *args, cause: str = "", now: float | None = None) -> None:
         """Log ``event % args``; how often it was left out before stands at the end of the record's first line."""
         with self._lock:
-            untold = self._untold(event, cause, uptime() if now is None else now)
-        if untold is not None:
+            left_out = self._left_out(event, cause, uptime() if now is None else now)
+        if left_out is not None:
             first, newline, rest = event.partition("\n")
-            logger.log(level, f"{first}{f' repeated={untold}' if untold else ''}{newline}{rest}", *args)
+            logger.log(level, f"{first}{f' repeated={left_out}' if left_out else ''}{newline}{rest}", *args)
 
-    def _untold(self, event, cause, now) -> int | None:
-        """Return how often it was left out since its last record, or None if it is to be left out now too."""
-        causes = self._told[event]
-        told_at, untold = causes.get(cause, (float("-inf"), 0))
-        if now < told_at + EVERY:
-            causes[cause] = told_at, untold + 1
+    def _left_out(self, event, cause, now) -> int | None:
+        """Return how often it was left out since its last record; None to leave it out now too."""
+        causes = self._logged[event]
+        logged_at, left_out = causes.get(cause, (float("-inf"), 0))
+        if now < logged_at + EVERY:
+            causes[cause] = logged_at, left_out + 1
             return None
         for known in [known for known, (at, _) in causes.items() if now >= at + EVERY]:
             del causes[known]
         if len(causes) >= MOST:
             return None
         causes[cause] = now, 0
-        return untold
+        return left_out

@@ -1,4 +1,4 @@
-"""For the tests of projects that use Queuetopia: look at the jobs that were created, and run them without a node.
+"""For the tests of projects that use Queuetopia: read the jobs that were created, and run them without a node.
 
 Jobs are rows, so a test needs no fake: these functions read the test database, inside the test's transaction too.
 """
@@ -249,8 +249,8 @@ def capture_events(*queuetopias) -> Iterator[list[Event]]:
 
     queuetopias: the classes whose events are wanted; none means all that are declared.
 
-    Each is an ``Event``, as of ``MailQueue.events()``, oldest first: what ``drain`` or a node did, what a person's
-    verbs did. A job that is created is no event: ``jobs_created`` tells. Works inside the test's transaction.
+    Each is an ``Event``, as of ``MailQueue.events()``, oldest first: what ``drain`` or a node did, what an operator's
+    verbs did. A job that is created is no event: use ``jobs_created``. Works inside the test's transaction.
     """
     scopes: dict[str, list[str]] = {}
     for queuetopia in queuetopias or registered():

@@ -1,6 +1,6 @@
 r"""Text that users wrote: without secrets, without characters that act on a terminal or page, fit to be stored.
 
-Masking does not look for a list of encodings. It reads the text as a decoder would: escapes of Python, JSON,
+Masking does not search for a list of encodings. It reads the text as a decoder would: escapes of Python, JSON,
 URLs and HTML become the characters they stand for, quotes, white space and letter case go. In what is left a secret
 looks the same however it was written, and a piece of a cut one is recognized too.
 """
@@ -21,7 +21,7 @@ PIECE = 12  # characters in a row by which a part of a longer secret is recogniz
 WORD = 3  # a secret with fewer characters is masked only where it stands alone
 KEY = 8  # so is the key of an object with fewer: "type" must not hide each TypeError
 MOST = 200_000  # characters of all secrets of a job: with more, nothing of a text is shown
-LONG = 10_000  # characters of a secret that is looked for in hexadecimal and Base64 too
+LONG = 10_000  # characters of a secret that is searched in hexadecimal and Base64 too
 SHORT, FEW = 1_000, 500  # characters, and number, of those whose white space and quotes are masked too
 AHEAD = 8  # times as much text is masked as is kept of it: masks are shorter than secrets
 EDGE = 64  # characters at a cut
@@ -31,7 +31,7 @@ EDGE = 64  # characters at a cut
 
 
 class _Form(NamedTuple):
-    """How secrets are looked for: ``size`` characters that are among ``pieces``."""
+    """How secrets are searched: ``size`` characters that are among ``pieces``."""
 
     size: int
     only_letters: bool  # in a text of which only letters and digits are left
@@ -39,7 +39,7 @@ class _Form(NamedTuple):
 
 
 class Secrets:
-    """What is to be masked, in all the forms that Python, JSON, URLs and HTML make of it."""
+    """The secrets to mask, in all the forms that Python, JSON, URLs and HTML make of them."""
 
     def __init__(self):
         self.pieces: dict[_Form, set[str]] = {}
@@ -242,7 +242,7 @@ def _encoded(data: bytes):
 
 
 def _written(value):
-    """Return how people and programs write a number, a time or an id."""
+    """Return how users and programs write a number, a time or an id."""
     yield from (str(value), repr(value))
     if isinstance(value, UUID):
         yield from (value.hex, str(value.int), value.bytes.decode("latin-1"))
@@ -280,7 +280,7 @@ def visible_lines(text: str) -> str:
 
 
 def visible_json(text: str) -> str:
-    """Return JSON text, or what a person typed for it, with all that is not printable escaped as JSON has it."""
+    """Return JSON text, or what a user typed for it, with all that is not printable escaped as JSON has it."""
     return "".join(char if char.isprintable() or char in "\t\r\n" else json.dumps(char)[1:-1] for char in text)
 
 

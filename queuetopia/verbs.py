@@ -1,7 +1,7 @@
-"""What a person can do, and what it did, in words: for the command and the admin.
+"""The verbs of operators and their results, in words: for the command and the admin.
 
-The verbs themselves, listed in ``decisions``, are functions of ``jobs``; here each gets one sentence for the person who
-said it.
+The verbs themselves, listed in ``decisions``, are functions of ``jobs``; here the operator gets one
+sentence for each.
 """
 
 from collections.abc import Callable
@@ -126,7 +126,7 @@ def _run_now(queuetopia, job_id, why):
 
 
 def unmasked(params, old, sensitive) -> Any:
-    """Return ``params`` with the old values of those sensitive ones that still say what people are shown of them."""
+    """Return ``params`` with the old values of the sensitive ones that are still masked."""
     if not isinstance(params, dict) or not isinstance(old, dict):
         return params
     kept = {name: old[name] for name in sensitive if params.get(name) == MASK and name in old}

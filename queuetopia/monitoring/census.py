@@ -105,10 +105,10 @@ def _created(alias, after, up_to):
 def _ended(alias, after, up_to) -> Iterator[tuple[str, str, datetime, str, float | None]]:
     if up_to <= after:
         return
-    told = JobEvent.objects.using(alias).filter(id__gt=after, id__lte=up_to, verb__in=_ENDS, job__isnull=False)
+    ended = JobEvent.objects.using(alias).filter(id__gt=after, id__lte=up_to, verb__in=_ENDS, job__isnull=False)
     events = [
         (scope, job, at, state["state"])
-        for scope, job, at, state in told.values_list("scope", "job", "at", "after")
+        for scope, job, at, state in ended.values_list("scope", "job", "at", "after")
         if state.get("state") in _ENDED
     ]
     columns = ("pk", "action", "failed_at", "done_at")

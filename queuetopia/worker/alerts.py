@@ -1,4 +1,4 @@
-"""What tells people that queues are blocked: signals, and mail to ADMINS. Runs in workers.
+"""Alerts about blocked queues: signals, and mail to ADMINS. Runs in workers.
 
 A mail holds no text of users in its subject, and escaped text in its body, so that those who may create jobs or
 fail in them can put no header and no control character into it. Params are never in it.
@@ -18,7 +18,7 @@ from ..text import visible
 
 MAIL = "mail"  # the chore
 MOST_MAILED = 20  # queues that a mail explains …
-MOST_LOOKED_AT = 5_000  # … and that are looked at in each scope
+MOST_LOOKED_AT = 5_000  # … and that are read in each scope
 
 
 def tell_blocked(queuetopia, job, exc) -> None:
@@ -61,14 +61,14 @@ def mail_admins(alias: str, every: float) -> None:
     blocked = [(failed_at, scope, queue) for scope, jobs in found.items() for queue, failed_at in jobs]
     if not blocked or not upkeep.is_turn(backend, MAIL, every):
         return
-    told = [
+    lines = [
         f"{visible(scope)}: {visible(explain_queue(scope, queue, alias)['sentence'])}"
         for _, scope, queue in sorted(blocked)[:MOST_MAILED]
     ]
-    if more := len(blocked) - len(told):
-        told.append(f"and {more} more: manage.py queuetopia status")
+    if more := len(blocked) - len(lines):
+        lines.append(f"and {more} more: manage.py queuetopia status")
     count = "1 queue is" if len(blocked) == 1 else f"{len(blocked)} queues are"
-    mail.mail_admins(f"Queuetopia: {count} blocked", "\n\n".join(told) + "\n")
+    mail.mail_admins(f"Queuetopia: {count} blocked", "\n\n".join(lines) + "\n")
 
 
 def _serving(alias):

@@ -1,4 +1,4 @@
-"""User code that must not change anything by raising: receivers, and what tells people."""
+"""User code that must not change anything by raising: receivers and alerts."""
 
 import logging
 from functools import partial

@@ -38,7 +38,7 @@ from .performing import SCARCITY, SETUP_RETRY, Attempt, is_async, tidy_after, ti
 logger = logging.getLogger(__name__)
 
 EXIT_TIME = 2.0  # seconds that functions registered with atexit have at a worker's clean end
-REAP_EVERY = 10.0  # seconds between two looks for dead orphans
+REAP_EVERY = 10.0  # seconds between two searches for dead orphans
 MOST_ORPHANS = 100  # dead children that a worker keeps, for what has started them may still ask how they ended
 
 
@@ -339,7 +339,7 @@ class _ThreadRun(_Run):
     def _interrupt(self, reason):
         if cancel(self._thread_id, reason(f"stopped: {reason.__name__}")):
             return
-        # Raised in that thread at its next bytecode; a C call that does not return never sees it.
+        # Raised in that thread at its next bytecode; a C call that does not return never gets it.
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread_id), ctypes.py_object(reason))
 
     def forget_late_stop(self):

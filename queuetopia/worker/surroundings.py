@@ -209,7 +209,7 @@ def restore(action: str) -> str:
 
 
 def _is_all_as_kept() -> bool:
-    """Return whether nothing has changed: the usual case, looked at in one go after each job."""
+    """Return whether nothing has changed: the usual case, checked in one go after each job."""
     try:
         return all(read() == (_kept or {})[what] for what, read in _READERS.items())
     except Exception:  # builtins are gone
