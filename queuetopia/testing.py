@@ -257,10 +257,10 @@ def capture_events(*queuetopias) -> Iterator[list[Event]]:
         scopes.setdefault(queuetopia.database(), []).append(queuetopia.scope)
     followers = [Follower(alias, names) for alias, names in scopes.items()]
     for follower in followers:
-        follower.look()  # what was before, in a transaction perhaps whose clock stands still
+        follower.poll()  # what was before, in a transaction perhaps whose clock stands still
     captured: list[Event] = []
     yield captured
-    found = [Event(**event) for follower in followers for event in follower.look()]
+    found = [Event(**event) for follower in followers for event in follower.poll()]
     captured += sorted(found, key=lambda event: event.at)
 
 

@@ -224,7 +224,7 @@ class ScopeAdmin(ReadOnlyAdmin):
         if not self.may(request, "retry_group"):
             raise PermissionDenied
         alias, group_id = self._database(request), request.GET.get("group", "")
-        errors = health.look(alias, [], in_depth=False).errors
+        errors = health.read(alias, [], in_depth=False).errors
         group = {group.id: group for group in grouped(errors)}.get(group_id)
         if group is None:
             self.message_user(request, "No queue is blocked by that error any more.", messages.WARNING)
@@ -336,7 +336,7 @@ def look(alias: str) -> dict[str, Any]:
 
 
 def _looked(alias, known):
-    seen = health.look(alias, known, in_depth=False)
+    seen = health.read(alias, known, in_depth=False)
     lines = health.judge(seen, known, is_all=bool(set(seen.counts) - set(known)))
     groups = grouped(seen.errors)
     scopes = [_scope_shown(seen, name, known) for name in sorted({*known, *seen.counts})]
@@ -502,7 +502,7 @@ class Group:
 
 
 def grouped(errors: Iterable[dict[str, Any]]) -> list[Group]:
-    """Return the errors that block queues, as ``health.look`` read them, the most frequent one first."""
+    """Return the errors that block queues, as ``health.read`` read them, the most frequent one first."""
     groups: dict[str, Group] = {}
     for row in errors:
         text = fingerprint(row["text"] or "")
@@ -522,4 +522,4 @@ _CHANGING = re.compile(
 def fingerprint(error: str) -> str:
     """Return the first line of an error with a # for each part that differs from job to job."""
     line = (error.splitlines() or [""])[0].strip()
-    return _CHANGING.sub("#", line)[:200] or "no error told"
+    return _CHANGING.sub("#", line)[:200] or "no error recorded"

@@ -1,1 +1,1 @@
-"""What people and monitors look at. Nothing here writes."""
+"""The state of jobs, queues and nodes, for operators and monitors. Nothing here writes."""

@@ -1,9 +1,8 @@
-"""What no node records: the jobs that are created, and those that people end. Reads only.
+"""What no node records: the jobs that are created, and those that operators end. Reads only.
 
-A job's creation is one INSERT, and a person's verb waits for no other one: neither counts anything. Instead nodes look
-every few seconds, one of them for all, at the ids that are new, and add what they find to rows of ``Statistic`` that
-are no node's. Ids become visible in another order than that of their numbers, so a look counts up to the newest one of
-the look before.
+A job's creation is one INSERT, and an operator's verb waits for no other one: neither counts anything. Instead one node
+for all reads the new ids every few seconds, and adds them to rows of ``Statistic`` that are no node's. Ids become
+visible in another order than that of their numbers, so each reading counts up to the newest one of the reading before.
 """
 
 from collections import Counter, defaultdict
@@ -20,7 +19,7 @@ from ..models import Job, JobEvent
 from .histogram import SPAN, bin_of
 from .search import LARGEST_ID
 
-EVERY = 10.0  # seconds between two looks: what is created or ended in a transaction that stays open longer is missed
+EVERY = 10.0  # seconds between two readings: what is created or ended in a transaction that stays open longer is missed
 MOST_JOBS = 20_000  # of one step
 MOST_EVENTS = 1_000
 
@@ -38,9 +37,9 @@ class Found:
 
 
 def look(alias: str, marks: dict[str, Any], now: datetime):
-    """Return what is to be added, by (scope, action, span), the marks then, and whether that was all.
+    """Return what to add, by (scope, action, span), the marks then, and whether that was all.
 
-    marks: the ids up to which jobs and events were counted, up to which the next look may count, and between what
+    marks: the ids up to which jobs and events were counted, up to which the next call may count, and between which
     times these became the newest ones.
     """
     found: dict[tuple[str, str, datetime], Found] = defaultdict(Found)
@@ -55,7 +54,7 @@ def look(alias: str, marks: dict[str, Any], now: datetime):
 
 
 def ahead(alias: str, marks: dict[str, Any], now: datetime) -> dict:
-    """Return what the next looks will add, as far as it is not too much to be read at once."""
+    """Return what the next calls of ``look`` will add, as far as one reading reaches."""
     found: dict[tuple[str, str, datetime], Found] = defaultdict(Found)
     job, event = _reach(alias, marks)
     _add(found, alias, marks, job, event, now)

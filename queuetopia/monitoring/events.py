@@ -11,16 +11,16 @@ from django.utils import timezone
 from ..channel import uptime
 from .follow import PAUSE, UNTOLD, Follower, wait_for_news
 
-EVERY = 1.0  # seconds between two looks, where the database does not tell of news
+EVERY = 1.0  # seconds between two polls, where the database does not notify
 
 
 class Event(NamedTuple):
     """Something that has happened to a job or a queue.
 
-    event: "started", "failed", "halted", "done", "skipped" or "cancelled"; or what a person did: "retry", "skip",
+    event: "started", "failed", "halted", "done", "skipped" or "cancelled"; or an operator's verb: "retry", "skip",
     "cancel", "mark_done", "edit", "move_to_end", "run_now", "pause", "resume".
     queue: None for a pause of the whole scope. job, action, attempt, error, node: None where there is none.
-    by, reason: of what a person did.
+    by, reason: of an operator's verb.
     """
 
     at: datetime
@@ -39,16 +39,16 @@ class Event(NamedTuple):
 class Events:
     """The events of some scopes of one database, oldest first, for ``for`` and for ``async for``.
 
-    Each loop follows on its own, in any process, and sees what all of them do. It begins when the loop begins, and
-    goes on until it is left, or until nothing has happened for ``timeout``. Nothing is stored for it: the tables are
-    looked at each second, on PostgreSQL also when a node tells of news, so that a loop costs nothing to jobs.
+    Each loop follows on its own, in any process, and gets the events of all processes. It goes on until it is left, or
+    until nothing has happened for ``timeout``. Nothing is stored for it: it polls the tables each second, on PostgreSQL
+    also when a node notifies it, so that a loop costs nothing to jobs.
 
-    since: an aware datetime; the loop begins there, as far back as the tables tell: ended jobs and what people did
+    since: an aware datetime; the loop begins there, as far back as the tables reach: ended jobs and operators' verbs
         until their retention, failed attempts in the last 20 of a job. To resume, hand in the ``at`` of the last event
-        that was dealt with; events of that very moment come again.
+        that was handled; events of that very moment come again.
     timeout: seconds to wait for the next event, None: for ever.
 
-    A job is told as started only if a heartbeat of its node saw it run, so short jobs only end. Events may be told
+    A job is reported as started only if it runs at a heartbeat of its node, so short jobs only end. Events may come
     some seconds late, and so out of order, when their transaction was. Where the database goes away, its error comes
     through: begin again with ``since``. Inside a transaction a loop may see nothing new (REPEATABLE READ).
     """
@@ -72,7 +72,7 @@ class Events:
             quiet_since = uptime()
             while True:
                 began = uptime()
-                for event in follower.look():
+                for event in follower.poll():
                     yield Event(**event)
                     quiet_since = uptime()
                 if (left := self._left(quiet_since)) <= 0:
@@ -87,7 +87,7 @@ class Events:
             quiet_since = uptime()
             while True:
                 began = uptime()
-                for event in await sync_to_async(follower.look)():
+                for event in await sync_to_async(follower.poll)():
                     yield Event(**event)
                     quiet_since = uptime()
                 if (left := self._left(quiet_since)) <= 0:
@@ -101,7 +101,7 @@ class Events:
 
 
 def _pause(began):
-    """Return the seconds until the next look: twice as long as the last one took, and its events' use."""
+    """Return the seconds until the next poll: twice as long as the last one took, and its events' use."""
     return max(PAUSE, min(2 * (uptime() - began), EVERY))
 
 

@@ -1,4 +1,4 @@
-"""Why a queue does what it does now, or does nothing: one sentence for a person, and the facts it is made of.
+"""Why a queue does what it does now, or does nothing: one sentence for an operator, and the facts behind it.
 
 Reads only. It takes a handful of queries, each a look-up in an index with a LIMIT, however many queues and jobs
 there are. The parts are read one after the other: in a busy queue they may differ by a job that ended in between.
@@ -20,7 +20,7 @@ from ..performer import known_actions
 from ..registry import by_scope
 from .status import QueueState, is_alive, most_attempts, node_rows, pause_of, pauses, queue_state, span, why_unknown
 
-MOST_COUNTED = 1_000  # jobs or queues counted; of more it is said that there are more
+MOST_COUNTED = 1_000  # jobs or queues counted; beyond, the text says "more than"
 LONGEST_ERROR = 300  # characters of an error in the sentence
 
 
@@ -41,7 +41,7 @@ class Cause(StrEnum):
     SCOPE_PAUSED = "scope paused"
     ALL_PAUSED = "all paused"
     NO_SCHEDULER = "no scheduler"
-    NOT_WOKEN = "not woken"  # a job waits that no node was told of
+    NOT_WOKEN = "not woken"  # a job waits that no node was notified of
     READY = "ready"
     SCHEDULED = "scheduled"
     EMPTY = "empty"
@@ -50,7 +50,7 @@ class Cause(StrEnum):
 def explain(queuetopia, queue: str) -> dict[str, Any]:
     """Say why ``queue`` does what it does now. Datetimes are aware; all else is JSON.
 
-    - ``sentence``: for a person; ``cause``: the ``Cause`` that comes first; ``causes``: all of them
+    - ``sentence``: for an operator; ``cause``: the ``Cause`` that comes first; ``causes``: all of them
     - ``scope``, ``queue``, ``database``, ``at`` (the database's clock), ``state`` (a ``QueueState``)
     - ``job``, ``action``, ``attempt``, ``max_attempts`` (None: for ever), ``error``, ``failed_at``,
       ``next_attempt_at``, ``blocked_since``: the head of the queue, None if there is none. ``attempt`` is the last
@@ -70,7 +70,7 @@ def explain(queuetopia, queue: str) -> dict[str, Any]:
 
 @dataclass
 class Seen:
-    """What of a queue was read a moment ago and is not read again; None: it was not read."""
+    """Rows of a queue that were read a moment ago, and are not read again; None: not read."""
 
     row: Queue | None = None
     jobs: Iterable[Job | None] = ()
@@ -81,25 +81,25 @@ class Seen:
 
 def explain_queue(scope: str, queue: str, alias: str, seen: Seen | None = None) -> dict[str, Any]:
     """Do what ``explain`` does for a queue in database ``alias``, whose scope this code need not know."""
-    sight = _Sight(scope, queue, alias, seen or Seen())
-    told: dict[Cause, str] = {}
-    for cause, clause in _told(sight):
-        told.setdefault(cause, clause)
-    first, *others = told.values()
+    facts = _Facts(scope, queue, alias, seen or Seen())
+    clauses: dict[Cause, str] = {}
+    for cause, clause in _clauses(facts):
+        clauses.setdefault(cause, clause)
+    first, *others = clauses.values()
     return {
         "scope": scope,
         "queue": queue,
         "database": alias,
-        "at": sight.now,
-        "cause": next(map(str, told)),
-        "causes": [*map(str, told)],
-        "sentence": "; ".join([first, *sight.told_of_line(), *others]) + ".",
-        **sight.facts(),
+        "at": facts.now,
+        "cause": next(map(str, clauses)),
+        "causes": [*map(str, clauses)],
+        "sentence": "; ".join([first, *facts.waiting_clause(), *others]) + ".",
+        **facts.as_dict(),
     }
 
 
-class _Sight:
-    """What the rows say of one queue at one moment."""
+class _Facts:
+    """The facts of one queue at one moment, by its rows."""
 
     def __init__(self, scope, queue, alias, seen):
         self.scope, self.name, self.alias = scope, queue, alias
@@ -114,17 +114,17 @@ class _Sight:
         self.scope_paused: dict[str, Any] | None
         self.all_paused: dict[str, Any] | None
         self.scope_paused, self.all_paused = _pauses(seen.scope) if seen.scope else pauses(alias, scope)
-        self._look_at_nodes(nodes)
-        self._look_at_jobs(seen)
+        self._read_nodes(nodes)
+        self._read_jobs(seen)
         self.state = queue_state(self.line, self.current, self.now, scope_is_paused=bool(self.whole_pause()))
 
-    def _look_at_nodes(self, nodes):
+    def _read_nodes(self, nodes):
         self.nodes = [node for node in nodes if self.scope in node.scopes and is_alive(node, self.now)]
         self.holder = next((node for node in nodes if node.pk == self.line.held_by), None)
         workers = [worker for node in self.nodes for worker in node.workers]
         self.workers, self.busy = len(workers), sum(bool(worker["jobs"]) for worker in workers)
 
-    def _look_at_jobs(self, seen):
+    def _read_jobs(self, seen):
         jobs = Job.objects.using(self.alias).defer("result")
         line = jobs.unfinished().in_queue(self.scope, self.name)
         first = list(line.in_order()[:2]) if seen.first is None else seen.first
@@ -159,8 +159,8 @@ class _Sight:
         last = (attempts_of(self.head.errors) or [{}])[-1] if self.head else {}
         is_the_last = self.head and self.head.attempted_at and last.get("at") == self.head.attempted_at.isoformat()
         # What was written by hand has an error and no history.
-        is_told = is_the_last and last.get("counted", True) if last else bool(self.head and self.head.error)
-        return self.head.attempted_at if is_told and self.state is not QueueState.RUNNING else None
+        is_known = is_the_last and last.get("counted", True) if last else bool(self.head and self.head.error)
+        return self.head.attempted_at if is_known and self.state is not QueueState.RUNNING else None
 
     @property
     def due_at(self):
@@ -202,13 +202,13 @@ class _Sight:
         queues = Queue.objects.using(self.alias).due(self.now).filter(scope=self.scope, due_at__lt=self.line.due_at)
         return queues.count_to(MOST_COUNTED)
 
-    def told_of_line(self):
-        """Yield what is said of the jobs that wait."""
+    def waiting_clause(self):
+        """Yield the clause about the jobs that wait."""
         if self.oldest is not None:
             jobs = _counted(self.waiting, "job waits", "jobs wait")
             yield f"{jobs}, the oldest for {span(self.ago(self.oldest))}"
 
-    def facts(self):
+    def as_dict(self):
         head, runs = self.head, self.line.held_by is not None
         return {
             "state": str(self.state),
@@ -261,155 +261,156 @@ class _Sight:
             return f"which was put off by its last attempt {span(self.ago(self.head.attempted_at))} ago"
         error = (self.head.error.splitlines() or [""])[0]
         error = error if len(error) <= LONGEST_ERROR else error[: LONGEST_ERROR - 1] + "…"
-        return f"{self.attempt_name()} failed {span(self.ago(self.failed_at))} ago with {error or 'no error told'}"
+        return f"{self.attempt_name()} failed {span(self.ago(self.failed_at))} ago with {error or 'no error recorded'}"
 
 
-def _told(sight: _Sight) -> Iterator[tuple[Cause, str]]:
-    """Yield each cause with its clause, the one a person wants to know first; what comes again says nothing new."""
-    yield _main(sight)
-    if sight.head is not None and isinstance(sight.head.params, Unreadable):
-        yield Cause.CORRUPT, f"the stored params of {sight.job_name()} cannot be read, so each attempt fails"
-    if sight.paused:
-        yield Cause.PAUSED, f"the queue is {_paused(sight, sight.paused)}"
-    if sight.all_paused:
-        yield Cause.ALL_PAUSED, f"everything is {_paused(sight, sight.all_paused)}"
-    if sight.scope_paused:
-        yield Cause.SCOPE_PAUSED, f"all of {sight.scope} is {_paused(sight, sight.scope_paused)}"
-    if sight.line.problem:
-        yield Cause.PROBLEM, f"a node gave its head back: {sight.line.problem.rstrip('.')}"
-    if sight.unknown:
-        yield Cause.UNKNOWN_SCOPE, sight.unknown
-    elif _is_unknown_action(sight):
-        yield Cause.UNKNOWN_ACTION, f"this code has no action {sight.head.action!r}"
-    if not sight.nodes and sight.due_at is not None:
-        yield Cause.NO_SCHEDULER, _no_node(sight)
+def _clauses(facts: _Facts) -> Iterator[tuple[Cause, str]]:
+    """Yield each cause with its clause, the most important one first; a cause that comes again adds nothing."""
+    yield _main(facts)
+    if facts.head is not None and isinstance(facts.head.params, Unreadable):
+        yield Cause.CORRUPT, f"the stored params of {facts.job_name()} cannot be read, so each attempt fails"
+    if facts.paused:
+        yield Cause.PAUSED, f"the queue is {_paused(facts, facts.paused)}"
+    if facts.all_paused:
+        yield Cause.ALL_PAUSED, f"everything is {_paused(facts, facts.all_paused)}"
+    if facts.scope_paused:
+        yield Cause.SCOPE_PAUSED, f"all of {facts.scope} is {_paused(facts, facts.scope_paused)}"
+    if facts.line.problem:
+        yield Cause.PROBLEM, f"a node gave its head back: {facts.line.problem.rstrip('.')}"
+    if facts.unknown:
+        yield Cause.UNKNOWN_SCOPE, facts.unknown
+    elif _is_unknown_action(facts):
+        yield Cause.UNKNOWN_ACTION, f"this code has no action {facts.head.action!r}"
+    if not facts.nodes and facts.due_at is not None:
+        yield Cause.NO_SCHEDULER, _no_node(facts)
 
 
-def _no_node(sight):
-    none = f"no live node serves {sight.scope}"
-    if not conf.is_enabled(sight.scope):
+def _no_node(facts):
+    none = f"no live node serves {facts.scope}"
+    if not conf.is_enabled(facts.scope):
         return f"{none}: QUEUETOPIA['ENABLED'] is False for it here"
     return f"{none}: start one with manage.py run_queuetopia"
 
 
-def _main(sight):
-    name = sight.name
-    if sight.state is QueueState.RUNNING:
-        return _running(sight)
-    if sight.is_corrupt:
-        what = "has ended" if sight.current else "does not exist"
-        return Cause.CORRUPT, f"{name} names as its head {sight.job_name()}, which {what}: a node's sweep mends it"
-    if sight.state is QueueState.HALTED:
-        held = f"{name} is held by {sight.job_name()}, halted: {sight.last_attempt()}"
-        return Cause.HALTED, f"{held}; a person has to retry or skip it"
-    if sight.state is QueueState.BACKING_OFF:
-        return Cause.BACKING_OFF, f"{name} is held by {sight.job_name()}, {sight.last_attempt()}; {_next_try(sight)}"
-    if sight.head is None:
-        return _empty(sight)
-    return _waiting(sight)
+def _main(facts):
+    name = facts.name
+    if facts.state is QueueState.RUNNING:
+        return _running(facts)
+    if facts.is_corrupt:
+        what = "has ended" if facts.current else "does not exist"
+        return Cause.CORRUPT, f"{name} names as its head {facts.job_name()}, which {what}: a node's sweep mends it"
+    if facts.state is QueueState.HALTED:
+        held = f"{name} is held by {facts.job_name()}, halted: {facts.last_attempt()}"
+        return Cause.HALTED, f"{held}; an operator must retry or skip it"
+    if facts.state is QueueState.BACKING_OFF:
+        return Cause.BACKING_OFF, f"{name} is held by {facts.job_name()}, {facts.last_attempt()}; {_next_try(facts)}"
+    if facts.head is None:
+        return _empty(facts)
+    return _waiting(facts)
 
 
-def _waiting(sight):
-    """Say why a queue does not run that has jobs, none of them attempted."""
-    name, job = sight.name, sight.job_name()
-    if sight.paused:
-        return Cause.PAUSED, f"{name} is {_paused(sight, sight.paused)}"
-    if sight.all_paused:
-        return Cause.ALL_PAUSED, f"{name} waits, for everything is {_paused(sight, sight.all_paused)}"
-    if sight.scope_paused:
-        return Cause.SCOPE_PAUSED, f"{name} waits, for all of {sight.scope} is {_paused(sight, sight.scope_paused)}"
-    if sight.head.state == Job.State.HALTED:
-        return Cause.HALTED, f"{name} has at its head {job}, which is halted; a person has to retry or skip it"
-    if not sight.is_due():
-        return Cause.SCHEDULED, f"{name} has nothing to do before {job}, which is due in {_in(sight, sight.due_at)}"
-    if sight.unknown:
-        return Cause.UNKNOWN_SCOPE, f"{name} waits with {job}: {sight.unknown}"
-    if _is_unknown_action(sight):
-        return Cause.UNKNOWN_ACTION, f"{name} waits with {job}: this code has no action {sight.head.action!r}"
-    if not sight.nodes:
-        return Cause.NO_SCHEDULER, f"{name} is ready to run {job}, but {_no_node(sight)}"
-    if sight.line.due_at is not None and sight.line.due_at <= sight.now:
-        return Cause.READY, f"{name} is ready to run {job}{_turn(sight)}"
-    if sight.line.problem:
-        again = _in(sight, sight.line.due_at or sight.now)
-        problem = sight.line.problem.rstrip(".")
+def _waiting(facts):
+    """Say why a queue with jobs, none of them attempted, does not run."""
+    name, job = facts.name, facts.job_name()
+    if facts.paused:
+        return Cause.PAUSED, f"{name} is {_paused(facts, facts.paused)}"
+    if facts.all_paused:
+        return Cause.ALL_PAUSED, f"{name} waits, because everything is {_paused(facts, facts.all_paused)}"
+    if facts.scope_paused:
+        return Cause.SCOPE_PAUSED, f"{name} waits, because all of {facts.scope} is {_paused(facts, facts.scope_paused)}"
+    if facts.head.state == Job.State.HALTED:
+        return Cause.HALTED, f"{name} has at its head {job}, which is halted; an operator must retry or skip it"
+    if not facts.is_due():
+        return Cause.SCHEDULED, f"{name} has nothing to do before {job}, which is due in {_in(facts, facts.due_at)}"
+    if facts.unknown:
+        return Cause.UNKNOWN_SCOPE, f"{name} waits with {job}: {facts.unknown}"
+    if _is_unknown_action(facts):
+        return Cause.UNKNOWN_ACTION, f"{name} waits with {job}: this code has no action {facts.head.action!r}"
+    if not facts.nodes:
+        return Cause.NO_SCHEDULER, f"{name} is ready to run {job}, but {_no_node(facts)}"
+    if facts.line.due_at is not None and facts.line.due_at <= facts.now:
+        return Cause.READY, f"{name} is ready to run {job}{_turn(facts)}"
+    if facts.line.problem:
+        again = _in(facts, facts.line.due_at or facts.now)
+        problem = facts.line.problem.rstrip(".")
         return Cause.PROBLEM, f"{name} waits with {job}, which a node gave back: {problem}; next try in {again}"
-    return Cause.NOT_WOKEN, f"{name} is ready to run {job}, but no node was told of it: {_swept(sight)}"
+    return Cause.NOT_WOKEN, f"{name} is ready to run {job}, but no node was notified of it: {_swept(facts)}"
 
 
-def _running(sight):
-    ago = span(sight.ago(sight.line.held_since or sight.now))
-    job, fence = f"{sight.job_name()}, {sight.attempt_name()}", f"fence {sight.line.fence}"
-    runs = f"{sight.name} runs {job}, on {sight.node_name()} for {ago}, {fence}"
-    if sight.is_claimed():
-        runs = f"{sight.name} is claimed for {job}, by {sight.node_name()} {ago} ago, {fence}: not begun, or only just"
-    if sight.line.stop_requested:
+def _running(facts):
+    ago = span(facts.ago(facts.line.held_since or facts.now))
+    job, fence = f"{facts.job_name()}, {facts.attempt_name()}", f"fence {facts.line.fence}"
+    runs = f"{facts.name} runs {job}, on {facts.node_name()} for {ago}, {fence}"
+    if facts.is_claimed():
+        runs = f"{facts.name} is claimed for {job}, by {facts.node_name()} {ago} ago, {fence}: not begun, or only just"
+    if facts.line.stop_requested:
         runs += "; a stop was requested"
-    if sight.lease_left is None or sight.lease_left <= 0:
-        seen = f"not seen for {span(sight.ago(sight.holder.last_seen))}" if sight.holder else "gone"
-        return Cause.NODE_DEAD, f"{runs}; that node is {seen}: the next live one takes the job over"
-    if sight.ago(sight.holder.last_seen) > 2 * conf.lease().heartbeat:
-        silent = span(sight.ago(sight.holder.last_seen))
-        takeover = f"others may take the job over in {sight.lease_left:.0f} s"
+    if facts.lease_left is None or facts.lease_left <= 0:
+        ago = facts.holder and span(facts.ago(facts.holder.last_seen))
+        dead = f"has sent no heartbeat for {ago}" if ago else "is gone"
+        return Cause.NODE_DEAD, f"{runs}; that node {dead}: the next live one takes the job over"
+    if facts.ago(facts.holder.last_seen) > 2 * conf.lease().heartbeat:
+        silent = span(facts.ago(facts.holder.last_seen))
+        takeover = f"others may take the job over in {facts.lease_left:.0f} s"
         return Cause.NODE_SILENT, f"{runs}; that node has been silent for {silent}, {takeover}"
-    return Cause.CLAIMED if sight.is_claimed() else Cause.RUNNING, runs
+    return Cause.CLAIMED if facts.is_claimed() else Cause.RUNNING, runs
 
 
-def _empty(sight):
-    if sight.row is None:
-        return Cause.EMPTY, f"{sight.name} is empty: no job of {sight.scope} was ever created in it"
+def _empty(facts):
+    if facts.row is None:
+        return Cause.EMPTY, f"{facts.name} is empty: no job of {facts.scope} was ever created in it"
     causes = {
-        Cause.PAUSED: sight.paused, Cause.ALL_PAUSED: sight.all_paused, Cause.SCOPE_PAUSED: sight.scope_paused,
+        Cause.PAUSED: facts.paused, Cause.ALL_PAUSED: facts.all_paused, Cause.SCOPE_PAUSED: facts.scope_paused,
     }  # fmt: skip
     cause, pause = next(((cause, pause) for cause, pause in causes.items() if pause), (Cause.EMPTY, None))
-    also = f", and {_paused(sight, pause)}" if pause else ""
-    return cause, f"{sight.name} is empty{also}: it has no unfinished job"
+    also = f", and {_paused(facts, pause)}" if pause else ""
+    return cause, f"{facts.name} is empty{also}: it has no unfinished job"
 
 
-def _next_try(sight):
-    due_at = sight.due_at
-    if sight.line.problem and sight.line.due_at is not None:
-        due_at = sight.line.due_at  # when a node looks again, though the job has been due for long
-    if due_at <= sight.now:
-        return f"its next try is due{_turn(sight)}"
-    earliest = "" if sight.nodes and not sight.is_paused() else " at the earliest"
-    return f"next try in {_in(sight, due_at)}{earliest}"
+def _next_try(facts):
+    due_at = facts.due_at
+    if facts.line.problem and facts.line.due_at is not None:
+        due_at = facts.line.due_at  # when a node tries again, though the job has been due for long
+    if due_at <= facts.now:
+        return f"its next try is due{_turn(facts)}"
+    earliest = "" if facts.nodes and not facts.is_paused() else " at the earliest"
+    return f"next try in {_in(facts, due_at)}{earliest}"
 
 
-def _turn(sight):
+def _turn(facts):
     """Say what else waits for a worker."""
-    if (ahead := sight.ahead()) is None or not sight.nodes:
+    if (ahead := facts.ahead()) is None or not facts.nodes:
         return ""
     before = f", after {_counted(ahead, 'other queue', 'other queues')}" if ahead else ", as the next one"
-    busy = f"; {sight.busy} of {sight.workers} workers were busy at the last heartbeat" if sight.workers else ""
+    busy = f"; {facts.busy} of {facts.workers} workers were busy at the last heartbeat" if facts.workers else ""
     return f"{before}{busy}"
 
 
-def _in(sight, moment):
-    return span((moment - sight.now).total_seconds())
+def _in(facts, moment):
+    return span((moment - facts.now).total_seconds())
 
 
-def _swept(sight):
-    if not sight.queuetopia:
+def _swept(facts):
+    if not facts.queuetopia:
         return "a node's sweep finds it"
-    return f"a node's sweep finds it within {span(sight.queuetopia.option('poll_interval'))}"
+    return f"a node's sweep finds it within {span(facts.queuetopia.option('poll_interval'))}"
 
 
-def _paused(sight, pause):
+def _paused(facts, pause):
     by = f" by {pause['by']}" if pause["by"] else ""
     reason = f" ({pause['reason']})" if pause["reason"] else ""
-    return f"paused for {span(sight.ago(pause['at']))}{by}{reason}"
+    return f"paused for {span(facts.ago(pause['at']))}{by}{reason}"
 
 
-def _is_unknown_action(sight):
-    if sight.head is None or sight.queuetopia is None:
+def _is_unknown_action(facts):
+    if facts.head is None or facts.queuetopia is None:
         return False
-    known = known_actions(sight.queuetopia.performer)
-    return known is not None and sight.head.action not in known
+    known = known_actions(facts.queuetopia.performer)
+    return known is not None and facts.head.action not in known
 
 
 def _pauses(scope):
-    """Return the pause of a scope and that of all scopes, of which ``scope`` is the one that was read."""
+    """Return the pause of a scope and that of all scopes; ``scope`` is the row that was read."""
     return (None, pause_of(scope)) if scope.name == Scope.EVERYTHING else (pause_of(scope), None)
 
 

@@ -1,13 +1,13 @@
 """What happens to jobs, as a stream that any process can follow. Reads only.
 
-A follower polls the tables: what has ended is read by the index of ended jobs, what people did
-by the newest ``JobEvent`` rows, what fails by the rows of blocked queues, and what runs by the nodes' heartbeats. On
-PostgreSQL nodes tell when there is something to look at, if they are asked to; elsewhere a look is taken every second.
+A follower polls the tables: it reads ends by the index of ended jobs, operators' decisions by the newest ``JobEvent``
+rows, failures by the rows of blocked queues, and starts by the nodes' heartbeats. On PostgreSQL nodes notify followers
+that ask for it; elsewhere they poll every second.
 No statement of a job does anything for followers, and without followers no process does.
 
-Rows become visible in another order than that of their times: who began to write first may commit last. So looks go
-back ``RECENT`` seconds, and every few seconds ``WINDOW``, further than a node takes to record a result; what was seen
-is left out.
+Rows become visible in another order than that of their times: the first transaction to write may commit last. So a
+poll goes back ``RECENT`` seconds, and every few seconds ``WINDOW``, further than a node takes to record a result;
+events that were reported are left out.
 """
 
 import logging
@@ -31,8 +31,8 @@ logger = logging.getLogger(__name__)
 
 RECENT, WINDOW = 1.0, 15.0  # seconds
 UNTOLD = 5.0  # seconds until a poll without a notification, and between two polls that reach far back
-PAUSE = 0.1  # seconds between two looks at least, and twice as long as a look takes
-ASK = 1.0  # seconds between two requests to be told
+PAUSE = 0.1  # seconds between two polls at least, and twice as long as a poll takes
+ASK = 1.0  # seconds between two requests for notifications
 PAGE = 1_000  # rows of one query
 MOST_BLOCKED = 1_000  # blocked queues of one scope whose failures are followed
 MOST_LATE = 200  # numbers by which a JobEvent may become visible later than a newer one
@@ -53,21 +53,21 @@ _LIGHT = (
 
 
 class Follower:
-    """Follows the scopes of one database from now on; each ``look()`` returns what happened since the last one.
+    """Follows the scopes of one database from now on; each ``poll()`` returns the events since the last one.
 
-    since: an aware datetime to begin at instead, as far back as the tables tell.
+    since: an aware datetime to begin at instead, as far back as the tables reach.
     """
 
     def __init__(self, alias: str, scopes: Iterable[str], since: datetime | None = None):
         self.alias, self.scopes = alias, list(scopes)
         self._since = since
         now = since or backend_for(alias).now()
-        self._from = dict.fromkeys(self.scopes, now)  # by scope: where the next look begins
+        self._from = dict.fromkeys(self.scopes, now)  # by scope: where the next poll begins
         self._began = now
-        self._far_at = 0.0  # uptime of the next look far back
-        self._ended: dict[str, dict[int, datetime]] = {scope: {} for scope in self.scopes}  # told, within the window
-        self._running: set[tuple[int, int]] = set()  # (job, attempt) told as started
-        self._failed: dict[int, int] = {}  # by job: the last failed attempt that was told
+        self._far_at = 0.0  # uptime of the next poll far back
+        self._ended: dict[str, dict[int, datetime]] = {scope: {} for scope in self.scopes}  # reported lately
+        self._running: set[tuple[int, int]] = set()  # (job, attempt) reported as started
+        self._failed: dict[int, int] = {}  # by job: the last failed attempt that was reported
         self._event = self._newest_event(since)
         self._events: set[int] = set()
         self._listener: Any = None
@@ -81,7 +81,7 @@ class Follower:
         return events.order_by("-id").values_list("id", flat=True).first() or 0
 
     def _begin(self, since):
-        """Leave out what was so before we came; with ``since`` the times in what is looked at say it."""
+        """Leave out what happened before; with ``since``, the times in the rows decide."""
         if since is None:
             for job in self._blocked_jobs():
                 self._failed[job.pk] = job.attempts
@@ -89,11 +89,11 @@ class Follower:
         late = JobEvent.objects.using(self.alias).filter(id__gt=self._event - MOST_LATE, id__lte=self._event)
         self._events = set(late.values_list("id", flat=True))
 
-    def look(self, now: float | None = None) -> list[dict[str, Any]]:
-        """Return the events since the last look, oldest first, as dicts.
+    def poll(self, now: float | None = None) -> list[dict[str, Any]]:
+        """Return the events since the last poll, oldest first, as dicts.
 
-        ``at``, ``event`` (started, failed, halted, done, skipped, cancelled; retry, skip, cancel, pause, resume by a
-        person), ``scope``, ``queue``, ``job``, ``action``, ``attempt``, ``error``, ``node``, ``by``, ``reason``.
+        ``at``, ``event`` (started, failed, halted, done, skipped, cancelled; retry, skip, cancel, pause, resume by
+        an operator), ``scope``, ``queue``, ``job``, ``action``, ``attempt``, ``error``, ``node``, ``by``, ``reason``.
 
         An end is reported once, whatever recorded it. A job is reported as started only if a heartbeat of its node saw
         it run; failures are those of a job's last 20, in up to 1,000 blocked queues of a scope.
@@ -109,10 +109,10 @@ class Follower:
         ended = [event for scope in self.scopes for event in self._ends(scope, back)]
         return sorted([*self._verbs(), *started, *failed, *ended], key=lambda event: event["at"])
 
-    # When to look
+    # When to poll
 
     def listen(self, now: float | None = None) -> None:
-        """Ask to be told what happens, where the database can tell; try again if that has failed before."""
+        """Ask for notifications, where the database has them; try again if that has failed before."""
         now = uptime() if now is None else now
         if now < self._listen_at:
             return
@@ -130,7 +130,7 @@ class Follower:
         self._listen_at = uptime() + UNTOLD
 
     def is_told(self) -> bool:
-        """True when we hear of what happens: what we asked last was heard."""
+        """True while nodes notify: the last request was received."""
         return self._listener is not None and self._listener.is_heard
 
     def has_news(self) -> bool:
@@ -185,14 +185,14 @@ class Follower:
             yield from Job.objects.using(self.alias).filter(pk__in=current).only(*_LIGHT)
 
     def _errors_of(self, jobs):
-        """Return the histories of those jobs that may have failed since we looked; they are long."""
+        """Return the histories of the jobs that may have failed since the last poll; they are long."""
         changed = [
             job.pk for job in jobs if (job.error or job.failed_at) and job.attempts > self._failed.get(job.pk, 0)
         ]
         return dict(Job.objects.using(self.alias).filter(pk__in=changed).values_list("pk", "errors")) if changed else {}
 
     def _failures_of(self, job, errors):
-        """Yield the failed attempts of a job that were not told yet."""
+        """Yield the failed attempts of a job that were not reported yet."""
         known = self._failed.get(job.pk, 0)
         for entry in attempts_of(errors):
             at = _moment(entry.get("at"))
@@ -229,7 +229,7 @@ class Follower:
         rows = held.values_list("current_job", "attempt", "held_since")
         return [(job, attempt, since, ids[job]) for job, attempt, since in rows if job in ids]
 
-    # What people do
+    # What operators do
 
     def _verbs(self):
         events = JobEvent.objects.using(self.alias).filter(id__gt=self._event - MOST_LATE).order_by("id")
@@ -245,9 +245,9 @@ class Follower:
 
 
 def wait_for_news(followers: list[Follower], every: float, pause: float = PAUSE, longest: float = UNTOLD) -> None:
-    """Sleep until something may have happened, but for ``every`` seconds at most where nothing tells of it.
+    """Sleep until something may have happened, without notifications for ``every`` seconds at most.
 
-    pause: seconds to sleep in any case, so that a busy node does not make its followers look all the time.
+    pause: seconds to sleep in any case, so that a busy node does not make its followers poll all the time.
     longest: seconds to wait after that at most.
     """
     for follower in followers:

@@ -1,6 +1,6 @@
-"""What a monitor and the overview report: problems that need a person, each in one line. Reads only.
+"""What a monitor and the overview report: problems that need an operator, each in one line. Reads only.
 
-``look`` reads a database in a fixed number of queries, whatever the number of its scopes, queues and jobs; ``judge``
+``read`` reads a database in a fixed number of queries, whatever the number of its scopes, queues and jobs; ``judge``
 says what is wrong with what was read.
 """
 
@@ -31,7 +31,7 @@ DEATHS_OF_A_CYCLE = 3  # … so many nodes of one host that died make a cycle
 CLOCKS_APART = 5.0  # seconds between the database's clock and this machine's
 MOST_ERRORS = 20_000  # different errors of blocked queues that are counted, the most frequent ones first
 MOST_STANDBYS = 100
-MOST_NEWEST = 20_000  # jobs among which those are looked for whose queue has no row
+MOST_NEWEST = 20_000  # jobs that are searched for queues without a row
 MOST_PROBLEMS = 100  # different problems of queues that are read
 ERROR_READ = 300  # characters of an error by which blocked queues are put together
 
@@ -46,8 +46,8 @@ class Limits:
 
 
 @dataclass
-class Look:
-    """What the rows of one database say."""
+class Facts:
+    """The rows of one database, read at one moment."""
 
     alias: str
     now: datetime
@@ -73,16 +73,16 @@ class Look:
 def problems(queuetopias, *, limits: Limits | None = None, is_all: bool = True) -> list[dict[str, Any]]:
     """Return what is wrong with these classes' scopes, as ``problem`` (a name), ``database``, ``scope``, ``message``.
 
-    is_all: look for jobs in scopes that no class has, too.
+    is_all: also find jobs in scopes that no class has.
 
     - ``unreachable``, ``not migrated``, ``no rights``, ``refused``: a database cannot be read, and why
     - ``no node``: a scope has unfinished jobs, and no live node serves it
     - ``cycling``: nodes of one host die again and again
     - ``standby``: the only nodes of a scope without jobs wait for their turn, because they serve other scopes, too
-    - ``not woken``: jobs are due for longer than ``oldest``, and no node was told of it
+    - ``not woken``: jobs are due for longer than ``oldest``, and no node was notified of it
     - ``late``: a job is due for longer than ``oldest``, and no worker takes it. Paused scopes and queues are not late
     - ``problem``: nodes give jobs back: an unknown action, a ``setup()`` that fails, a row the database refuses
-    - ``halted``: queues wait for a person
+    - ``halted``: queues wait for an operator
     - ``blocked``: queues have been blocked for longer than ``blocked``
     - ``paused``: everything, a scope or queues have been paused for longer than ``paused``
     - ``sequence``: a table's next ids are taken already, so that no new rows can be written
@@ -94,8 +94,8 @@ def problems(queuetopias, *, limits: Limits | None = None, is_all: bool = True) 
     for alias in aliases:
         scopes = sorted(queuetopia.scope for queuetopia in queuetopias if queuetopia.database() == alias)
         try:
-            seen = look(alias, scopes, limits)
-            found += judge(seen, scopes, limits or Limits(), is_all=is_all)
+            facts = read(alias, scopes, limits)
+            found += judge(facts, scopes, limits or Limits(), is_all=is_all)
             found += _sequences(alias)
         except Error as exc:
             found.append(unusable(alias, exc))
@@ -114,11 +114,11 @@ def _problem(problem, alias, scope, message):
 # What is read
 
 
-def look(alias: str, scopes: list[str], limits: Limits | None = None, *, in_depth: bool = True) -> Look:
-    """Read how the scopes of a database do.
+def read(alias: str, scopes: list[str], limits: Limits | None = None, *, in_depth: bool = True) -> Facts:
+    """Read the state of the scopes of a database.
 
-    in_depth: read what is remembered of nodes that died, which ones wait for their turn, and which queues were not
-    woken, too, which is a few queries more.
+    in_depth: also read which nodes died, which ones wait for their turn, and which queues were not woken: a few more
+    queries.
     """
     limits = limits or Limits()
     asked_at = timezone.now()
@@ -128,17 +128,17 @@ def look(alias: str, scopes: list[str], limits: Limits | None = None, *, in_dept
     counts = {row["of"]: row for row in _counts(alias, now, limits)}
     has_problem = any(row["problems"] for row in counts.values())
     is_blocked = any(row["halted"] or row["backing_off"] for row in counts.values())
-    seen = Look(
+    facts = Facts(
         alias, now, nodes, pauses, counts,
         errors=list(_errors(alias, now, limits)) if is_blocked else [],
         problems=list(_problems_of_queues(alias)) if has_problem else [],
         clock=max(0.0, ahead) - max(0.0, behind),
     )  # fmt: skip
-    seen.unserved = _unserved(seen, scopes)
+    facts.unserved = _unserved(facts, scopes)
     if in_depth:
-        seen.deaths, seen.standbys = _deaths(seen), _standbys(seen)
-        seen.not_woken = _not_woken(alias, now - timedelta(seconds=limits.oldest))
-    return seen
+        facts.deaths, facts.standbys = _deaths(facts), _standbys(facts)
+        facts.not_woken = _not_woken(alias, now - timedelta(seconds=limits.oldest))
+    return facts
 
 
 def _counts(alias, now, limits):
@@ -183,29 +183,29 @@ def _problems_of_queues(alias):
     return rows.order_by("-number", "scope", "problem")[:MOST_PROBLEMS]
 
 
-def _deaths(seen):
+def _deaths(facts):
     """Return how many nodes of each host died lately."""
-    since = seen.now - timedelta(seconds=CYCLE)
-    chore = Chore.objects.using(seen.alias).filter(name=DEATHS).first()
-    told = chore.marks.get("deaths", []) if chore else []
-    lately = [(datetime.fromisoformat(at), host) for at, host in told]
+    since = facts.now - timedelta(seconds=CYCLE)
+    chore = Chore.objects.using(facts.alias).filter(name=DEATHS).first()
+    deaths = chore.marks.get("deaths", []) if chore else []
+    lately = [(datetime.fromisoformat(at), host) for at, host in deaths]
     # And those whose rows are not removed yet.
-    lately += [(node.last_seen, node.host) for node in seen.nodes if not is_alive(node, seen.now)]
+    lately += [(node.last_seen, node.host) for node in facts.nodes if not is_alive(node, facts.now)]
     # One restart of the database, or one deploy, may end many nodes of a host at once.
     moments = {(int(at.timestamp() // AT_ONCE), host) for at, host in lately if at > since}
     return Counter(host for _, host in moments)
 
 
-def _standbys(seen):
-    since = seen.now - timedelta(seconds=conf.lease().takeover)
-    rows = Chore.objects.using(seen.alias).filter(name__startswith=STANDBY, done_at__gt=since).order_by("name")
+def _standbys(facts):
+    since = facts.now - timedelta(seconds=conf.lease().takeover)
+    rows = Chore.objects.using(facts.alias).filter(name__startswith=STANDBY, done_at__gt=since).order_by("name")
     return list(rows.values_list("marks", flat=True)[:MOST_STANDBYS])
 
 
 def _not_woken(alias, before):
     """Return {scope: how many queues have jobs that are due since ``before``, and are not due themselves; one}.
 
-    Queues without a row are looked for among the newest jobs only.
+    Queues without a row are searched among the newest jobs only.
     """
     jobs = Job.objects.using(alias).unfinished().filter(scheduled_at__lt=before, attempted_at=None).order_by()
     line = jobs.filter(scope=OuterRef("scope"), queue=OuterRef("name"))
@@ -222,11 +222,11 @@ def _not_woken(alias, before):
     return found
 
 
-def _unserved(seen, scopes):
-    lonely = {scope for scope in scopes if not seen.serves(scope)}
-    busy = {scope for scope in lonely if seen.counts.get(scope, {}).get("busy")}
-    if idle := lonely - busy:  # of which a wake-up may have been lost
-        jobs = Job.objects.using(seen.alias).unfinished().filter(scope__in=idle).order_by()
+def _unserved(facts, scopes):
+    lonely = {scope for scope in scopes if not facts.serves(scope)}
+    busy = {scope for scope in lonely if facts.counts.get(scope, {}).get("busy")}
+    if idle := lonely - busy:  # a wake-up of theirs may have been lost
+        jobs = Job.objects.using(facts.alias).unfinished().filter(scope__in=idle).order_by()
         return busy | set(jobs.values_list("scope", flat=True).distinct())
     return busy
 
@@ -234,76 +234,78 @@ def _unserved(seen, scopes):
 # What is wrong
 
 
-def judge(seen: Look, scopes: list[str], limits: Limits | None = None, *, is_all: bool = True) -> list[dict[str, Any]]:
+def judge(
+    facts: Facts, scopes: list[str], limits: Limits | None = None, *, is_all: bool = True
+) -> list[dict[str, Any]]:
     """Return what is wrong with these scopes of a database, as ``problems`` does."""
     limits = limits or Limits()
-    found = [_problem(problem, seen.alias, None, message) for problem, message in _of_the_database(seen, limits)]
+    found = [_problem(problem, facts.alias, None, message) for problem, message in _of_the_database(facts, limits)]
     for scope in scopes:
         found += [
-            _problem(problem, seen.alias, scope, f"{scope}: {message}")
-            for problem, message in _of_the_scope(seen, scope, limits)
+            _problem(problem, facts.alias, scope, f"{scope}: {message}")
+            for problem, message in _of_the_scope(facts, scope, limits)
         ]
-    for stray in unknown_scopes(seen.alias) if is_all else ():
-        message = f"{stray['scope']}: unfinished jobs: {stray['unfinished']}, untouched, for {stray['problem']}"
-        found.append(_problem("unknown scope", seen.alias, stray["scope"], message))
+    for stray in unknown_scopes(facts.alias) if is_all else ():
+        message = f"{stray['scope']}: unfinished jobs: {stray['unfinished']}, untouched, because {stray['problem']}"
+        found.append(_problem("unknown scope", facts.alias, stray["scope"], message))
     return found
 
 
-def _of_the_database(seen, limits):
-    if long := _long_pause(seen, seen.pauses.get(Scope.EVERYTHING), limits):
-        yield "paused", f"database {seen.alias}: everything is {long}"
-    for host, deaths in seen.deaths.items():
+def _of_the_database(facts, limits):
+    if long := _long_pause(facts, facts.pauses.get(Scope.EVERYTHING), limits):
+        yield "paused", f"database {facts.alias}: everything is {long}"
+    for host, deaths in facts.deaths.items():
         if deaths >= DEATHS_OF_A_CYCLE:
-            yield "cycling", f"database {seen.alias}: nodes of {host} died {deaths} times within {span(CYCLE)}"
-    if abs(seen.clock) > CLOCKS_APART:
-        ahead = "ahead of" if seen.clock > 0 else "behind"
-        yield "clock", f"database {seen.alias}: its clock is {span(abs(seen.clock))} {ahead} this machine's"
+            yield "cycling", f"database {facts.alias}: nodes of {host} died {deaths} times within {span(CYCLE)}"
+    if abs(facts.clock) > CLOCKS_APART:
+        ahead = "ahead of" if facts.clock > 0 else "behind"
+        yield "clock", f"database {facts.alias}: its clock is {span(abs(facts.clock))} {ahead} this machine's"
 
 
-def _long_pause(seen, pause, limits):
+def _long_pause(facts, pause, limits):
     """Say for how long, by whom and why something is paused, if that is too long."""
-    if pause and (waits := (seen.now - pause.paused_at).total_seconds()) > limits.paused:
+    if pause and (waits := (facts.now - pause.paused_at).total_seconds()) > limits.paused:
         return f"paused for {span(waits)}, longer than {span(limits.paused)}{_by(pause)}"
     return None
 
 
-def _of_the_scope(seen, scope, limits):
-    counts = seen.counts.get(scope, {})
-    if scope in seen.unserved:
+def _of_the_scope(facts, scope, limits):
+    counts = facts.counts.get(scope, {})
+    if scope in facts.unserved:
         why = "" if conf.is_enabled(scope) else "; QUEUETOPIA['ENABLED'] is False for the scope here"
-        yield "no node", f"there are unfinished jobs, and no live node serves them{why}{_waiting_for(seen, scope)}"
-    elif not seen.serves(scope) and (waiting := _waiting_for(seen, scope)):
+        yield "no node", f"there are unfinished jobs, and no live node serves them{why}{_waiting_for(facts, scope)}"
+    elif not facts.serves(scope) and (waiting := _waiting_for(facts, scope)):
         yield "standby", f"no live node serves it{waiting}"
-    if scope not in seen.unserved and not seen.is_paused(scope) and (lost := seen.not_woken.get(scope)):
+    if scope not in facts.unserved and not facts.is_paused(scope) and (lost := facts.not_woken.get(scope)):
         yield (
             "not woken",
             (
-                f"queues with jobs that are due for longer than {span(limits.oldest)} and that no node was told of: "
+                f"queues with jobs due for longer than {span(limits.oldest)} that no node was notified of: "
                 f"{lost['number']} ({lost['queue']}, …): a wake-up was lost, and no sweep has come by"
             ),
         )
-    if counts.get("late") and not seen.is_paused(scope) and (late := _late(seen, scope, limits.oldest)):
+    if counts.get("late") and not facts.is_paused(scope) and (late := _late(facts, scope, limits.oldest)):
         yield "late", late
-    for row in seen.problems:
+    for row in facts.problems:
         if row["scope"] == scope:
             yield "problem", f"queues given back by nodes: {row['number']} ({row['queue']}, …): {row['problem']}"
     if halted := counts.get("halted"):
-        yield "halted", f"queues halted, waiting for a person: {halted}"
-    errors = [row for row in seen.errors if row["scope"] == scope]
+        yield "halted", f"queues halted, waiting for an operator: {halted}"
+    errors = [row for row in facts.errors if row["scope"] == scope]
     if long := sum(row["long"] for row in errors):
         since = min(row["since"] for row in errors if row["long"])
-        waits = span((seen.now - since).total_seconds())
+        waits = span((facts.now - since).total_seconds())
         yield "blocked", f"queues blocked for longer than {span(limits.blocked)}: {long}, the first for {waits}"
-    if pause := seen.pauses.get(scope):
-        if long := _long_pause(seen, pause, limits):
+    if pause := facts.pauses.get(scope):
+        if long := _long_pause(facts, pause, limits):
             yield "paused", long
     elif long := counts.get("long_paused"):
         yield "paused", f"queues paused for longer than {span(limits.paused)}: {long}"
 
 
-def _waiting_for(seen, scope):
+def _waiting_for(facts, scope):
     """Say which nodes would serve the scope if it were their turn."""
-    waiting = sorted(standby["node"] for standby in seen.standbys if scope in standby["scopes"])
+    waiting = sorted(standby["node"] for standby in facts.standbys if scope in standby["scopes"])
     if not waiting:
         return ""
     return f"; started with --standby, and waiting while other nodes serve some of their scopes: {', '.join(waiting)}"
@@ -314,20 +316,20 @@ def _by(pause):
     return f"{by}: {pause.paused_reason}" if pause.paused_reason else by
 
 
-def _late(seen, scope, oldest):
+def _late(facts, scope, oldest):
     """Say which queue waits for a worker for longest; None if none does.
 
     A queue that has just got its first job is due a little before it: that is its place in the line of queues.
     """
-    due = Queue.objects.using(seen.alias).due(seen.now - timedelta(seconds=oldest)).filter(scope=scope, problem="")
-    jobs = Job.objects.using(seen.alias).unfinished().in_queue(scope, OuterRef("name")).in_order()
+    due = Queue.objects.using(facts.alias).due(facts.now - timedelta(seconds=oldest)).filter(scope=scope, problem="")
+    jobs = Job.objects.using(facts.alias).unfinished().in_queue(scope, OuterRef("name")).in_order()
     first_due = due.annotate(first=Subquery(jobs.values("scheduled_at")[:1])).filter(
-        first__lt=seen.now - timedelta(seconds=oldest)
+        first__lt=facts.now - timedelta(seconds=oldest)
     )
     row = first_due.order_by("due_at").values("name", "due_at", "first").first()
     if row is None:
         return None
-    waits = span((seen.now - max(row["due_at"], row["first"])).total_seconds())
+    waits = span((facts.now - max(row["due_at"], row["first"])).total_seconds())
     return f"a job of queue {row['name']} is due for {waits}, longer than {span(oldest)}, and no worker takes it"
 
 

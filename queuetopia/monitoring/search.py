@@ -1,6 +1,6 @@
 """Find jobs by a text: the same for ``list_jobs(search=…)`` and for the admin. Reads only.
 
-Whatever the number of jobs, a search costs a few look-ups in indexes (a job's number, the beginning of a queue's name)
+Whatever the number of jobs, a search costs a few index look-ups (a job's number, the beginning of a queue's name)
 and one pass over the newest ``MOST_SEARCHED`` rows of the jobs' table, for what no index knows.
 """
 

@@ -45,7 +45,7 @@ def statistics(
     (seconds of a row, None unless it is about time), ``rows`` and ``total``. A row has ``action`` or ``at``, and
 
     - ``created``, ``started`` (first attempts), ``done``, ``failed`` (attempts), ``halted``, ``skipped``,
-      ``cancelled``: by nodes and by people. What is created or ended by a person in a transaction that stays open for
+      ``cancelled``: by nodes and by operators. What is created or ended in a transaction that stays open for
       more than ten seconds may be missing; a job for later counts when it is created, not at its time
     - ``run_seconds``: the sum of all run times; ``blocked_seconds``: for how long failed jobs that have ended
       since had held their queues
@@ -152,8 +152,8 @@ class _Sum:
             for number, count in bins.items():
                 self.bins[name][number] += count
 
-    def told(self):
-        times = {told: _times(self.bins[name]) for name, told in HISTOGRAMS.items()}
+    def as_dict(self):
+        times = {key: _times(self.bins[name]) for name, key in HISTOGRAMS.items()}
         return {**self.counts, **{name: round(seconds, 3) for name, seconds in self.seconds.items()}, **times}
 
 
@@ -170,7 +170,7 @@ def _by_row(alias, scopes, since, until, by, *, action=None, new=()):
     for part in sums.values():
         total.add_sum(part)
     name = "action" if step is None else "at"
-    return {"rows": [{name: key, **sums[key].told()} for key in sorted(sums)], "total": total.told()}
+    return {"rows": [{name: key, **sums[key].as_dict()} for key in sorted(sums)], "total": total.as_dict()}
 
 
 def _add_stored(sums, alias, **which):
@@ -238,8 +238,8 @@ def _by_queue(queuetopia, since, until):
         total.counts["created"] += number
     rows = sorted(queues.items(), key=lambda item: (-item[1].blocked_seconds, item[0]))
     return {
-        "rows": [{"queue": name, **line.told()} for name, line in rows],
-        "total": total.told(),
+        "rows": [{"queue": name, **line.as_dict()} for name, line in rows],
+        "total": total.as_dict(),
         "complete": len(jobs) <= MOST_JOBS and saw_all,
     }
 
@@ -270,7 +270,7 @@ class _Line:
             self.blocked[bin_of(blocked)] += 1
         self.took[bin_of((done_at - scheduled_at).total_seconds())] += 1
 
-    def told(self):
+    def as_dict(self):
         return {
             **self.counts,
             "blocked_seconds": round(self.blocked_seconds, 3),

@@ -265,7 +265,7 @@ def nodes(alias: str) -> list[dict[str, Any]]:
       ``last_seen``, ``age`` (seconds since then), ``alive``, ``fenced_at``, ``held`` (how many queues it holds)
     - ``workers``: pid, and ``jobs``: job, scope, queue, action, attempt, since
 
-    Which worker has which job is told with the heartbeats; a job started since the last one is listed under a
+    Heartbeats report which worker has which job; a job started since the last one is listed under a
     worker whose pid is None. ``alive`` is False once a successor may take the node's queues over.
     """
     return nodes_of(alias, *node_rows(alias))

@@ -189,8 +189,8 @@ class TestFingerprint:
             ("E: feedbeef is a word of letters", "E: feedbeef is a word of letters"),
             ("E: <toto@mail.com> is unknown", "E: <#> is unknown"),
             ("E: 10.0.0.1:5432 refused", "E: # refused"),
-            ("", "no error told"),
-            ("\n\n", "no error told"),
+            ("", "no error recorded"),
+            ("\n\n", "no error recorded"),
         ],
     )
     def test_leaves_out_what_differs_from_job_to_job(self, error, text):
@@ -205,7 +205,7 @@ class TestFingerprint:
         errors = ["E: 1", "F: x", "E: 2", "E: 3", None]
         row = {"scope": "s", "number": 2, "long": 0, "since": None, "one": "a", "other": "b"}
         assert [(group.text, group.number) for group in grouped({**row, "text": error} for error in errors)] == [
-            ("E: #", 6), ("F: x", 2), ("no error told", 2)
+            ("E: #", 6), ("F: x", 2), ("no error recorded", 2)
         ]  # fmt: skip
 
 

@@ -412,7 +412,8 @@ class TestStatus:
         put(mail_queue("tests.gone"), "waiting")
         declare_only(queues)
         assert (
-            "tests.gone (database default): unfinished jobs: 1, untouched, for no code here knows" in run("status")[0]
+            "tests.gone (database default): unfinished jobs: 1, untouched, because no code here knows"
+            in run("status")[0]
         )
 
     def test_cuts_long_texts_unless_all_is_asked_for(self, queues):

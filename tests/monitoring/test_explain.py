@@ -66,7 +66,7 @@ class TestBlocked:
         assert said(queues) == (
             [Cause.HALTED],
             f"customer-42 is held by job {job.pk} (send_mail), halted: attempt 20 of 20 failed 60 min ago with "
-            "ValueError: boom; a person has to retry or skip it; 1 job waits, the oldest for 2 h.",
+            "ValueError: boom; an operator must retry or skip it; 1 job waits, the oldest for 2 h.",
         )
 
     def test_and_halted_needs_no_node_to_be_told(self, queues):
@@ -134,8 +134,8 @@ class TestRunning:
     @pytest.mark.parametrize(
         ("columns", "seen"),
         [
-            (lambda now: {"last_seen": now - HOUR}, r"that node is not seen for 6\d min"),
-            (lambda now: {"fenced_at": now}, r"that node is not seen for \d+ s"),
+            (lambda now: {"last_seen": now - HOUR}, r"that node has sent no heartbeat for 6\d min"),
+            (lambda now: {"fenced_at": now}, r"that node has sent no heartbeat for \d+ s"),
             (None, "that node is gone"),
         ],
     )
@@ -197,14 +197,15 @@ class TestWaiting:
         queues.pause(by="ann")
         causes, sentence = said(queues)
         assert causes == [Cause.SCOPE_PAUSED]
-        assert sentence.startswith("customer-42 waits, for all of tests.mail is paused for 0 s by ann;")
+        assert sentence.startswith("customer-42 waits, because all of tests.mail is paused for 0 s by ann;")
 
     def test_because_everything_is_paused_says_so_and_what_else_is(self, queues, node):
         put(queues, "waiting")
         pause_all(by="ann", reason="moving")
         assert said(queues) == (
             [Cause.ALL_PAUSED],
-            "customer-42 waits, for everything is paused for 0 s by ann (moving); 1 job waits, the oldest for 60 min.",
+            "customer-42 waits, because everything is paused for 0 s by ann (moving); "
+            "1 job waits, the oldest for 60 min.",
         )
         queues.pause(by="bob")
         assert said(queues)[0] == [Cause.ALL_PAUSED, Cause.SCOPE_PAUSED]
@@ -215,7 +216,7 @@ class TestWaiting:
         Queue.objects.update(due_at=None)
         causes, sentence = said(queues)
         assert causes == [Cause.NOT_WOKEN]
-        assert "no node was told of it: a node's sweep finds it within 60 s" in sentence
+        assert "no node was notified of it: a node's sweep finds it within 60 s" in sentence
         Queue.objects.all().delete()
         assert said(queues)[0] == [Cause.NOT_WOKEN]
 

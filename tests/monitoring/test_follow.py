@@ -41,7 +41,7 @@ def ledger(tmp_path, monkeypatch):
 
 
 def seen(follower):
-    return [(event["event"], event["job"]) for event in follower.look()]
+    return [(event["event"], event["job"]) for event in follower.poll()]
 
 
 def end(queues, queue="customer-42", at=None, state="done", **columns):
@@ -63,14 +63,14 @@ class TestEnds:
         newer = end(queues, "newer", at=now + 8 * SECOND)
         assert seen(follower) == [("done", newer.pk)]
         older = end(queues, "older", at=now + 2 * SECOND)
-        assert [event["job"] for event in follower.look(uptime() + UNTOLD)] == [older.pk]
+        assert [event["job"] for event in follower.poll(uptime() + UNTOLD)] == [older.pk]
         assert seen(follower) == []
 
     def test_that_become_visible_a_little_late_are_told_at_the_next_look(self, queues):
         follower = Follower("default", ["tests.mail"])
         now = timezone.now()
         end(queues, "newer", at=now + 8 * SECOND)
-        follower.look()
+        follower.poll()
         older = end(queues, "older", at=now + 7.5 * SECOND)
         assert seen(follower) == [("done", older.pk)]
 
@@ -92,7 +92,7 @@ class TestEnds:
         follower = Follower("default", ["tests.mail", "tests.other"])
         for number in range(5):
             end(queues, f"queue-{number}", at=timezone.now() + number * 60 * SECOND)
-            follower.look()
+            follower.poll()
         assert len(follower._ended["tests.mail"]) == 1
 
 
@@ -102,11 +102,11 @@ class TestFailures:
         job = SlowRetryQueue.create_job("b", "say", {"verdict": "retry", "delay": 0})
         follower = Follower("default", [SlowRetryQueue.scope])
         drain(SlowRetryQueue)
-        told = [event for event in follower.look() if event["job"] == job.pk]
+        told = [event for event in follower.poll() if event["job"] == job.pk]
         assert [(event["event"], event["attempt"], event["error"]) for event in told] == [
             ("failed", 1, "Retry: later"), ("failed", 2, "Retry: later"), ("halted", 3, "Retry: later"),
         ]  # fmt: skip
-        assert follower.look() == []
+        assert follower.poll() == []
 
     def test_that_nobody_saw_the_job_blocked_for_are_told_before_its_end(self, ledger):
         job = SlowRetryQueue.create_job("a", "fail", {"times": 2}, max_backoff=0)
@@ -131,12 +131,12 @@ class TestVerbs:
         follower = Follower("default", ["tests.mail"])
         queues.pause("a", by="ann", reason="deploy")
         queues.skip(job, by="bob")
-        told = follower.look()
+        told = follower.poll()
         said = {event["event"]: (event["queue"], event["by"], event["reason"]) for event in told}
         assert said["pause"] == ("a", "ann", "deploy")
         assert said["skip"] == ("customer-42", "bob", None)
         assert sorted(event["event"] for event in told) == ["pause", "skip", "skipped"]
-        assert follower.look() == []
+        assert follower.poll() == []
 
 
 class TestStarts:
@@ -144,10 +144,10 @@ class TestStarts:
         follower = Follower("default", ["tests.mail"])
         job = put(queues, "running again")
         put_node(workers=[{"pid": 11, "jobs": [job.pk, 10**9]}])
-        (event,) = follower.look()
+        (event,) = follower.poll()
         assert (event["event"], event["job"], event["attempt"], event["node"]) == ("started", job.pk, 3, "web1:4242")
         assert event["at"] == Queue.objects.get().held_since
-        assert follower.look() == []
+        assert follower.poll() == []
 
     def test_from_before_are_left_out(self, queues):
         put_node(workers=[{"pid": 11, "jobs": [put(queues, "running first").pk]}])
@@ -159,7 +159,7 @@ def test_a_look_costs_a_few_reads(queues):
     for number in range(20):
         put(queues, ("halted", "running first", "waiting", "done")[number % 4], f"queue-{number}")
     with CaptureQueriesContext(connection) as queries:
-        follower.look()
+        follower.poll()
     assert len(queries) <= 8
     assert all(query["sql"].lstrip("( ").upper().startswith("SELECT") for query in queries)
 
@@ -270,13 +270,13 @@ class TestCommand:
         assert len(text.splitlines()) == 2
 
     def test_goes_on_when_the_database_does_not_answer_for_a_while(self, queues, monkeypatch):
-        look = Follower.look
+        poll = Follower.poll
 
         def refuse(follower):
-            monkeypatch.setattr(Follower, "look", look)
+            monkeypatch.setattr(Follower, "poll", poll)
             raise OperationalError("connection refused")
 
-        monkeypatch.setattr(Follower, "look", refuse)
+        monkeypatch.setattr(Follower, "poll", refuse)
         monkeypatch.setattr(command, "close_old_connections", lambda: None)  # it would end the test's transaction
         assert " done " in self.tail(monkeypatch, [lambda: end(queues)])
 

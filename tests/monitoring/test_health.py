@@ -72,7 +72,7 @@ class TestCheck:
         rows.update(due_at=None) if has_row else rows.delete()
         code, lines = check()
         assert code == 1 and lines == [
-            "tests.mail: queues with jobs that are due for longer than 10 min and that no node was told of: 2 (b, …): "
+            "tests.mail: queues with jobs due for longer than 10 min that no node was notified of: 2 (b, …): "
             "a wake-up was lost, and no sweep has come by"
         ]
         assert check("--oldest", "2h") == (0, ["ok"])
@@ -113,7 +113,7 @@ class TestCheck:
         put_node()
         for number in range(3):
             put(queues, "halted", f"queue-{number}")
-        assert check() == (1, ["tests.mail: queues halted, waiting for a person: 3"])
+        assert check() == (1, ["tests.mail: queues halted, waiting for an operator: 3"])
 
     def test_tells_of_queues_that_are_blocked_for_long_even_if_they_try_for_ever(self, queues):
         put_node()
@@ -204,7 +204,7 @@ class TestCheck:
     def test_tells_of_scopes_that_no_code_knows_unless_scopes_are_named(self, queues, declare_only):
         put(mail_queue("tests.gone"), "waiting")
         declare_only(queues)
-        line = "tests.gone: unfinished jobs: 1, untouched, for no code here knows this scope"
+        line = "tests.gone: unfinished jobs: 1, untouched, because no code here knows this scope"
         assert check() == (1, [line])
         assert check("tests.mail") == (0, ["ok"])
 
@@ -214,8 +214,8 @@ class TestCheck:
 
         put(queues, "scheduled")
         mail_queue("tests.elsewhere", using="other")
-        look = health.look
-        monkeypatch.setattr(health, "look", lambda alias, *more: (refuse if alias == "other" else look)(alias, *more))
+        look = health.read
+        monkeypatch.setattr(health, "read", lambda alias, *more: (refuse if alias == "other" else look)(alias, *more))
         code, (nobody, unreachable) = check()
         assert (code, nobody.split(":")[0]) == (1, "tests.mail")
         assert unreachable.startswith("database other: The database cannot be reached: connection refused\\x1b")

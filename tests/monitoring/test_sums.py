@@ -63,7 +63,7 @@ def added_up(rows, since, until, by):
         sums.setdefault(key, module._Sum()).add(row)
         total.add(row)
     name = "action" if step is None else "at"
-    return {"rows": [{name: key, **sums[key].told()} for key in sorted(sums)], "total": total.told()}
+    return {"rows": [{name: key, **sums[key].as_dict()} for key in sorted(sums)], "total": total.as_dict()}
 
 
 @pytest.mark.parametrize("action", [None, *ACTIONS[1:3]])

@@ -297,7 +297,7 @@ class Command(TerminalCommand):
             self.stdout.write()
             self.write(
                 f"{scope['scope']} (database {scope['database']}): unfinished jobs: {scope['unfinished']}, "
-                f"untouched, for {scope['problem']}.",
+                f"untouched, because {scope['problem']}.",
                 self.style.ERROR,
             )
 
@@ -369,7 +369,7 @@ class Command(TerminalCommand):
         found = []
         for follower in followers:
             try:
-                found += follower.look()
+                found += follower.poll()
             except Error as exc:
                 self.stderr.write(visible(f"database {follower.alias}: {database_trouble(exc).message}"))
                 close_old_connections()
