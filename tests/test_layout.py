@@ -178,7 +178,7 @@ ASSIGNED_BY_OTHERS = {
     ("jobs/deciding.py", "verb.job"): ROW,
     ("management/commands/run_queuetopia.py", "parse"): OWN,
     ("monitoring/census.py", "row"): OWN,
-    ("monitoring/health.py", "seen"): OWN,
+    ("monitoring/health.py", "facts"): OWN,
     ("node/log_queue.py", "log"): FOREIGN,
     ("node/log_queue.py", "logging"): FOREIGN,
     ("node/log_queue.py", "filterer"): FOREIGN,
