@@ -1,4 +1,4 @@
-"""Jobs and queues in Django's admin: to look at, and to decide about; whatever is changed is changed by a verb.
+"""Jobs and queues in Django's admin: to inspect, and to decide about; every change is made by a verb.
 
 ``lists`` keeps the lists cheap beside a million jobs, ``base`` holds what the pages share: who may do what, the
 confirmation, and the record of what was done; ``overview`` is the page about everything. What is done is done by the

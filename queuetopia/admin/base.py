@@ -35,7 +35,7 @@ from ..verbs import name_of, serving, tried
 from .lists import PER_PAGE, BoundedPaginator, address, default_database, list_address, row_id
 
 MOST_AT_ONCE = 500  # rows of one confirmation; Django takes 1,000 fields in one form
-MOST_TOLD = 10  # results told one by one, of each kind
+MOST_LISTED = 10  # results listed one by one, of each kind
 MOST_EVENTS = 50
 NOTHING = "-"
 
@@ -59,10 +59,10 @@ class BoundedChangeList(ChangeList):
         # The search form would show the bound as if it were the count.
         self.full_result_count = self.result_count
         self.result_list = list(self._rows())
-        self.model_admin.look_at(self.result_list)
+        self.model_admin.load_details(self.result_list)
 
     def _rows(self):
-        # What was found, and sorted, by looking at everything is not looked for again.
+        # Rows found and sorted by a full scan are not searched again.
         first = (self.page_num - 1) * self.list_per_page
         ids = self.paginator.listed_ids[first : first + self.list_per_page]
         rows = self.model._default_manager.using(self.queryset.db).defer(*self.model_admin.heavy)
@@ -79,14 +79,14 @@ def _referenced(text):
 
 
 class ReadOnlyAdmin(admin.ModelAdmin):
-    """Shows rows of any database, and lets people say verbs to them.
+    """Shows rows of any database, and lets operators decide about them by verbs.
 
     A subclass lists its ``verbs`` ({name: what it does}), has an action of each name and a ``has_<verb>_permission``,
-    and says in ``act`` how a verb is done.
+    and carries a verb out in ``act``.
     """
 
     verbs: dict[str, str] = {}
-    verbs_of_one: tuple[str, ...] = ()  # those that are never said to several rows at once
+    verbs_of_one: tuple[str, ...] = ()  # those that never apply to several rows at once
     verbs_of_many: dict[str, str] = {}  # {verb: retry or skip} that is done to several rows in a few statements
     order_of_verbs: tuple[str, ...] = ()  # the rows' order in which a verb comes to them
     heavy: tuple[str, ...] = ()  # columns that only a row's own page needs
@@ -105,8 +105,8 @@ class ReadOnlyAdmin(admin.ModelAdmin):
         """Do the verb to the row; return a ``message``. ``more`` comes from ``form_of``. Raises Refused."""
         raise NotImplementedError
 
-    def form_of(self, verb: str, row, told=None) -> forms.Form | None:
-        """Return the form for what the verb has to be told besides a reason, filled with ``told``; None: nothing."""
+    def form_of(self, verb: str, row, data=None) -> forms.Form | None:
+        """Return the form for what the verb needs besides a reason, filled with ``data``; None if nothing."""
         return None
 
     def seen_of(self, row) -> str:
@@ -114,10 +114,10 @@ class ReadOnlyAdmin(admin.ModelAdmin):
         return ""
 
     def applies(self, verb: str, row) -> bool:
-        """True unless the verb would be refused for the row as it was seen: its page does not offer it then."""
+        """True unless the verb would be refused for the row as read: its page does not offer it then."""
         raise NotImplementedError
 
-    def look_at(self, rows) -> None:
+    def load_details(self, rows) -> None:
         """Read what is shown beside the rows, in a fixed number of queries; set ``state_seen`` on each."""
         raise NotImplementedError
 
@@ -141,7 +141,7 @@ class ReadOnlyAdmin(admin.ModelAdmin):
         return self.has_view_permission(request, row) and getattr(self, f"has_{verb}_permission")(request, row)
 
     def lookup_allowed(self, lookup, value, request=None):
-        # Only of the filters shown: params__name__startswith=… in the address would tell what the page hides.
+        # Only of the filters shown: params__name__startswith=… in the address would reveal what the page hides.
         for known in self.get_list_filter(request):
             name = known[0] if isinstance(known, tuple | list) else known
             if lookup == getattr(name, "parameter_name", None) or lookup.split(LOOKUP_SEP)[0] == name:
@@ -175,7 +175,7 @@ class ReadOnlyAdmin(admin.ModelAdmin):
         ]
 
     def render_change_form(self, request, context, add=False, change=False, form_url="", obj=None):
-        self.look_at([obj])
+        self.load_details([obj])
         context |= {
             "show_delete": False,  # it is one of our verbs
             "verbs": [
@@ -252,7 +252,7 @@ class ReadOnlyAdmin(admin.ModelAdmin):
         return self._confirmation(request, verb, rows) if rows else None
 
     def _do_one(self, request, verb, row, form):
-        """Do a verb with a form; what is wrong with it is told beside what was typed."""
+        """Do a verb with a form; errors are shown beside the input."""
         if form.is_valid():
             reason = request.POST.get("reason", "").strip()
             result = tried(partial(self._act_and_log, request, verb, row, reason, **form.cleaned_data))
@@ -263,7 +263,7 @@ class ReadOnlyAdmin(admin.ModelAdmin):
         return self._confirmation(request, verb, [row], one=True, form=form)
 
     def _confirmation(self, request, verb, rows, one=False, form=None):
-        self.look_at(rows)
+        self.load_details(rows)
         site, row = self.admin_site, rows[0]
         if one:
             action, back = address(site, row, verb), address(site, row)
@@ -300,9 +300,9 @@ class ReadOnlyAdmin(admin.ModelAdmin):
         done = [result["message"] for result in results if result["ok"]]
         refused = [result["message"] for result in results if not result["ok"]]
         for level, texts in ((messages.SUCCESS, done), (messages.ERROR, refused)):
-            for text in texts[:MOST_TOLD]:
+            for text in texts[:MOST_LISTED]:
                 self.message_user(request, visible(text), level)
-        if len(rows) > MOST_TOLD:
+        if len(rows) > MOST_LISTED:
             level = messages.WARNING if refused else messages.SUCCESS
             self.message_user(request, f"{words(verb)}: {len(done)} done, {_numbered(results, len(refused))}.", level)
 
@@ -440,7 +440,7 @@ def _show_names(user):
 
 
 def pause_of_scope(alias) -> dict[str, Subquery]:
-    """Return what is to be annotated to queues for ``scope_of``."""
+    """Return the annotations of queues that ``scope_of`` needs."""
     names = [OuterRef("scope"), Value(Scope.EVERYTHING)]
     widest = Case(When(name=Scope.EVERYTHING, then=0), default=1)
     scope = Scope.objects.using(alias).filter(name__in=names, paused_at__isnull=False).order_by(widest)
@@ -489,7 +489,7 @@ def running(queue, node) -> str:
 
 
 def words(verb) -> str:
-    """Return a verb as people read it."""
+    """Return a verb as text."""
     return verb.replace("_", " ").capitalize()
 
 

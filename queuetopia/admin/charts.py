@@ -48,7 +48,7 @@ def chart(title: Any, moments: list[datetime], lines: list[Line], unit: Any = ""
 
 
 def number(value) -> str:
-    """Return a number as people read it."""
+    """Return a number as text."""
     if value >= 10 or value == int(value):
         return f"{value:,.0f}"
     return f"{value:.2g}"

@@ -53,11 +53,11 @@ ERROR_TEXTS = ("hook", "attempt", "by", "duration", "type", "message", "tracebac
 
 @admin.register(Job)
 class JobAdmin(ReadOnlyAdmin):
-    """Jobs, newest first: what each does, what went wrong, and what a person may do about it."""
+    """Jobs, newest first: what each does, what went wrong, and which verbs apply."""
 
     verbs = {
         **{verb: DECISIONS[verb].help for verb in decisions_on("job")},
-        "delete": "delete jobs that have ended, and what people did to them; no unfinished one",
+        "delete": "delete jobs that have ended, and their events; no unfinished one",
     }
     verbs_of_one = ("edit",)
     verbs_of_many = {"retry": "retry", "skip": "skip"}
@@ -97,7 +97,7 @@ class JobAdmin(ReadOnlyAdmin):
         return request.user.has_perm("queuetopia.mark_done_job")
 
     def has_edit_permission(self, request, obj=None):
-        # Who edits params sees them.
+        # The edit page shows the params.
         return request.user.has_perm("queuetopia.edit_job") and self.has_params_permission(request, obj)
 
     def has_move_to_end_permission(self, request, obj=None):
@@ -150,8 +150,8 @@ class JobAdmin(ReadOnlyAdmin):
             raise Refused(f"{name_of(row)} has not ended, and no unfinished job is deleted. Skip or cancel it first.")
         return {"message": f"{name_of(row)} is deleted."}
 
-    def form_of(self, verb, row, told=None):
-        return ParamsForm(row, told) if verb == "edit" else None
+    def form_of(self, verb, row, data=None):
+        return ParamsForm(row, data) if verb == "edit" else None
 
     def applies(self, verb, row):
         blocked = (JobState.BACKING_OFF, JobState.HALTED)
@@ -177,7 +177,7 @@ class JobAdmin(ReadOnlyAdmin):
         "something in the error or the params."
     )
 
-    def look_at(self, rows):
+    def load_details(self, rows):
         """Put beside each unfinished job its queue's row (``line``) and who holds that (``node``)."""
         alias = rows[0]._state.db if rows else default_database()
         lines = _queues_of([row for row in rows if not row.is_ended()], alias)
@@ -310,7 +310,7 @@ def _place(site, job):
     if head.pk in (None, job.pk):
         return _("It is the head of its queue.")
     before = Q(scheduled_at__lt=job.scheduled_at) | Q(scheduled_at=job.scheduled_at, pk__lt=job.pk)
-    # A head that was attempted comes first, whatever the times say.
+    # A head that was attempted comes first, whatever its time.
     ahead = 1 + line.filter(before).exclude(pk=head.pk)[: MOST_LISTED + 1].count()
     number = f"More than {MOST_LISTED} jobs" if ahead > MOST_LISTED else f"{ahead} job{'s' if ahead > 1 else ''}"
     link = link_to(site, head, f"job {head.pk}")
@@ -330,7 +330,7 @@ def _option(job, name, unit):
 def _params_text(job):
     if job.scope in by_scope():
         return _as_json(masked(job.params, by_scope()[job.scope].option("sensitive_params")))
-    # Which of them are sensitive its class would say.
+    # Only its class knows which of them are sensitive.
     names = job.params if isinstance(job.params, dict) else ["unreadable"]
     return _as_json(dict.fromkeys(names, MASK))
 
@@ -363,22 +363,22 @@ class ParamsForm(forms.Form):
         widget=forms.Textarea(attrs={"rows": 12, "cols": 80, "class": "vLargeTextField", "spellcheck": "false"}),
         help_text=_("All of them, as JSON. A value that says ******** stays as it is."),
     )
-    was = forms.CharField(widget=forms.HiddenInput, required=False)  # shows whether another person was faster
+    was = forms.CharField(widget=forms.HiddenInput, required=False)  # shows whether another user was faster
 
-    def __init__(self, job, told=None):
+    def __init__(self, job, data=None):
         self.old = job.params
         readable = job.params if isinstance(job.params, dict) else {}
-        # Which params of an unknown scope are sensitive its class would say.
+        # Only its class knows which params are sensitive.
         is_known = job.scope in by_scope()
         self.sensitive = by_scope()[job.scope].option("sensitive_params") if is_known else tuple(readable)
         shown = covered(readable, self.sensitive)
         text = json.dumps(json.loads(json.dumps(shown, cls=ParamsEncoder)), indent=2, ensure_ascii=False)
-        if told is not None:
-            told = {**dict(told.items()), "params": visible_json(told.get("params", ""))}
-        super().__init__(told, initial={"params": visible_json(text), "was": self._mark()})
+        if data is not None:
+            data = {**dict(data.items()), "params": visible_json(data.get("params", ""))}
+        super().__init__(data, initial={"params": visible_json(text), "was": self._mark()})
 
     def _mark(self):
-        # Keyed: from a plain hash a person could find out a short secret by trying.
+        # Keyed: a plain hash would let a user find a short secret by trying.
         text = repr(self.old).encode("utf-8", "backslashreplace")
         return salted_hmac("queuetopia.params", text, algorithm="sha256").hexdigest()
 
@@ -401,7 +401,7 @@ def _timeline(job, events, sees_params):
     happened += [(event.at, _deed_shown(job, event, sees_params)) for event in events]
     happened.sort(key=lambda entry: entry[0])
     places = [at for at, _ in happened]
-    if job.is_ended():  # after the word of a person that led to the end, though that is written a moment later
+    if job.is_ended():  # after the verb that led to the end, though its event is written a moment later
         by = job.attempted_by if job.attempted_at == job.done_at else ""
         happened.append((job.done_at, {"what": job.state.capitalize(), "by": visible(by), "details": ""}))
         places.append(max(places[-1], job.done_at))
@@ -437,7 +437,7 @@ def _deed_shown(job, event, sees_params):
 
 
 def _changes(job, event, sees_params):
-    """Say what is different after a person's verb, in an order that does not depend on the database."""
+    """Return what a verb changed, in an order that does not depend on the database."""
     event = _without_params(job, event, sees_params)
     before, after = (values if isinstance(values, dict) else {} for values in (event.before, event.after))
     return ", ".join(
@@ -448,7 +448,7 @@ def _changes(job, event, sees_params):
 
 
 def _without_params(job, event, sees_params):
-    """Leave out of an edit what the person may not see; what is sensitive today may not have been then."""
+    """Leave out of an edit what the user may not view; what is sensitive today may not have been then."""
     for values in (event.before, event.after):
         if not isinstance(values, dict):
             continue

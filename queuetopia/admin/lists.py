@@ -90,7 +90,7 @@ class BoundedPaginator(Paginator):
 
 
 class DatabaseFilter(SimpleListFilter):
-    """Which database to look into; it has to be the first filter, because the others look into the same one."""
+    """Which database to read; it must be the first filter, because the others read the same one."""
 
     title = _("database")
     parameter_name = "database"

@@ -1,7 +1,7 @@
 """The overview: how everything does now, on one page that costs little and renews itself.
 
-What is shown is the same for everybody who may see it, so it is read once in some seconds for all of them, and kept in
-Django's cache. Whatever could be many is bounded, and the page says so.
+All viewers get the same figures, so they are read once in some seconds for all, and kept in Django's cache. Whatever
+could be many is bounded, and the page says so.
 """
 
 import logging
@@ -43,7 +43,7 @@ from .lists import ScopeFilter, address, default_database, link_to, list_address
 logger = logging.getLogger(__name__)
 
 KEPT = 5  # seconds that what was read is shown to others
-EVERY = 10  # seconds between two looks of an open page
+EVERY = 10  # seconds between two reloads of an open page
 MOST_COUNTED = 10_000  # jobs counted
 MOST_WRONG = 20  # lines of what is wrong
 MOST_GROUPS = 20
@@ -96,7 +96,7 @@ class ScopeAdmin(ReadOnlyAdmin):
                 found.append(row)
         return found
 
-    def look_at(self, rows):
+    def load_details(self, rows):
         for row in rows:
             row.state_seen = "paused" if row.paused_at else "served"
 
@@ -164,7 +164,7 @@ class ScopeAdmin(ReadOnlyAdmin):
             "live_address": self._address(alias, "live"),
             "every": EVERY,
             "databases": [(name, self._address(name), name == alias) for name in status.databases()],
-            "sight": self._sight(request, alias),
+            "overview": self._overview(request, alias),
         }
         return TemplateResponse(request, template, context)
 
@@ -172,24 +172,24 @@ class ScopeAdmin(ReadOnlyAdmin):
         alias = request.GET.get("database")
         return alias if alias in status.databases() else default_database()
 
-    def _sight(self, request, alias):
-        """Return what was read for everybody, with the links that this person may follow."""
-        sight = kept(alias)
-        sight["as_of"] = local_time(sight["at"])  # in this person's time zone
+    def _overview(self, request, alias):
+        """Return what was read for all viewers, with the links that this one may follow."""
+        overview = kept(alias)
+        overview["as_of"] = local_time(overview["at"])  # in the viewer's time zone
         may = {verb: self.may(request, verb) for verb in ("pause", "resume", "retry_group")}
         queues, jobs = (list_address_or_none(self.admin_site, model) for model in (Queue, Job))
         database = {} if alias == default_database() else {"database": alias}
-        for line in sight["wrong"]["lines"]:
+        for line in overview["wrong"]["lines"]:
             line["address"] = self._place(line, database, queues, jobs)
-        verb = "resume" if sight.get("all_paused") else "pause"
-        if "totals" in sight and may[verb]:
-            sight["verb_of_all"] = (verb, address(self.admin_site, _of(alias, Scope(name=Scope.EVERYTHING)), verb))
-        for scope in sight["scopes"]:
+        verb = "resume" if overview.get("all_paused") else "pause"
+        if "totals" in overview and may[verb]:
+            overview["verb_of_all"] = (verb, address(self.admin_site, _of(alias, Scope(name=Scope.EVERYTHING)), verb))
+        for scope in overview["scopes"]:
             row = Scope(name=scope["name"])
             verb = "resume" if scope["paused"] else "pause"
             scope["verb"] = (verb, address(self.admin_site, row, verb)) if scope["known"] and may[verb] else None
             scope["address"] = queues and f"{queues}?{urlencode({**database, 'scope': scope['name']})}"
-        for group in sight["groups"]:
+        for group in overview["groups"]:
             filters = urlencode({**database, "group": group["id"]})
             url = list_address(self.admin_site, Scope, "retry_group")
             group["retry_address"] = f"{url}?{filters}" if may["retry_group"] else None
@@ -200,16 +200,16 @@ class ScopeAdmin(ReadOnlyAdmin):
                 )
                 for scope, queue in group["examples"]
             ]
-        for node in sight["nodes"]:
+        for node in overview["nodes"]:
             for worker in node["workers"]:
                 for job in worker["jobs"]:
                     row = _job(alias, job["job"])
                     job["link"] = link_to(self.admin_site, row, f"{job['job']} {visible(job['action'])}")
-        sight["blocked_address"] = queues and f"{queues}?{urlencode({**database, 'state': 'blocked'})}"
-        return sight
+        overview["blocked_address"] = queues and f"{queues}?{urlencode({**database, 'state': 'blocked'})}"
+        return overview
 
     def _place(self, line, database, queues, jobs):
-        """Return where more is to be seen about what is wrong."""
+        """Return the page that shows more about what is wrong."""
         scope = {"scope": line["scope"]} if line["scope"] in by_scope() else {"scope": ScopeFilter.UNKNOWN}
         if line["problem"] in STATES and queues:
             return f"{queues}?{urlencode({**database, **scope, 'state': STATES[line['problem']]})}"
@@ -243,7 +243,7 @@ class ScopeAdmin(ReadOnlyAdmin):
             "media": self.media,
             "verb": "Retry",
             "does": f"make the next attempt now of the jobs that failed with: {visible(group.text)}",
-            "note": f"{more} more are due already, or too many at once: look again afterwards." if more else "",
+            "note": f"{more} more are due already, or too many at once: reload afterwards." if more else "",
             "rows": [
                 (head.pk, address_or_none(self.admin_site, head), visible(head), str(status.job_state(head, None)))
                 for head in heads
@@ -256,7 +256,7 @@ class ScopeAdmin(ReadOnlyAdmin):
         return TemplateResponse(request, "admin/queuetopia/confirm_verb.html", context)
 
     def _heads(self, alias, group):
-        """Return the jobs of the group that wait for a person or their time, first in order first."""
+        """Return the jobs of the group that wait for an operator or their time, first in order first."""
         now = backend_for(alias).now()
         current = Queue.objects.using(alias).blocked().values("current_job")
         heads = Job.objects.using(alias).unfinished().filter(pk__in=current, scope__in=group.scopes)
@@ -279,13 +279,13 @@ class ScopeAdmin(ReadOnlyAdmin):
 
 
 def kept(alias) -> dict[str, Any]:
-    """Return what ``look`` returned at most KEPT seconds ago."""
+    """Return what ``read`` returned at most KEPT seconds ago."""
     try:
-        sight: Any = cache.get_or_set(_key(alias), partial(look, alias), KEPT)
+        overview: Any = cache.get_or_set(_key(alias), partial(read, alias), KEPT)
     except Exception as exc:  # the page is for bad days: a cache that is down must not take it along
         logger.warning("cache failed alias=%s error=%r", alias, brief(exc))
-        return look(alias)
-    return sight
+        return read(alias)
+    return overview
 
 
 def forget(alias) -> None:
@@ -325,37 +325,37 @@ def _of(alias, row):
 # What is read
 
 
-def look(alias: str) -> dict[str, Any]:
-    """Return how the scopes of a database do: texts and numbers, the same for each user."""
+def read(alias: str) -> dict[str, Any]:
+    """Return the state of the scopes of a database: texts and numbers, the same for each user."""
     known = sorted(scope for scope, queuetopia in by_scope().items() if queuetopia.database() == alias)
     try:
-        return _looked(alias, known)
+        return _read(alias, known)
     except Error as exc:  # the page itself may come from another database
         lines = [health.unusable(alias, exc)]
         return {"at": timezone.now(), "wrong": _wrong(lines), "scopes": [], "nodes": [], "groups": [], "charts": []}
 
 
-def _looked(alias, known):
-    seen = health.read(alias, known, in_depth=False)
-    lines = health.judge(seen, known, is_all=bool(set(seen.counts) - set(known)))
-    groups = grouped(seen.errors)
-    scopes = [_scope_shown(seen, name, known) for name in sorted({*known, *seen.counts})]
+def _read(alias, known):
+    facts = health.read(alias, known, in_depth=False)
+    lines = health.judge(facts, known, is_all=bool(set(facts.counts) - set(known)))
+    groups = grouped(facts.errors)
+    scopes = [_scope_shown(facts, name, known) for name in sorted({*known, *facts.counts})]
     totals = _totals(alias, scopes)
     return {
-        "at": seen.now,
+        "at": facts.now,
         "wrong": _wrong(lines),
-        "charts": _charts(alias, [scope["name"] for scope in scopes], seen.now),
+        "charts": _charts(alias, [scope["name"] for scope in scopes], facts.now),
         "totals": totals,
-        "all_paused": paused(seen.pauses.get(Scope.EVERYTHING)),
+        "all_paused": paused(facts.pauses.get(Scope.EVERYTHING)),
         "scopes": scopes,
-        "nodes": [_node_shown(node) for node in status.nodes_of(alias, seen.nodes, seen.now)],
+        "nodes": [_node_shown(node) for node in status.nodes_of(alias, facts.nodes, facts.now)],
         "groups": [
             {
                 "id": group.id,
                 "text": visible(group.text),
                 "number": group.number,
                 "scopes": ", ".join(sorted(map(visible, group.scopes))),
-                "since": span((seen.now - group.since).total_seconds()) if group.since else "",
+                "since": span((facts.now - group.since).total_seconds()) if group.since else "",
                 "examples": group.examples,
             }
             for group in groups[:MOST_GROUPS]
@@ -366,20 +366,20 @@ def _looked(alias, known):
 
 
 def _wrong(lines):
-    """Return what is wrong, as many lines as a person reads."""
+    """Return what is wrong, in as many lines as a page can show."""
     shown = [{"problem": line["problem"], "scope": line["scope"], "text": visible(line["message"])} for line in lines]
     return {"lines": shown[:MOST_WRONG], "number": len(shown), "more": max(0, len(shown) - MOST_WRONG)}
 
 
-def _scope_shown(seen, name, known):
+def _scope_shown(facts, name, known):
     nothing = dict.fromkeys(("running", "halted", "backing_off", "paused_queues", "queues"), 0)
     return {
         **nothing,
-        **seen.counts.get(name, {}),
+        **facts.counts.get(name, {}),
         "name": name,
         "shown": visible(name),
         "known": name in known,
-        "paused": paused(seen.pauses.get(name)),
+        "paused": paused(facts.pauses.get(name)),
     }
 
 
@@ -478,7 +478,7 @@ def _node_shown(node):
 
 @dataclass
 class Group:
-    """Blocked queues whose heads failed with the same error, but for numbers and ids."""
+    """Blocked queues whose heads failed with the same error, except numbers and ids."""
 
     text: str
     number: int = 0

@@ -63,7 +63,7 @@ class QueueAdmin(ReadOnlyAdmin):
     ]  # fmt: skip
     list_display_links = ["queue_name"]
     list_filter = [DatabaseFilter, QueueStateFilter, ScopeFilter]
-    ordering = [blocked_first(), "id"]  # numbers: a database sorts 100,000 names for longer than a person waits
+    ordering = [blocked_first(), "id"]  # numbers: a database would sort 100,000 names for too long
     search_fields = ["name"]  # makes the form appear; get_search_results says what is searched
     search_help_text = _("The beginning of a queue's name.")
     fieldsets = [
@@ -114,7 +114,7 @@ class QueueAdmin(ReadOnlyAdmin):
         if row.current_job is None:
             return "not blocked", f"Queue {row.name} of {row.scope} is not blocked."
         if row.seen not in (None, self.seen_of(row)):
-            return "held by another job", f"{row} is held by another job now, {row.current_job}: look at it."
+            return "held by another job", f"{row} is held by another job now, {row.current_job}: check it."
         return None
 
     def jobs_of(self, rows, alias):
@@ -145,7 +145,7 @@ class QueueAdmin(ReadOnlyAdmin):
         found = self.get_queryset(request).filter(name__startswith=begins).order_by().values_list("name", flat=True)
         return JsonResponse({"names": sorted(set(found[:MOST_COMPLETED])) if begins else []})
 
-    def look_at(self, rows):
+    def load_details(self, rows):
         """Put beside each queue its current job (``head``), who holds it (``node``), its scope's pause and its line."""
         alias = rows[0]._state.db if rows else default_database()
         current = [row.current_job for row in rows if row.current_job]

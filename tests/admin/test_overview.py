@@ -120,7 +120,7 @@ class TestNodes:
 
     def test_that_are_dead_are_told_in_words(self, boss, queues):
         put_node(last_seen=timezone.now() - HOUR)
-        assert "not seen any more" in words(boss)
+        assert "silent, last seen" in words(boss)
         Node.objects.update(fenced_at=timezone.now())
         assert "fenced" in words(boss)
 

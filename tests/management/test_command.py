@@ -359,7 +359,7 @@ class TestStatus:
 
     def test_shows_a_node_that_is_not_seen_any_more(self, queues):
         put_node(last_seen=timezone.now() - timedelta(hours=3))
-        assert "not seen any more, last seen 3 h ago" in run("status")[0]
+        assert "silent, last seen 3 h ago" in run("status")[0]
 
     def test_shows_blocked_queues_first_with_what_blocks_them(self, queues):
         put(queues, "waiting", "ready")

@@ -1,4 +1,4 @@
-"""``manage.py queuetopia``: look at jobs and queues, and decide about them."""
+"""``manage.py queuetopia``: show jobs and queues, and decide about them."""
 
 import argparse
 import getpass
@@ -37,7 +37,7 @@ from ...verbs import known, on_everything, on_job, on_queue, serving, tried, unm
 
 PRUNE_BATCH = 1_000
 LONG = 20  # jobs from which on a decision about them has a progress bar
-LOOKING = ("status", "explain", "statistics", "tail")  # the verbs that change nothing
+READING = ("status", "explain", "statistics", "tail")  # the verbs that change nothing
 COLUMNS = ("STATE", "QUEUE", "JOBS", "OLDEST", "JOB", "ATTEMPT", "SINCE", "NEXT", "WHY")
 FIGURES = ("created", "started", "done", "failed", "halted", "skipped", "cancelled", "wait", "run", "blocked")
 QUEUE_FIGURES = ("created", "done", "failed", "skipped", "cancelled", "took", "blocked")
@@ -87,7 +87,7 @@ class Command(TerminalCommand):
             type=interval,
             default=1.0,
             metavar="TIME",
-            help="between two looks, where the database does not tell of news (1s)",
+            help="between two polls, where the database does not notify (1s)",
         )
         for name in decisions_on("job"):
             verb = _add_verb(verbs, name.replace("_", "-"), DECISIONS[name].help, decides=True)
@@ -115,22 +115,22 @@ class Command(TerminalCommand):
     def handle(self, *, verb, **options):
         self.verbosity, self.as_json = options["verbosity"], options["json"]
         verb = verb.replace("-", "_")
-        self.is_looking = verb in LOOKING
+        self.is_reading = verb in READING
         self.is_followed = verb == "tail" or bool(options.get("watch"))  # then each answer in JSON is one line
         if os.environ.get("NO_COLOR") and not options.get("force_color"):
             self.style = no_style()
         answer = getattr(self, f"answer_{verb}")
         try:
-            if self.is_looking:
+            if self.is_reading:
                 answer(**options)
             else:
-                self.tell(verb, answer(**options))
+                self.report(verb, answer(**options))
         except (Refused, ImproperlyConfigured) as exc:
             raise CommandError(visible(exc)) from exc
         except Error as exc:
             raise CommandError(visible(database_trouble(exc).message)) from exc
 
-    # What a person can do: each yields one result per job, queue or scope.
+    # The verbs: each yields one result per job, queue or scope.
 
     def answer_retry(self, **options):
         return self.some_or_all("retry", **options)
@@ -198,9 +198,9 @@ class Command(TerminalCommand):
 
     def each_job(self, verb, job_ids, **options):
         results = _each_job(verb, job_ids, **options)
-        # Where each is told on the same terminal, the lines are the progress.
-        tells_each = self.stdout.isatty() and self.verbosity and not self.as_json
-        is_long = len(job_ids) >= LONG and not tells_each
+        # Where each is printed on the same terminal, the lines are the progress.
+        prints_each = self.stdout.isatty() and self.verbosity and not self.as_json
+        is_long = len(job_ids) >= LONG and not prints_each
         return counted(results, Bar(len(job_ids), stream=sys.stderr)) if is_long and self.has_bar() else results
 
     def has_bar(self):
@@ -218,16 +218,16 @@ class Command(TerminalCommand):
             bar = Bar(unit="jobs deleted", stream=sys.stderr) if self.has_bar() else None
             yield tried(partial(_prune, queuetopia, seconds, bar), scope=queuetopia.scope)
 
-    def tell(self, verb, results):
+    def report(self, verb, results):
         """Print what was done; raise CommandError with what was refused."""
-        told = []
+        reported = []
         for result in results:
-            told.append(result)
+            reported.append(result)
             if result["ok"] and self.verbosity and not self.as_json:
                 self.write(result["message"])
         if self.as_json:
-            self.write_json({"verb": verb, "results": told})
-        if refused := [visible(result["message"]) for result in told if not result["ok"]]:
+            self.write_json({"verb": verb, "results": reported})
+        if refused := [visible(result["message"]) for result in reported if not result["ok"]]:
             raise CommandError("\n".join(refused))
 
     # Status
@@ -360,12 +360,12 @@ class Command(TerminalCommand):
         while True:
             began = uptime()
             for event in self.events(followers):
-                self.tell_event(event)
+                self.print_event(event)
             self.stdout.flush()
             wait_for_news(followers, every, pause=max(PAUSE, 2 * (uptime() - began)))
 
     def events(self, followers):
-        """Return what is new, as far as the databases answer; what they don't tell now they tell later."""
+        """Return what is new, as far as the databases answer; the rest follows when they do."""
         found = []
         for follower in followers:
             try:
@@ -375,7 +375,7 @@ class Command(TerminalCommand):
                 close_old_connections()
         return sorted(found, key=lambda event: event["at"])
 
-    def tell_event(self, event):
+    def print_event(self, event):
         if self.as_json:
             self.write_json(event)
             return
@@ -399,7 +399,7 @@ class Command(TerminalCommand):
         if not nodes:
             self.write("No node is running. Start one: manage.py run_queuetopia", self.style.WARNING)
         for node in nodes:
-            alive = "alive" if node["alive"] else "fenced" if node["fenced_at"] else "not seen any more"
+            alive = "alive" if node["alive"] else "fenced" if node["fenced_at"] else "silent"
             self.write(
                 f"node {node['node']} (database {node['database']}): {alive}, last seen {span(node['age'])} "
                 f"ago, started {local(node['started_at'])}, queues held: {node['held']}, serves "
@@ -483,9 +483,9 @@ class Command(TerminalCommand):
         try:
             self.stdout.write((style or str)(visible(text)))
         except BrokenPipeError:
-            if self.is_looking:
+            if self.is_reading:
                 raise
-            hush(self.stdout)  # what a person decided is done all the same
+            hush(self.stdout)  # the decision is carried out all the same
 
     def write_json(self, answer):
         # Escaped to ASCII, so that no text in it can steer a terminal.
@@ -612,7 +612,7 @@ def _figure(row, column):
 
 
 def _why(queue):
-    """Say what a person wants to know of a queue first."""
+    """Return the most important fact about a queue."""
     reasons = [
         queue["problem"],
         queue["held_by"] and f"on {queue['held_by']}",

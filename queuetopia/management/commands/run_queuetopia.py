@@ -1,4 +1,4 @@
-"""``manage.py run_queuetopia``: serve the queues until told to stop."""
+"""``manage.py run_queuetopia``: serve the queues until stopped."""
 
 import atexit
 import os
@@ -40,7 +40,7 @@ class Command(TerminalCommand):
         parser.add_argument(
             "--poll-interval",
             type=_positive(float),
-            help="seconds between looks for lost wake-ups; default: the scopes' option",
+            help="seconds between sweeps for lost wake-ups; default: the scopes' option",
         )
         parser.add_argument(
             "--grace", type=_not_negative, default=30.0, help="seconds running jobs have to end on a stop; default: 30"

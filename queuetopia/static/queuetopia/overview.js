@@ -1,4 +1,4 @@
-// Renews the overview while somebody looks at it: one request at a time, none while the page is hidden. Without this
+// Renews the overview while it is visible: one request at a time, none while the page is hidden. Without this
 // script the page stays as it is, and its link reloads it.
 (() => {
     "use strict";
