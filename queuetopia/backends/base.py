@@ -1,6 +1,6 @@
 """The contract of a database, written with the ORM; SQLite and MySQL use it nearly as it stands.
 
-A Backend works through one connection. Web processes use it for the wake-up and for people's verbs; a scheduler
+A Backend works through one connection. Web processes use it for the wake-up and for operators' verbs; a scheduler
 opens a *session*: a connection of its own that holds one advisory lock per queue it serves and writes all claims
 and results, so that a write that succeeds proves the locks were alive.
 
@@ -8,7 +8,7 @@ What a backend promises, and the tests of ``contract`` show for every one of the
 
 - ``claim`` gives each queue to one caller, with a fence higher than all before, and only its head;
 - ``record`` writes a result only while the claim's fence is the queue's, and starts a queue's next job only after;
-- a queue found empty is cleared, committed, and looked at again in a new snapshot: no wake-up is lost.
+- a queue found empty is cleared, committed, and checked again in a new snapshot: no wake-up is lost.
 """
 
 import copy
@@ -53,10 +53,10 @@ PRIVATE = "+queuetopia"  # suffix of the alias under which a scheduler's own con
 INSERT_BATCH = 1_000  # rows of one INSERT
 WAKE_BATCH = 1_000  # queues woken together
 WAKE_TIMEOUT = 1.0  # seconds for which a creator of jobs waits at most for its queues to be woken
-ROUNDS = 10  # looks of one claim for queues whose lock is free
+ROUNDS = 10  # queries of one claim for queues whose lock is free
 SWEEP = "sweep"  # a chore
 RESET_SEQUENCES = "manage.py sqlsequencereset queuetopia | manage.py dbshell"
-OVERDUE = 0.05  # seconds until a queue is looked at again that is due and was not claimed
+OVERDUE = 0.05  # seconds until a queue is tried again that is due and was not claimed
 
 
 class Backend:
@@ -64,7 +64,7 @@ class Backend:
 
     # Whether the server ends a session that has been silent for the lease, and so frees its locks.
     ends_silent_sessions = True
-    # Seconds between looks for a wake-up where the database cannot push one; None where it can.
+    # Seconds between two polls for a wake-up where the database cannot push one; None where it can.
     looks_every: float | None = None
     most_held = 1_000  # queues that one session may hold
     notifies_as_it_wakes = False
@@ -72,7 +72,7 @@ class Backend:
     def __init__(self, alias: str):
         self.alias = alias
         self.held: set[int] = set()
-        self.unseen: set[int] = set()  # cleared queues whose second look is due: the row was locked
+        self.unseen: set[int] = set()  # cleared queues to check again: the row was locked
         self.repeats = Repeats()
         self.refused = Refusals(self.repeats)
         self.was_notified = False  # a wake-up came while another statement ran
@@ -152,15 +152,15 @@ class Backend:
         return True
 
     def is_busy(self, exc: Exception) -> bool:
-        """True if another transaction has locked what was to be written: retry later."""
+        """True if another transaction has locked the row to write: retry later."""
         return False
 
     def may_pass(self, exc: Exception) -> bool:
-        """True for an error that has to do with the moment, or with the statement, and not with the row written."""
+        """True for an error of the moment or of the statement, not of the row written: it may pass."""
         return isinstance(exc, ProgrammingError | NotSupportedError)
 
     def is_of_the_row(self, exc: Exception) -> bool:
-        """True for an error that says: this row cannot be written so. Others may pass."""
+        """True for an error of the row: it cannot be written so, others may."""
         return isinstance(exc, DataError | IntegrityError) or not isinstance(exc, Error)
 
     def is_deadlock(self, exc: Exception) -> bool:
@@ -264,7 +264,7 @@ class Backend:
     def queue_id(self, scope: str, name: str) -> int:
         """Return the id of the queue's row, which is made if there is none.
 
-        Rows are locked by their ids: MySQL may look for a name by another index, and lock what it passes.
+        Rows are locked by their ids: MySQL may search a name by another index, and lock what it passes.
         """
         ids = Queue.objects.using(self.alias).filter(scope=scope, name=name).values_list("pk", flat=True)
         found = ids.first()
@@ -279,12 +279,12 @@ class Backend:
         Queue.objects.using(self.alias).bulk_create(rows, ignore_conflicts=True)
 
     def notify(self) -> None:
-        """Tell the schedulers to look now, where the database can."""
+        """Wake the schedulers, where the database can notify."""
 
     # Followers
 
     def listener(self):
-        """Return a ``Listener`` that hears of what happens to jobs, on a connection of its own; None: nothing tells."""
+        """Return a ``Listener`` for news of jobs, on a connection of its own; None if the database cannot notify."""
         return None
 
     def is_followed(self) -> bool:
@@ -292,7 +292,7 @@ class Backend:
         return False
 
     def tell_followers(self) -> None:
-        """Tell who follows to look now, where the database can."""
+        """Notify followers of news, where the database can."""
 
     def commit_durably(self) -> None:
         """Have the transaction at hand wait for a standby, where those of a session do not: a claim or a result."""
@@ -386,7 +386,7 @@ class Backend:
         with transaction.atomic(using=self.alias):
             self.commit_durably()
             now = now or self.now()
-            # A row that a person's open transaction has locked is passed over: it may stay so for long.
+            # A row that another transaction has locked is passed over: it may stay so for long.
             queues = Queue.objects.using(self.alias).select_for_update(skip_locked=True).order_by("id")
             paused = Scope.objects.filter(
                 name__in=[models.OuterRef("scope"), models.Value(Scope.EVERYTHING)], paused_at__isnull=False
@@ -403,7 +403,7 @@ class Backend:
     def next_due(self, scopes: list[str]) -> float | None:
         """Return the seconds until a queue is due that no node holds, or None.
 
-        One that is due already was passed over by the last claim, or became due after it looked: at once.
+        One that is due already was passed over by the last claim, or became due after it: at once.
         """
         served = set(scopes) - rows.paused_scopes(self.alias, scopes)
         waiting = Queue.objects.using(self.alias).filter(paused_at=None, held_by=None, due_at__isnull=False)
@@ -419,7 +419,7 @@ class Backend:
         """Let queues go whose jobs no worker has begun; return their ids.
 
         They stay what they were before the claim, their places in line included. Left to ``record`` are rows that
-        another transaction has locked, and jobs that a person asked to stop.
+        another transaction has locked, and jobs that an operator asked to stop.
         """
         fences = {claim.queue_id: claim.fence for claim in claims}
         with transaction.atomic(using=self.alias):
@@ -464,7 +464,7 @@ class Backend:
     def _record(self, endings, holder, node, keep, now) -> tuple[Recorded, list[int], list[int]]:
         """Write a batch in the transaction at hand.
 
-        Returns what came of it, the queues let go, and those of them to be looked at again.
+        Returns the result, the queues let go, and those of them to check again.
         """
         result = Recorded([], [], [], False, [])
         released, cleared, due = [], [], False
@@ -520,7 +520,7 @@ class Backend:
     def look_again(self, queue_ids: Iterable[int]) -> bool:
         """Make cleared queues due that have got a job meanwhile; True if one is due now.
 
-        In a new snapshot, after the commit that cleared them: a creator of jobs saw the queue held before that commit
+        In a new snapshot, after the commit that cleared them: a creator of jobs found the queue held before that commit
         and did not wake it. A scheduler skips rows that another transaction has locked, and checks them with the next
         call.
         """
@@ -534,10 +534,6 @@ class Backend:
             due |= _make_one_due(self, queue.pk, first)
         return due
 
-    # Nodes
-
-    # The safety net
-
     # Upkeep
 
     def sum_statistics(self, columns: Sequence[str], names: Iterable[str], **which) -> tuple[list, list]:
@@ -550,11 +546,7 @@ class Backend:
 
     def remedy(self, exc: Exception) -> str:
         """Return what an operator can do about an error that waking queues raised."""
-        return "look for a constraint or trigger on the queues table"
-
-    # Alerts
-
-    # Statistics
+        return "check for a constraint or trigger on the queues table"
 
 
 def _wake_in_batches(backend, wakes, until) -> list[Wake]:
@@ -596,7 +588,7 @@ def _is_woken(backend, wake, until) -> bool:
 
 
 def _rows_of(backend, wakes):
-    """Return {(scope, name): what a wake-up has to know of the queue}."""
+    """Return {(scope, name): what a wake-up needs of the queue}."""
     names = defaultdict(list)
     for scope, name, _ in wakes:
         names[scope].append(name)
@@ -618,14 +610,14 @@ def _make_one_due(backend, queue_id, due_at) -> bool:
 
 
 def _try_to_look_again(backend, queue_ids) -> bool:
-    """Look again; not to be able to now must not cost what has been committed before."""
+    """Check again; a failure now must not cost what has been committed before."""
     try:
         return backend.look_again(queue_ids)
     except DatabaseError as exc:
         if not backend.is_busy(exc):
             if not backend.in_session or not backend.is_alive():
                 raise
-            backend.repeats.log(logger, logging.WARNING, "second look failed cause=%r", brief(exc), cause=str(exc))
+            backend.repeats.log(logger, logging.WARNING, "second check failed cause=%r", brief(exc), cause=str(exc))
         if not backend.is_of_the_row(exc):  # else the sweep comes to them
             backend.unseen.update(queue_ids)
         return False

@@ -52,7 +52,7 @@ def are_times(*columns) -> models.Q:
     """Return the condition that columns hold times as Python knows them, or NULL.
 
     PostgreSQL also has 'infinity', and years before 1 and after 9999: reading one of these raises an error, and
-    with it everybody whose rows are read together with it.
+    with it all rows that are read in the same query.
     """
     is_time = (models.Q(**{f"{column}__gte": EARLIEST, f"{column}__lt": LATEST}) for column in columns)
     return models.Q(*(models.Q(**{column: None}) | is_so for column, is_so in zip(columns, is_time, strict=True)))
@@ -73,14 +73,14 @@ class ExactCharField(models.CharField):
 
 
 class WideCharField(models.CharField):
-    """Text of people or programs: any character can be stored, whatever the database's own character set is."""
+    """Text of users or programs: any character can be stored, whatever the database's own character set is."""
 
     def db_type(self, connection):
         return _wide(super().db_type(connection), connection)
 
 
 class WideTextField(models.TextField):
-    """Longer text of people or programs."""
+    """Longer text of users or programs."""
 
     def db_type(self, connection):
         return _wide(super().db_type(connection), connection)

@@ -1,4 +1,4 @@
-"""MySQL and MariaDB: GET_LOCK on the scheduler's session, found work by looking five times a second."""
+"""MySQL and MariaDB: GET_LOCK on the scheduler's session, new work found by polling five times a second."""
 
 import hashlib
 import math
@@ -18,7 +18,7 @@ _OF_THE_ROW = {1366, 1267, 1264, 1406, 3819, 4025, 1644}
 
 
 class Backend(base.Backend):
-    looks_every = 0.2  # no LISTEN here; one look is one index look-up
+    looks_every = 0.2  # no LISTEN here; one poll is one index look-up
 
     def __init__(self, alias):
         super().__init__(alias)
@@ -64,7 +64,7 @@ class Backend(base.Backend):
         return _code(exc) in _CONFLICTS
 
     def wake(self, wakes):
-        # Who has locked the row for longer looks for jobs itself after the commit. A backup may lock the whole table.
+        # A transaction that locks the row for longer checks for jobs after its commit. A backup may lock the table.
         with self.connection.cursor() as cursor:
             cursor.execute("SELECT @@innodb_lock_wait_timeout, @@lock_wait_timeout")
             usual = cursor.fetchone()
@@ -97,7 +97,7 @@ class Backend(base.Backend):
         super().unlock(queue_ids)
 
     def ask_for_sweep(self):
-        if self.connection.mysql_is_mariadb:  # which, unlike MySQL, may be told not to wait at all
+        if self.connection.mysql_is_mariadb:  # which, unlike MySQL, can be set not to wait at all
             with self.connection.cursor() as cursor:
                 cursor.execute(_WAITS, [0, 0])
         super().ask_for_sweep()

@@ -35,7 +35,7 @@ def beat(backend, node_id: UUID, workers: list[dict]) -> bool:
         if not backend.is_busy(exc):
             raise
         # Another transaction has the row or table locked. The session that says so stands, and with it our locks:
-        # no other node takes the queues over, whatever our silence looks like.
+        # no other node takes the queues over, however long we are silent.
         return True
 
 
@@ -81,7 +81,7 @@ def lost_claims(
 
 
 def note_death(backend, host: str) -> None:
-    """Remember that a node of the host died, for those who ask whether nodes die again and again."""
+    """Record that a node of the host died, for the check whether nodes die again and again."""
     chores = Chore.objects.using(backend.alias)
     chores.bulk_create([Chore(name=DEATHS)], ignore_conflicts=True)
     now = backend.now().isoformat()
@@ -98,7 +98,7 @@ def note_standby(backend, node_id: UUID, node: str, scopes: list[str]) -> None:
 
 
 def forget_standby(backend, node_id: UUID) -> None:
-    """Forget a node that waits no more, and those that have not been heard of for an hour."""
+    """Forget a node that waits no more, and those that have been silent for an hour."""
     silent = Q(name__startswith=STANDBY, done_at__lt=backend.now() - timedelta(hours=1))
     Chore.objects.using(backend.alias).filter(silent | Q(name=f"{STANDBY}{node_id}"))._raw_delete(backend.alias)
 

@@ -10,12 +10,12 @@ Why the claim has this shape (each line was a bug somewhere):
   session's advisory lock.
 - The heads are read in a *second* transaction. The lock says who may start; it says nothing about what the snapshot
   of the statement that took it has missed. In one statement a job that was just finished elsewhere runs twice.
-- The UPDATE that marks a head repeats the conditions on the row (``held_by``, ``rev``): if a person's verb committed
+- The UPDATE that marks a head repeats the conditions on the row (``held_by``, ``rev``): if an operator's verb committed
   after our snapshot, PostgreSQL re-reads the row and the mark does not happen. A pause raises ``rev``, too.
 - ``unnest`` + LATERAL per scope: each scope is one range of the index (scope, due_at), so that 100,000 due queues of
   a scope that is not served here are never read. CTEs have no statistics: columns are carried through instead of
   joining a CTE back (a 200 x 200 join of two of them halved the rate).
-- What is looked up by its id is not asked in the same place for what a partial index is made of, a queue for
+- A row looked up by its id is not tested in the same place for the condition of a partial index, a queue for
   ``paused_at IS NULL``, a job for ``done_at IS NULL`` (which its state implies). It would let the planner, while the
   tables are small, read all of that index for each row instead of one entry of the primary key, and keep that plan.
 
@@ -41,8 +41,8 @@ from . import base, values
 logger = logging.getLogger(__name__)
 
 CHANNEL = "queuetopia"
-FOLLOWERS = "queuetopia_followers"  # what nodes tell to who follows; a channel of its own, or it would wake nodes
-FOLLOW = "follow"  # the payload, on CHANNEL, of who wants to be told
+FOLLOWERS = "queuetopia_followers"  # from nodes to followers; a channel of its own, or it would wake nodes
+FOLLOW = "follow"  # the payload, on CHANNEL, of a follower's request
 _SWEEP = "sweep "  # the payload, on CHANNEL, of a creator that could not wake its queues
 FOLLOWED = 15.0  # seconds for which a node believes that
 
@@ -156,7 +156,7 @@ _ISOLATION = {"default_transaction_isolation": "read committed"}
 # found out again after a failover.
 _REMOTE = {"on", "remote_write", "remote_apply"}
 
-_PROBES = 100  # looks for a pooler: under load a session may be lent to another client just then, every other time
+_PROBES = 100  # probes for a pooler: under load a session may be lent to another client just then, every other time
 
 _CONFLICTS = {"40P01", "40001"}  # deadlock_detected, serialization_failure
 _BUSY = _CONFLICTS | {"55P03"}  # lock_not_available
@@ -279,7 +279,7 @@ _WAKE_NEW = f"""
 """  # noqa: S608
 
 # A wake of several queues never waits for a row while it has others locked, or it would deadlock with claims and
-# other wakes: it passes those over and tells their places.
+# other wakes: it passes those over and returns their places.
 _WAKE = f"""
     WITH s AS MATERIALIZED (SELECT {_QUICKLY}), w AS MATERIALIZED (
         SELECT w.*, {_HEAD_START.format("w.due_at")} AS first
@@ -382,7 +382,7 @@ class Backend(base.Backend):
             self.most_held = self._most_to_hold(cursor)
         for table in self.behind_their_tables():
             logger.error("ids run into rows that are there, table=%s remedy=%r", table, base.RESET_SEQUENCES)
-        # A notification that arrives while some statement runs is read by the driver: no descriptor tells of it.
+        # A notification that arrives while some statement runs is read by the driver: no descriptor shows it.
         self.connection.connection.add_notify_handler(self._note_notification)
 
     def is_busy(self, exc):
@@ -641,7 +641,7 @@ class Backend(base.Backend):
         claims = [Claim._make(row) for row in rows]
         started = {claim.queue_id for claim in claims}
         rest = [queue_id for queue_id in queue_ids if queue_id not in started]
-        # What is empty, halted or not due after all is rare and told apart one by one.
+        # Queues that are empty, halted or not due after all are rare, and handled one by one.
         try:
             late, rest = super().start_heads(rest, holder, now)
         except DatabaseError as exc:
@@ -674,7 +674,7 @@ class Backend(base.Backend):
         return values.joined(result, self._record_rest(rest, holder, node, keep, now)) if rest else result
 
     def _record_rest(self, rest, holder, node, keep, now):
-        """Record what the fast way left over. What has been recorded is to be told whatever happens here."""
+        """Record what the fast way left over. Whatever fails here, what has been recorded is reported."""
         rest = [ending._replace(passed_over=True) for ending in rest]
         try:
             return super().record(rest, holder, node, keep, now)
@@ -749,10 +749,10 @@ def share_of(locks: int) -> int:
 
 
 class Listener:
-    """Hears of what nodes record and of what wakes them, on a connection of its own that goes past a pooler.
+    """Gets news of what nodes record and of what wakes them, on a connection of its own that goes past a pooler.
 
-    Nodes tell nothing unless they are asked to, again and again, so that they forget who is gone. What they are asked
-    is heard here too, and that shows whether anything can be: behind a pooler, nothing is.
+    Nodes notify only while they are asked to, again and again: so they forget followers that are gone. The request
+    comes back here too, which shows that notifications arrive: behind a pooler, none does.
     """
 
     def __init__(self, alias: str):
@@ -764,14 +764,14 @@ class Listener:
             (self._tables,) = cursor.fetchone()
             cursor.execute(f"LISTEN {CHANNEL}")
             cursor.execute(f"LISTEN {FOLLOWERS}")
-        # A notification that arrives while a statement runs is read by the driver: no descriptor tells of it.
+        # A notification that arrives while a statement runs is read by the driver: no descriptor shows it.
         self._connection.connection.add_notify_handler(lambda notification: self._note(notification.payload))
 
     def fileno(self) -> int:
         return self._connection.connection.fileno()
 
     def ask(self) -> None:
-        """Ask the nodes to tell, for some seconds."""
+        """Ask the nodes to notify, for some seconds."""
         self.is_heard = False
         with self._connection.cursor() as cursor:
             cursor.execute("SELECT pg_notify(%s, %s)", [CHANNEL, FOLLOW])

@@ -27,7 +27,7 @@ def held_queue(alias, claim):
 
 
 def locks_job(alias, ending) -> bool:
-    """Lock the job's row if it is to be written; False if another transaction has it locked."""
+    """Lock the job's row if it will be written; False if another transaction has it locked."""
     if ending.outcome.verdict == Verdict.RETURN or not connections[alias].features.has_select_for_update:
         return True
     rows = Job.objects.using(alias).filter(pk=ending.claim.job_id).values_list("pk")
@@ -111,7 +111,7 @@ def mark_started(alias, queue, head, holder, now) -> Claim:
 
 
 def let_go(alias, queue, due_at, current_job, problem="", **alert) -> None:
-    """Release the queue; ``problem`` says why this code cannot serve its head, ``alert`` when to look again."""
+    """Release the queue; ``problem`` says why this code cannot serve its head, ``alert`` when to check again."""
     held = Queue.objects.using(alias).filter(pk=queue.pk, fence=queue.fence, held_by=queue.held_by)
     held.update(
         due_at=due_at,

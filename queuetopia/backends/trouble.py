@@ -21,7 +21,7 @@ class Trouble(NamedTuple):
     message: str
 
 
-# PostgreSQL: SQLSTATEs, or their first two characters. None is told of a connection that was refused: see _TEXTS.
+# PostgreSQL: SQLSTATEs, or their first two characters. A refused connection has none: see _TEXTS.
 _STATES = {
     "42501": Kind.NO_RIGHTS,
     "28": Kind.NO_RIGHTS,

@@ -106,7 +106,7 @@ def forget_problems(backend, scopes: list[str]) -> None:
 
 
 def stop_requests(backend, claims: list[Claim]) -> set[int]:
-    """Return the ids of the running jobs among ``claims`` that a person asked to stop."""
+    """Return the ids of the running jobs among ``claims`` that an operator asked to stop."""
     asked = Queue.objects.using(backend.alias).filter(
         pk__in=[claim.queue_id for claim in claims], held_by__isnull=False, stop_requested=True
     )

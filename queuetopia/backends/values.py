@@ -13,7 +13,7 @@ from .. import conf
 from ..attempts import ERRORS_KEPT, ERRORS_LIMIT, HOOK, MEANING, REFUSED, Claim, Outcome, Verdict
 from ..params import ParamsDecoder
 
-# What is read of a queue's head: for its claim, and to tell whether it is due.
+# What is read of a queue's head: for its claim, and to decide whether it is due.
 HEAD_COLUMNS = (
     "id", "action", "scheduled_at", *conf.JOB_OPTIONS, "attempted_at", "failed_at", "attempts", "state",
     "next_attempt_at",
@@ -50,7 +50,7 @@ class Alert(NamedTuple):
 
 
 def is_plain(ending: Ending) -> bool:
-    """True for a success that nothing speaks against writing together with others."""
+    """True for a success that may be written together with others."""
     return ending.outcome.verdict == Verdict.DONE and not ending.passed_over
 
 
@@ -75,7 +75,7 @@ def problem_of(ending) -> str:
 
 
 def alert_of(ending, now) -> dict[str, datetime | None]:
-    """Return when to look whether the queue is still blocked, if this is what blocks it."""
+    """Return when to check whether the queue is still blocked, if this ending blocks it."""
     if not MEANING[Verdict(ending.outcome.verdict)].blocks_queue or ending.claim.failed_at:
         return {}
     return {"alert_at": next((now + timedelta(seconds=after) for after in conf.alert_after()), None)}

@@ -1,4 +1,4 @@
-"""The life of a job, in order: created, failed, decided about by people, deleted. With ``backends`` the only writers.
+"""The life of a job, in order: created, failed, decided about, deleted. With ``backends`` the only writers.
 
 Every function that the classes of a project call is named here.
 """

@@ -1,4 +1,4 @@
-"""What a person can do to a job, a queue, a scope, or everything.
+"""The verbs of operators: on a job, a queue, a scope, or everything.
 
 Each verb takes the queue's row first (raising its ``rev``), then the job's, in one transaction, and leaves a JobEvent:
 so a verb and the running claim never decide on the same thing twice.
@@ -29,8 +29,8 @@ from .sending import send, send_unblocked
 
 logger = logging.getLogger("queuetopia.jobs")
 
-LOOK_FOR_CLAIMS = 0.05  # seconds between looks whether a claim has begun or was given back
-DEADLOCKS = 5  # in a row, after which a person's verb gives up
+LOOK_FOR_CLAIMS = 0.05  # seconds between two checks whether a claim has begun or was given back
+DEADLOCKS = 5  # in a row, after which a verb gives up
 
 
 def again_after_deadlock(alias, act: Callable[[], Any]) -> Any:
@@ -344,7 +344,7 @@ class _Verb:
         self.job.state, self.job.done_at, self.job.next_attempt_at = state, self.now, None
         self.job.save(using=self.alias, update_fields=["state", "done_at", "next_attempt_at"])
         if self.queue.current_job == self.job.pk:
-            # Due, not cleared: the next claim finds the new head or empties the queue, and looks again.
+            # Due, not cleared: the next claim finds the new head or empties the queue, and checks again.
             self.update_queue(current_job=None, due_at=self.now)
 
     def update_queue(self, **values):

@@ -15,7 +15,7 @@ logger = logging.getLogger("queuetopia.jobs")
 
 
 def delete_ended(job_id, *, alias) -> bool:
-    """Delete a job of the database ``alias`` that has ended, and what people did to it.
+    """Delete a job of the database ``alias`` that has ended, and its events.
 
     Returns whether it did: no unfinished job is ever deleted. The job's scope need not be known to this code.
     """
@@ -27,7 +27,7 @@ def delete_ended(job_id, *, alias) -> bool:
 
 
 def prune(queuetopia, *, older_than=None, batch=1_000, alias=None) -> int:
-    """Delete up to ``batch`` jobs that ended before the retention (and what people did to them); return how many.
+    """Delete up to ``batch`` jobs that ended before the retention (and their events); return how many.
 
     older_than: seconds or timedelta instead of the option ``retention``; with a retention of None nothing is
     deleted. No unfinished job is ever deleted. Nothing of yours is called or cascaded to, for nodes prune too: a
