@@ -5,8 +5,9 @@ Both are flat tuples, sent as JSON lists.
 
 import json
 import traceback
+from contextvars import ContextVar
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from django.db import DatabaseError
 
@@ -25,6 +26,10 @@ REFUSED = (
     "mark it as done, or skip it."
 )
 RESULT_LIMIT = 262_144  # characters of a result's JSON; a longer one is not kept
+
+
+# The job of the attempt that runs in this context, as its performer is handed it. Threads begun by hand do not have it.
+current_job: ContextVar[Any] = ContextVar("queuetopia_current_job", default=None)
 
 
 class Claim(NamedTuple):

@@ -7,6 +7,10 @@ QueuetopiaError
 ├── SessionLost             the scheduler's database session, and with it its locks, is gone
 ├── SessionRefused          this database connection cannot carry a scheduler; the text says why
 ├── TimesRefused            Django's settings would store times wrong; the text names the setting and the remedy
+├── NoResult                a job that was waited for has no result; ``job`` is the job as stored
+│   ├── JobHalted           it waits for an operator
+│   ├── JobSkipped          it was given up
+│   └── JobCancelled        an operator asked to stop it; an AttemptEnded, too
 ├── AttemptEnded            how an attempt ended when the performer did not say so itself
 │   ├── JobTimeout          it outlived its timeout and was killed
 │   ├── WorkerDied          its worker process ended without a result
@@ -25,6 +29,7 @@ QueuetopiaError
 import math
 import re
 from datetime import timedelta
+from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured, ValidationError
 
@@ -77,6 +82,22 @@ class TimesRefused(ImproperlyConfigured, QueuetopiaError):
     """
 
 
+class NoResult(QueuetopiaError):
+    """A job that was waited for has no result. ``job`` is the job as stored, with its ``error``."""
+
+    def __init__(self, message: str = "", job: Any = None):
+        super().__init__(message)
+        self.job = job
+
+
+class JobHalted(NoResult):
+    """The job is halted: it holds its queue until an operator decides."""
+
+
+class JobSkipped(NoResult):
+    """The job was given up: by its performer, by its options or by an operator."""
+
+
 class AttemptEnded(QueuetopiaError):
     """An attempt that ended otherwise than by the performer's own return or exception."""
 
@@ -93,8 +114,8 @@ class NodeDied(AttemptEnded):
     """The node that ran the attempt vanished; its successor counted the attempt."""
 
 
-class JobCancelled(AttemptEnded):
-    """An operator asked to stop the running job."""
+class JobCancelled(AttemptEnded, NoResult):
+    """An operator asked to stop the running job. Raised by a wait, ``job`` is the job that was cancelled."""
 
 
 class JobInterrupted(AttemptEnded):

@@ -6,6 +6,7 @@ neither reads nor locks a Queue row. This module reads only; ``jobs`` and ``back
 
 import uuid
 from datetime import timedelta
+from typing import Any
 
 from django.apps import apps
 from django.core.exceptions import ImproperlyConfigured
@@ -176,6 +177,18 @@ class Job(models.Model):
 
     def is_due(self, now):
         return self.state == self.State.PENDING and (self.next_attempt_at or self.scheduled_at) <= now
+
+    def wait(self, timeout: float | timedelta | None = None) -> Any:
+        """Wait until the job has ended; return its result, or raise as ``queuetopia.wait_many`` does."""
+        import queuetopia  # by its public name: models know nothing of what reads them
+
+        return queuetopia.wait_many([self], timeout)[0]
+
+    async def await_result(self, timeout: float | timedelta | None = None) -> Any:
+        """Do what ``wait`` does in async code, without blocking the event loop or a thread."""
+        import queuetopia
+
+        return (await queuetopia.await_many([self], timeout))[0]
 
     def _refuse_if_claim(self, verb):
         if self._is_claim:

@@ -15,7 +15,7 @@ from typing import Any
 from asgiref.sync import async_to_sync
 from django.utils import timezone
 
-from .attempts import Claim
+from .attempts import Claim, current_job
 from .backends import backend_for, upkeep
 from .backends.values import Ending
 from .completion import completed, must_await
@@ -149,6 +149,7 @@ def perform_job(job: Job) -> Any:
 
 
 def _performed(performer, handed):
+    current_job.set(handed)
     start(performer, handed)
     who = f"Action {handed.action!r} of {type(performer).__name__}"
     returned = wrapped(performer, who, is_async=False)(handed)

@@ -52,64 +52,13 @@ _LIGHT = (
 )
 
 
-class Follower:
-    """Follows the scopes of one database from now on; each ``poll()`` returns the events since the last one.
+class Listening:
+    """Receives notifications, where the database has them, that something may have happened to its jobs."""
 
-    since: an aware datetime to begin at instead, as far back as the tables reach.
-    """
-
-    def __init__(self, alias: str, scopes: Iterable[str], since: datetime | None = None):
-        self.alias, self.scopes = alias, list(scopes)
-        self._since = since
-        now = since or backend_for(alias).now()
-        self._from = dict.fromkeys(self.scopes, now)  # by scope: where the next poll begins
-        self._began = now
-        self._far_at = 0.0  # uptime of the next poll far back
-        self._ended: dict[str, dict[int, datetime]] = {scope: {} for scope in self.scopes}  # reported lately
-        self._running: set[tuple[int, int]] = set()  # (job, attempt) reported as started
-        self._failed: dict[int, int] = {}  # by job: the last failed attempt that was reported
-        self._event = self._newest_event(since)
-        self._events: set[int] = set()
+    def __init__(self, alias: str):
+        self.alias = alias
         self._listener: Any = None
         self._listen_at = 0.0  # uptime at which to try it again
-        self._begin(since)
-
-    def _newest_event(self, since):
-        # SQLite compares times as text, in which its own clock's milliseconds come before as many microseconds.
-        before = {"at__lt": since - timedelta(milliseconds=1)} if since else {}
-        events = JobEvent.objects.using(self.alias).filter(**before)
-        return events.order_by("-id").values_list("id", flat=True).first() or 0
-
-    def _begin(self, since):
-        """Leave out what happened before; with ``since``, the times in the rows decide."""
-        if since is None:
-            for job in self._blocked_jobs():
-                self._failed[job.pk] = job.attempts
-        self._running = {(job, attempt) for job, attempt, at, _ in self._running_jobs() if not since or at < since}
-        late = JobEvent.objects.using(self.alias).filter(id__gt=self._event - MOST_LATE, id__lte=self._event)
-        self._events = set(late.values_list("id", flat=True))
-
-    def poll(self, now: float | None = None) -> list[dict[str, Any]]:
-        """Return the events since the last poll, oldest first, as dicts.
-
-        ``at``, ``event`` (started, failed, halted, done, skipped, cancelled; retry, skip, cancel, pause, resume by
-        an operator), ``scope``, ``queue``, ``job``, ``action``, ``attempt``, ``error``, ``node``, ``by``, ``reason``.
-
-        An end is reported once, whatever recorded it. A job is reported as started only if a heartbeat of its node saw
-        it run; failures are those of a job's last 20, in up to 1,000 blocked queues of a scope.
-
-        now: this process's ``uptime()``.
-        """
-        now = uptime() if now is None else now
-        back = RECENT
-        if now >= self._far_at:
-            back, self._far_at = WINDOW, now + UNTOLD
-        started = list(self._started())
-        failed = list(self._failures())
-        ended = [event for scope in self.scopes for event in self._ends(scope, back)]
-        return sorted([*self._verbs(), *started, *failed, *ended], key=lambda event: event["at"])
-
-    # When to poll
 
     def listen(self, now: float | None = None) -> None:
         """Ask for notifications, where the database has them; try again if that has failed before."""
@@ -148,6 +97,63 @@ class Follower:
         if self._listener is not None:
             self._listener.close()
             self._listener = None
+
+
+class Follower(Listening):
+    """Follows the scopes of one database from now on; each ``poll()`` returns the events since the last one.
+
+    since: an aware datetime to begin at instead, as far back as the tables reach.
+    """
+
+    def __init__(self, alias: str, scopes: Iterable[str], since: datetime | None = None):
+        super().__init__(alias)
+        self.scopes = list(scopes)
+        self._since = since
+        now = since or backend_for(alias).now()
+        self._from = dict.fromkeys(self.scopes, now)  # by scope: where the next poll begins
+        self._began = now
+        self._far_at = 0.0  # uptime of the next poll far back
+        self._ended: dict[str, dict[int, datetime]] = {scope: {} for scope in self.scopes}  # reported lately
+        self._running: set[tuple[int, int]] = set()  # (job, attempt) reported as started
+        self._failed: dict[int, int] = {}  # by job: the last failed attempt that was reported
+        self._event = self._newest_event(since)
+        self._events: set[int] = set()
+        self._begin(since)
+
+    def _newest_event(self, since):
+        # SQLite compares times as text, in which its own clock's milliseconds come before as many microseconds.
+        before = {"at__lt": since - timedelta(milliseconds=1)} if since else {}
+        events = JobEvent.objects.using(self.alias).filter(**before)
+        return events.order_by("-id").values_list("id", flat=True).first() or 0
+
+    def _begin(self, since):
+        """Leave out what happened before; with ``since``, the times in the rows decide."""
+        if since is None:
+            for job in self._blocked_jobs():
+                self._failed[job.pk] = job.attempts
+        self._running = {(job, attempt) for job, attempt, at, _ in self._running_jobs() if not since or at < since}
+        late = JobEvent.objects.using(self.alias).filter(id__gt=self._event - MOST_LATE, id__lte=self._event)
+        self._events = set(late.values_list("id", flat=True))
+
+    def poll(self, now: float | None = None) -> list[dict[str, Any]]:
+        """Return the events since the last poll, oldest first, as dicts.
+
+        ``at``, ``event`` (started, failed, halted, done, skipped, cancelled; retry, skip, cancel, pause, resume by
+        an operator), ``scope``, ``queue``, ``job``, ``action``, ``attempt``, ``error``, ``node``, ``by``, ``reason``.
+
+        An end is reported once, whatever recorded it. A job is reported as started only if a heartbeat of its node saw
+        it run; failures are those of a job's last 20, in up to 1,000 blocked queues of a scope.
+
+        now: this process's ``uptime()``.
+        """
+        now = uptime() if now is None else now
+        back = RECENT
+        if now >= self._far_at:
+            back, self._far_at = WINDOW, now + UNTOLD
+        started = list(self._started())
+        failed = list(self._failures())
+        ended = [event for scope in self.scopes for event in self._ends(scope, back)]
+        return sorted([*self._verbs(), *started, *failed, *ended], key=lambda event: event["at"])
 
     # What has ended
 

@@ -16,7 +16,7 @@ from django.db.models.base import ModelState
 from django.utils import timezone, translation
 
 from .. import conf, exceptions, signals
-from ..attempts import Claim, Outcome, Verdict, describe, raised, readable, result_text
+from ..attempts import Claim, Outcome, Verdict, current_job, describe, raised, readable, result_text
 from ..completion import acompleted, completed
 from ..jobs import failed
 from ..models import Job
@@ -118,6 +118,7 @@ class Attempt:
         self._began = time.perf_counter()
 
     def perform(self):
+        current_job.set(self.job)
         try:
             perform = wrapped(self._begin(), self._who(), is_async=False)
             self._succeeded(completed(perform(self.job), self._who()))
@@ -125,6 +126,7 @@ class Attempt:
             self.end_by(exc)
 
     async def aperform(self):
+        current_job.set(self.job)
         try:
             performer = self._begin() if self._begins_at_once() else await sync_to_async(self._begin)()
             perform = wrapped(performer, self._who(), is_async=True)
@@ -184,7 +186,7 @@ class Attempt:
                 self._end(Verdict.RETURN, delay=SETUP_RETRY, error={"message": str(exc)})
             case exceptions.Snooze():
                 self._end(Verdict.SNOOZE, delay=float(exc.delay))
-            case exceptions.JobCancelled():
+            case exceptions.JobCancelled(job=None):  # not one that it waited for
                 self._end(Verdict.CANCEL)
             case exceptions.Halt():
                 self.fail(exc, verdict=Verdict.HALT)
