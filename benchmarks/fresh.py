@@ -96,7 +96,7 @@ def multiply(count, queue=None, **values):
 
 
 def tidy_up():
-    """Do what autovacuum does sooner or later, or MySQL's own statistics, so that all runs have it behind them."""
+    """Do what autovacuum, or MySQL's own statistics, would do during a run."""
     if connection.vendor == "postgresql":
         with connection.cursor() as cursor:
             cursor.execute("VACUUM ANALYZE")

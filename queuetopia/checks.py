@@ -159,7 +159,7 @@ def _bad_options(where, options):
 
 
 def _bad_deciders():
-    """Look for the methods that ``on_exhausted`` names, wherever the option is written."""
+    """Yield a problem for each method that ``on_exhausted`` names and that cannot be called."""
     for queuetopia in registered():
         performer = queuetopia.performer
         try:

@@ -45,7 +45,7 @@ def completed(returned: Any, who: str) -> Any:
 
 
 async def acompleted(returned: Any, who: str) -> Any:
-    """Do what ``completed`` does in the running event loop."""
+    """Return what ``completed`` returns, from inside a running event loop."""
     while _has_to_be_awaited(returned):
         returned = await returned
     return _finished(returned, who)

@@ -194,7 +194,7 @@ class Queuetopia:
 
     @classmethod
     async def acreate_job(cls, *args, **kwargs):
-        """Do what ``create_job`` does from async code. Like all of Django's ORM there, outside transactions."""
+        """Call ``create_job`` from async code. Like all of Django's ORM there, outside transactions."""
         from asgiref.sync import sync_to_async
 
         return await sync_to_async(cls.create_job)(*args, **kwargs)
@@ -246,7 +246,7 @@ class Queuetopia:
     @classmethod
     @_sync
     def status(cls, queues=20):
-        """Return how the scope does now, as a dict: nodes, counts, and up to ``queues`` queues, blocked ones first."""
+        """Return the state of the scope as a dict: nodes, counts, and up to ``queues`` queues, blocked ones first."""
         from .monitoring import status
 
         return status.scope_status(cls, queues=queues)
@@ -254,7 +254,7 @@ class Queuetopia:
     @classmethod
     @_sync
     def explain(cls, queue):
-        """Say why ``queue`` does what it does now: a dict with a ``sentence``, its ``causes`` and the facts.
+        """Return why ``queue`` runs, waits or is blocked: a dict with a ``sentence``, its ``causes`` and the facts.
 
         See ``explain.explain``.
         """
@@ -315,7 +315,7 @@ class Queuetopia:
     @classmethod
     @_sync
     def mark_done(cls, job, *, by="", reason=""):
-        """Take a waiting, backing-off or halted job for done; its queue goes on. See ``jobs.mark_done``."""
+        """Mark a waiting, backing-off or halted job as done; its queue goes on. See ``jobs.mark_done``."""
         from . import jobs
 
         return jobs.mark_done(cls, job, by=by, reason=reason)

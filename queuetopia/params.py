@@ -66,7 +66,7 @@ def check(value, path: str) -> None:
 
 
 def text_problem(text: str) -> str | None:
-    """Say why ``text`` cannot be stored on every database, or None."""
+    """Return why ``text`` cannot be stored on every database; None if it can."""
     if "\x00" in text:
         return "contains a NUL character, which PostgreSQL cannot store"
     try:

@@ -120,7 +120,7 @@ def _bound(performer, name):
 
 
 def performer_problem(performer) -> str | None:
-    """Say why a Queuetopia cannot have this performer, or None."""
+    """Return why a Queuetopia cannot have this performer; None if it can."""
     if performer is None:
         return "it has no performer"
     is_performer = isinstance(performer, type) and issubclass(performer, Performer)
@@ -186,7 +186,7 @@ def _known_actions(performer):
 
 @cache
 def method_problem(performer, method: str) -> str | None:
-    """Say why the action's method cannot be called as ``method(job, **params)``, or None."""
+    """Return why the action's method cannot be called as ``method(job, **params)``; None if it can."""
     function = inspect.getattr_static(performer, method)
     if isinstance(function, _NO_METHODS):
         return f"it is a {type(function).__name__}"
@@ -239,7 +239,7 @@ def mistaken_for_job(performer, method: str) -> str | None:
 
 
 def param_problems(performer, action_name: str, params: dict) -> list[str]:
-    """Say what in ``params`` the action's method would not accept: missing and unknown names."""
+    """Return what in ``params`` the action's method would not accept: missing and unknown names."""
     return _param_problems(performer, action_name, tuple(params))
 
 
@@ -278,12 +278,12 @@ def _remedy(performer, method, name):
 
 
 def hook_problem(performer, hook: str) -> str | None:
-    """Say why a method of Performer's that the class overrides cannot be called as Performer's is, or None."""
+    """Return why a method of Performer's that the class overrides cannot be called as Performer's; None if it can."""
     return call_problem(performer, hook, list(inspect.signature(getattr(Performer, hook)).parameters)[1:])
 
 
 def call_problem(performer, method: str, names: list[str]) -> str | None:
-    """Say why the performer's method cannot be called with these positional arguments, or None."""
+    """Return why the performer's method cannot be called with these positional arguments; None if it can."""
     function = inspect.getattr_static(performer, method)
     if is_generator(function):
         return "is a generator: a call would run nothing"

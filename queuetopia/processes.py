@@ -88,7 +88,7 @@ def restore_environment() -> None:
 
 
 def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when its parent dies (Linux). First thing a child does."""
+    """Ask the kernel to kill this process when its parent dies (Linux). First thing a child does."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
@@ -96,7 +96,7 @@ def die_with_parent(parent: int) -> None:
 
 
 def disregard_signals(role: str) -> None:
-    """Have a scheduler or worker not die or stop by signals whose meaning the supervisor decides.
+    """Ignore, in a scheduler or worker, the signals whose meaning the supervisor decides.
 
     Called before the project's code is loaded, which may want some of them. A handler, because ignored signals would
     be ignored in a performer's programs too.
@@ -296,7 +296,7 @@ class Signals:
             return []
 
     def send(self, number: int) -> None:
-        """Do as if the signal had come; callable from any thread."""
+        """Act as if the signal had come; callable from any thread."""
         os.write(self._write, bytes([number]))
 
     def wait(self, timeout: float) -> list[int]:

@@ -57,7 +57,7 @@ def serving(scope: str, alias: str, what: str):
 
 
 def on_job(verb: str, queuetopia, job_id: int, *, by: str, reason: str, **more) -> dict[str, Any]:
-    """Do a verb to a job; return what the job is now, the ``answer`` and a ``message``.
+    """Apply a verb to a job; return what the job is now, the ``answer`` and a ``message``.
 
     more: for ``edit`` the new ``params``, and what they ``was``.
 

@@ -86,7 +86,7 @@ class Project:
             file.write(block.code if whole else "\n" + block.code)
 
     def change(self, block):
-        """Do what a diff block says; the lines it takes away have to stand in the file exactly once."""
+        """Apply a diff block; the lines it removes must stand in the file exactly once."""
         path = self.folder / CHANGED.match(block.text)["file"]
         lines = block.text.splitlines(keepends=True)[1:]
         old, new = ("".join(line[1:] for line in lines if line[0] == sign) for sign in "-+")
@@ -115,7 +115,7 @@ class Project:
         return result.stdout
 
     def follow(self, page):
-        """Do what the page says; an AssertionError tells what came out otherwise."""
+        """Run what the page shows; raise AssertionError where the output differs."""
         printed = ""
         for block in blocks(page):
             match block.language:

@@ -102,7 +102,7 @@ class ReadOnlyAdmin(admin.ModelAdmin):
         js = ["queuetopia/search.js"]
 
     def act(self, verb: str, row, *, by: str, reason: str, **more) -> dict[str, Any]:
-        """Do the verb to the row; return a ``message``. ``more`` comes from ``form_of``. Raises Refused."""
+        """Apply the verb to the row; return a ``message``. ``more`` comes from ``form_of``. Raises Refused."""
         raise NotImplementedError
 
     def form_of(self, verb: str, row, data=None) -> forms.Form | None:
@@ -252,7 +252,7 @@ class ReadOnlyAdmin(admin.ModelAdmin):
         return self._confirmation(request, verb, rows) if rows else None
 
     def _do_one(self, request, verb, row, form):
-        """Do a verb with a form; errors are shown beside the input."""
+        """Apply a verb with a form; errors are shown beside the input."""
         if form.is_valid():
             reason = request.POST.get("reason", "").strip()
             result = tried(partial(self._act_and_log, request, verb, row, reason, **form.cleaned_data))
@@ -356,7 +356,7 @@ class ReadOnlyAdmin(admin.ModelAdmin):
         return self.logged(request, verb, row, reason, partial(self.act, verb, row, reason=reason, **more))
 
     def logged(self, request, verb, row, reason, act):
-        """Do ``act(by=…)`` to the row, and write it into the admin's own log, both or none."""
+        """Call ``act(by=…)`` for the row, and write it into the admin's own log, both or none."""
         # The verb in it is not tried again by itself: after a deadlock both are gone.
         return again_after_deadlock(row._state.db, partial(self._logged_once, request, verb, row, reason, act))
 
@@ -426,7 +426,7 @@ def _refused(why, message) -> dict[str, Any]:
 
 
 def _numbered(results, number) -> str:
-    """Say how many were refused, and why as far as that is known."""
+    """Return how many were refused, and why as far as that is known."""
     whys = Counter(result["why"] for result in results if "why" in result)
     reasons = ", ".join(f"{count} {why}" for why, count in whys.most_common())
     return f"{number} refused{f' ({reasons})' if reasons else ''}"
@@ -478,7 +478,7 @@ def first_line(text) -> str:
 
 
 def running(queue, node) -> str:
-    """Say where the current job of a held queue runs, and since when; ``node`` is None when it is gone."""
+    """Return where the current job of a held queue runs, and since when; ``node`` is None when it is gone."""
     # Told with the node's heartbeats: not there for a job that has just begun.
     workers = [worker["pid"] for worker in node.workers if queue.current_job in worker["jobs"]] if node else []
     where = f"{visible(node) if node else 'a node that is gone'}{''.join(f', worker {pid}' for pid in workers)}"
@@ -510,7 +510,7 @@ def _change(values):
 
 
 def paused(pause) -> str:
-    """Say since when, by whom and why a queue or scope is paused; an empty text if it is not."""
+    """Return since when, by which operator and why a queue or scope is paused; an empty text if it is not."""
     if pause is None or pause.paused_at is None:
         return ""
     by = f" by {visible(pause.paused_by)}" if pause.paused_by else ""

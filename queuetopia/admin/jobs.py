@@ -219,7 +219,7 @@ class JobAdmin(ReadOnlyAdmin):
 
     @admin.display(description=_("age"))
     def age(self, job):
-        """Say for how long an unfinished job has been due."""
+        """Return for how long an unfinished job has been due."""
         seconds = (timezone.now() - job.scheduled_at).total_seconds()
         if job.is_ended():
             return NOTHING
@@ -227,7 +227,7 @@ class JobAdmin(ReadOnlyAdmin):
 
     @admin.display(description=_("explained"))
     def explained(self, job):
-        """Say why its queue does what it does now."""
+        """Return why its queue runs, waits or is blocked."""
         return NOTHING if job.is_ended() else visible(_explained(job)["sentence"])
 
     @admin.display(description=_("last attempt at"))
@@ -248,7 +248,7 @@ class JobAdmin(ReadOnlyAdmin):
 
     @admin.display(description=_("details"))
     def details(self, job):
-        """Say where it runs, or what went wrong last."""
+        """Return where it runs, or its last error."""
         if job.state_seen is not JobState.RUNNING:
             return first_line(job.error) or NOTHING
         return running(job.line, job.node)

@@ -181,7 +181,7 @@ class QueueAdmin(ReadOnlyAdmin):
 
     @admin.display(description=_("explained"))
     def explained(self, queue):
-        """Say why it does what it does now."""
+        """Return why it runs, waits or is blocked."""
         seen = Seen(queue, [queue.head], queue.scope_seen, _next_jobs(queue), queue.nodes_seen)
         return visible(explain_queue(queue.scope, queue.name, queue._state.db, seen)["sentence"])
 
@@ -193,7 +193,7 @@ class QueueAdmin(ReadOnlyAdmin):
 
     @admin.display(description=_("details"))
     def details(self, queue):
-        """Say what is wrong with it, and where its job runs or what went wrong with that last."""
+        """Return its problem, and where its job runs or that job's last error."""
         about_job = running(queue, queue.node) if queue.held_by else first_line(queue.head.error) if queue.head else ""
         return "; ".join(text for text in (visible(queue.problem), about_job) if text) or NOTHING
 

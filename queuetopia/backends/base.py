@@ -247,7 +247,7 @@ class Backend:
     # The sweep, asked for
 
     def ask_for_sweep(self) -> None:
-        """Have a node sweep within seconds, because jobs were created whose queues could not be woken."""
+        """Make a node sweep within seconds, because jobs were created whose queues could not be woken."""
         try:
             Chore.objects.using(self.alias).update_or_create(name=SWEEP, defaults={"marks": {"asked": uuid4().hex}})
         except DatabaseError as exc:
@@ -295,7 +295,7 @@ class Backend:
         """Notify followers of news, where the database can."""
 
     def commit_durably(self) -> None:
-        """Have the transaction at hand wait for a standby, where those of a session do not: a claim or a result."""
+        """Make the current transaction wait for a standby, where others of a session do not: a claim or a result."""
 
     def lock_order(self, scope: str, queues: set[str]) -> None:
         """Make creators of the same queues wait for each other until this transaction ends (commit_ordered)."""

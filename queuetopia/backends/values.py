@@ -69,7 +69,7 @@ def queue_of(ending):
 
 
 def problem_of(ending) -> str:
-    """Say why a job was given back, if it was for a reason: an unknown action, or a setup() that failed."""
+    """Return why a job was given back: an unknown action, or a setup() that failed; else an empty text."""
     error = ending.outcome.error if ending.outcome.verdict == Verdict.RETURN else None
     return error["message"][:500] if error else ""
 

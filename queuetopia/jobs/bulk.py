@@ -20,7 +20,7 @@ BATCH = 500  # jobs that one transaction decides about
 
 
 def retry_all(queuetopia, queue=None, *, error=None, by="", reason="") -> int:
-    """Do ``retry`` to all jobs that hold queues and are not due yet; return how many were retried.
+    """Retry all jobs that hold queues and are not due yet; return how many.
 
     queue: only this one. error: only jobs whose last error contains this text, in upper or lower case.
 
@@ -32,7 +32,7 @@ def retry_all(queuetopia, queue=None, *, error=None, by="", reason="") -> int:
 
 
 def skip_all(queuetopia, queue=None, *, error=None, by="", reason="") -> int:
-    """Do ``skip`` to all jobs that hold queues; return how many were skipped. As ``retry_all`` otherwise."""
+    """Skip all jobs that hold queues; return how many. As ``retry_all`` otherwise."""
     return _decide_about_all(queuetopia, "skip", queue, error, by, reason)
 
 
@@ -56,7 +56,7 @@ def blocking(queuetopia, verb, queue=None, error=None):
 
 
 def batches(queuetopia, verb, ids, *, by="", reason=""):
-    """Do ``verb`` (retry or skip) to jobs, batch by batch; yield the ids of each batch and of what was done."""
+    """Retry or skip jobs, batch by batch; yield the ids of each batch, and of the jobs that it changed."""
     for first in range(0, len(ids), BATCH):
         batch = ids[first : first + BATCH]
         yield batch, decide(queuetopia, verb, batch, by=by, reason=reason)
@@ -64,7 +64,7 @@ def batches(queuetopia, verb, ids, *, by="", reason=""):
 
 @persons_verb
 def decide(queuetopia, verb, ids, *, by="", reason="") -> list[int]:
-    """Do ``verb`` (retry or skip) to those of the jobs that hold their queues, in one transaction; return their ids.
+    """Retry or skip those of the jobs that hold their queues, in one transaction; return their ids.
 
     What another transaction has locked is left alone. A fixed number of statements, however many jobs there are.
     """

@@ -235,7 +235,7 @@ def _cancel(queuetopia, job, *, by, reason) -> str:
 
 
 def why_not_at_rest(job, running) -> str | None:
-    """Say that a job has ended or runs; ``running`` is the row of its queue if that runs it."""
+    """Return that a job has ended or runs; ``running`` is the row of its queue if that runs it."""
     if job.is_ended():
         return f"it is {job.state} since {local(job.done_at)}."
     if running:
@@ -351,7 +351,7 @@ class _Verb:
         Queue.objects.using(self.alias).filter(pk=self.queue.pk).update(**values)
 
     def forget_error(self):
-        """Do as a success does: what failed before stands in the history."""
+        """Write what a success writes: earlier failures stand in the history."""
         self.job.error = ""
         self.job.save(using=self.alias, update_fields=["error"])
 

@@ -106,7 +106,7 @@ def _pause(began):
 
 
 async def _news(follower, pause, longest):
-    """Do what ``wait_for_news`` does, without holding up the event loop or a thread."""
+    """Wait as ``wait_for_news`` does, without holding up the event loop or a thread."""
     await sync_to_async(follower.listen)()
     await asyncio.sleep(min(pause, longest))
     until = uptime() + min(UNTOLD if follower.is_told() else EVERY, longest)

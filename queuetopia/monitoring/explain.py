@@ -1,4 +1,4 @@
-"""Why a queue does what it does now, or does nothing: one sentence for an operator, and the facts behind it.
+"""Why a queue runs, waits or is blocked: one sentence for an operator, and the facts behind it.
 
 Reads only. It takes a handful of queries, each a look-up in an index with a LIMIT, however many queues and jobs
 there are. The parts are read one after the other: in a busy queue they may differ by a job that ended in between.
@@ -48,7 +48,7 @@ class Cause(StrEnum):
 
 
 def explain(queuetopia, queue: str) -> dict[str, Any]:
-    """Say why ``queue`` does what it does now. Datetimes are aware; all else is JSON.
+    """Return why ``queue`` runs, waits or is blocked. Datetimes are aware; all else is JSON.
 
     - ``sentence``: for an operator; ``cause``: the ``Cause`` that comes first; ``causes``: all of them
     - ``scope``, ``queue``, ``database``, ``at`` (the database's clock), ``state`` (a ``QueueState``)
@@ -80,7 +80,7 @@ class Seen:
 
 
 def explain_queue(scope: str, queue: str, alias: str, seen: Seen | None = None) -> dict[str, Any]:
-    """Do what ``explain`` does for a queue in database ``alias``, whose scope this code need not know."""
+    """Explain a queue in database ``alias``, as ``explain`` does; this code need not know its scope."""
     facts = _Facts(scope, queue, alias, seen or Seen())
     clauses: dict[Cause, str] = {}
     for cause, clause in _clauses(facts):
@@ -254,7 +254,7 @@ class _Facts:
         return f"attempt {self.attempt}{f' of {self.max_attempts}' if self.max_attempts else ''}"
 
     def last_attempt(self):
-        """Say how the last attempt of the job that holds the queue ended."""
+        """Return how the last attempt of the job that holds the queue ended."""
         if self.head.attempted_at is None:
             return "which was never attempted"
         if self.failed_at is None:
@@ -310,7 +310,7 @@ def _main(facts):
 
 
 def _waiting(facts):
-    """Say why a queue with jobs, none of them attempted, does not run."""
+    """Return why a queue with jobs, none of them attempted, does not run."""
     name, job = facts.name, facts.job_name()
     if facts.paused:
         return Cause.PAUSED, f"{name} is {_paused(facts, facts.paused)}"
@@ -378,7 +378,7 @@ def _next_try(facts):
 
 
 def _turn(facts):
-    """Say what else waits for a worker."""
+    """Return what else waits for a worker."""
     if (ahead := facts.ahead()) is None or not facts.nodes:
         return ""
     before = f", after {_counted(ahead, 'other queue', 'other queues')}" if ahead else ", as the next one"

@@ -263,7 +263,7 @@ def _of_the_database(facts, limits):
 
 
 def _long_pause(facts, pause, limits):
-    """Say for how long, by whom and why something is paused, if that is too long."""
+    """Return for how long, by which operator and why something is paused; None unless that is too long."""
     if pause and (waits := (facts.now - pause.paused_at).total_seconds()) > limits.paused:
         return f"paused for {span(waits)}, longer than {span(limits.paused)}{_by(pause)}"
     return None
@@ -304,7 +304,7 @@ def _of_the_scope(facts, scope, limits):
 
 
 def _waiting_for(facts, scope):
-    """Say which nodes would serve the scope if it were their turn."""
+    """Return which nodes would serve the scope if it were their turn, as text."""
     waiting = sorted(standby["node"] for standby in facts.standbys if scope in standby["scopes"])
     if not waiting:
         return ""
@@ -317,7 +317,7 @@ def _by(pause):
 
 
 def _late(facts, scope, oldest):
-    """Say which queue waits for a worker for longest; None if none does.
+    """Return which queue waits for a worker for longest, as text; None if none does.
 
     A queue that has just got its first job is due a little before it: that is its place in the line of queues.
     """

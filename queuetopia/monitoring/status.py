@@ -272,7 +272,7 @@ def nodes(alias: str) -> list[dict[str, Any]]:
 
 
 def nodes_of(alias: str, rows: list[Any], now: datetime) -> list[dict[str, Any]]:
-    """Do what ``nodes`` does for rows that ``node_rows`` returned a moment ago."""
+    """Return what ``nodes`` returns, from rows that ``node_rows`` has just read."""
     held = Queue.objects.using(alias).filter(held_by__in=[row.pk for row in rows])
     actions = Job.objects.using(alias).filter(pk=OuterRef("current_job")).values("action")
     running_first = held.annotate(action=Subquery(actions)).order_by("held_since", "id")

@@ -36,7 +36,7 @@ class Due(Contract):
         assert 90 < backend.next_due([SCOPE]) <= 100
 
     def test_a_queue_that_became_due_since_the_last_claim_is_not_forgotten(self, backend):
-        """Between a claim's look and next_due() time goes on: what fell due there must be told."""
+        """Between a claim's query and next_due() time goes on: a queue that fell due there must be reported."""
         now = backend.now()
         put(scheduled_at=now - SECOND)
         assert claim(backend, now=now - 2 * SECOND) == []

@@ -145,7 +145,7 @@ class Locking(Contract):
     def test_a_job_created_while_a_persons_transaction_is_open_waits_for_it_no_longer_than_that(
         self, backend, elsewhere
     ):
-        """Neither its creator nor the scheduler waits; who had the row locked looks for jobs after the commit."""
+        """Neither its creator nor the scheduler waits; the locking transaction checks for jobs after its commit."""
         put("a", scheduled_at=backend.now() + HOUR)
         with transaction.atomic():
             ContractQueue.pause("a")
@@ -381,9 +381,9 @@ class Locking(Contract):
 
 
 def deadlock(person, job, act):
-    """Have ``act``, which locks the queue's row and then the job's, broken off for us, who go the other way.
+    """Make ``act``, which locks the queue's row and then the job's, deadlock with us, who lock them the other way.
 
-    MySQL breaks off whoever has written less, PostgreSQL who looks for a deadlock first.
+    MySQL rolls the transaction back that has written less, PostgreSQL the one that checks for a deadlock first.
     """
     person.run(look_for_deadlocks_after, 3)
     look_for_deadlocks_after(60)

@@ -90,7 +90,7 @@ SCOPE = ContractQueue.scope
 
 
 class Elsewhere:
-    """A thread with connections of its own: another process, as far as the database can tell."""
+    """A thread with connections of its own: for the database, another process."""
 
     def __init__(self):
         self._thread = ThreadPoolExecutor(1)
@@ -140,7 +140,7 @@ def put(queue="q", *, queuetopia=ContractQueue, **options) -> Job:
 
 
 def put_row(queue="q", **columns) -> Job:
-    """Write a job's row, and wake nobody."""
+    """Write a job's row, without a wake-up."""
     return Job.objects.create(scope=SCOPE, queue=queue, action="noop", **columns)
 
 
@@ -177,7 +177,7 @@ def halted(backend) -> Job:
 
 
 def do_verb(verb, job) -> int:
-    """Say the verb; return how many jobs it created."""
+    """Call the verb; return how many jobs it created."""
     if verb == "pause scope":
         ContractQueue.pause()
     elif verb == "pause":
@@ -209,7 +209,7 @@ def rows():
 
 
 def before(backend, method, do):
-    """Have ``do()`` done once, just before ``backend.method`` is called the next time."""
+    """Call ``do()`` once, just before the next call of ``backend.method``."""
     original = getattr(backend, method)
 
     def wrapper(*args, **kwargs):

@@ -36,7 +36,7 @@ class Left(logging.Handler):
 
 
 class Hammer:
-    """Creators, two nodes and a person at work on a few queues; every claim is checked against what ran before.
+    """Creators, two nodes and an operator at work on a few queues; every claim is checked against what ran before.
 
     Nobody sweeps, unless a creator says that it has left a wake-up to the sweep.
     """
@@ -180,7 +180,7 @@ class Hammer:
 
 class UnderFire(Contract):
     def test_no_wake_up_is_lost_and_no_queue_runs_twice_under_fire(self, backend, node, elsewhere):
-        """Creators, two nodes that never sweep, and a person's verbs; QUEUETOPIA_HAMMER_SECONDS for longer."""
+        """Creators, two nodes that never sweep, and an operator's verbs; QUEUETOPIA_HAMMER_SECONDS for longer."""
         Hammer(seconds=float(os.environ.get("QUEUETOPIA_HAMMER_SECONDS", "5"))).run(backend, node, elsewhere)
 
     @several_writers

@@ -1,4 +1,4 @@
-"""What only a vendor's own SQL can do or tell. A vendor that is not here: see ``WAITING``."""
+"""What only a vendor's own SQL can do or show. A vendor that is not here: see ``WAITING``."""
 
 import contextlib
 
@@ -23,7 +23,7 @@ def has_one_writer() -> bool:
 
 
 def is_waiting() -> bool:
-    """True while a statement waits for a row that another transaction has locked; SQLite cannot tell."""
+    """True while a statement waits for a row that another transaction has locked; SQLite cannot show it."""
     if connection.vendor not in WAITING:
         raise LookupError(f"queuetopia.backends.contract.vendors.WAITING has no statement for {connection.vendor!r}")
     with connection.cursor() as cursor:
@@ -45,7 +45,7 @@ def nowhere() -> dict:
 
 @contextlib.contextmanager
 def serializable_by_default(monkeypatch):
-    """Have every new connection isolate its transactions as far as the database can."""
+    """Make every new connection isolate its transactions as far as the database can."""
     options, level = connection.settings_dict["OPTIONS"], "serializable"
     name = connection.settings_dict["NAME"]
     if connection.vendor == "postgresql":
@@ -77,7 +77,7 @@ def repeatable_read():
 
 @contextlib.contextmanager
 def locked(model, what):
-    """Have the model's table, or all of its rows, locked by this thread's transaction."""
+    """Lock the model's table, or all of its rows, in this thread's transaction."""
     table = model._meta.db_table
     if what == "table" and connection.vendor == "mysql":
         with connection.cursor() as cursor:

@@ -1,4 +1,4 @@
-"""No wake-up is lost, and sessions hear of them."""
+"""No wake-up is lost, and sessions notice them."""
 
 import contextlib
 

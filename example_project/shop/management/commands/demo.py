@@ -164,7 +164,7 @@ class Command(TerminalCommand):
         return not OrderQueue.jobs().unfinished().filter(queue__in=queues).exists()
 
     def follow(self, what, is_reached):
-        """Tell what happens until ``is_reached()``; CommandError when that takes too long."""
+        """Report what happens until ``is_reached()``; CommandError when that takes too long."""
         while not is_reached():
             if time.monotonic() - self.began > PATIENCE:
                 raise CommandError(f"Waited for {what}, in vain for {PATIENCE} s. See: manage.py queuetopia status")
