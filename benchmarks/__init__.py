@@ -38,7 +38,7 @@ compared, ratios can: ``ratio`` is the figure over its ``reference``, measured i
 - for ``line`` one UPDATE with its own commit for each job, for ``waits`` the jobs' own time;
 - for ``cluster`` ``drain`` by one node;
 - for ``latency`` one INSERT into the same table, and a process that does nothing but wait for NOTIFY (where there is
-  none, it looks every millisecond);
+  none, it polls every millisecond);
 - for ``memory`` what the scheduler occupied after the first tenth of the jobs. 1.00 is flat.
 
 The second table sets what runs beside blocked queues or done jobs against what runs alone. Jobs are checked: a run in

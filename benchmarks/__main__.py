@@ -1,4 +1,4 @@
-"""The arguments, the runs, and the tables. What is measured is told in ``__init__.py``."""
+"""The arguments, the runs, and the tables. ``__init__.py`` describes what is measured."""
 
 import argparse
 import os

@@ -35,10 +35,10 @@ def measure(size):
 
 
 def transactions():
-    """Return how many transactions the database has seen, where it counts them."""
+    """Return how many transactions the database has run, where it counts them."""
     if connection.vendor != "postgresql":
         return 0
-    time.sleep(1.0)  # sessions tell their counts once a second
+    time.sleep(1.0)  # sessions report their counts once a second
     with connection.cursor() as cursor:
         cursor.execute("SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()")
         return cursor.fetchone()[0]

@@ -1,4 +1,4 @@
-"""The reference for latency: waits for NOTIFY, or looks for a new job every millisecond, and says when it came."""
+"""The reference for latency: waits for NOTIFY, or polls every millisecond, and prints when a new job came."""
 
 import time
 

@@ -61,7 +61,7 @@ STATIC_URL = "static/"
 USE_TZ = True
 TIME_ZONE = "UTC"
 
-# Where the workers find the provider: this site, as its address is seen from them. The demo says it itself.
+# Where the workers find the provider: this site, by an address they can reach. The demo sets it itself.
 PROVIDER_URL = env.str("PROVIDER_URL", default="http://127.0.0.1:8000/provider/")
 
 # Mails are real, but end in files.

@@ -68,7 +68,7 @@ def pgbouncer(config, connection):
     if shutil.which("pgbouncer", path=env["PATH"]) is None:
         raise FileNotFoundError("PgBouncer is missing: apt-get install pgbouncer")
     folder = _folder("bouncer", stop='kill -KILL "$(cat pid)"')
-    os.chmod(folder, 0o777)  # noqa: S103 - as root it runs as somebody else
+    os.chmod(folder, 0o777)  # noqa: S103 - as root it runs as another user
     server = connection.get_connection_params()
     target = {"host": server.get("host", ""), "port": server.get("port", 5432), "user": server.get("user", "")}
     if server.get("password"):
@@ -136,7 +136,7 @@ def start_mariadb(folder, *statements, flush=0):
     with _first_connection(server, f"{folder}/s") as connection:
         for statement in statements:
             connection.query(statement)
-    server.returncode = 0  # It ends after us, by _folder()'s doing: nobody waits for it, nobody should warn.
+    server.returncode = 0  # It ends after us, by _folder()'s doing: nothing waits for it, nothing should warn.
 
 
 def _mariadb_options(folder):
@@ -145,7 +145,7 @@ def _mariadb_options(folder):
 
 
 def _with_sbin():
-    # Debian keeps the server in sbin, which is not on everybody's PATH.
+    # Debian keeps the server in sbin, which is not on every user's PATH.
     return os.environ | {"PATH": os.environ["PATH"] + os.pathsep + "/usr/sbin"}
 
 

@@ -1,7 +1,7 @@
 """Real nodes for tests: start them, find their processes, show their logs, and see to it that nothing is left.
 
 Every process of a node, and whatever its performers start, carries a mark of its own in the environment: by that
-it is found, whoever its parent is by then.
+it is found, whatever its parent is by then.
 """
 
 import contextlib

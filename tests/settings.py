@@ -31,7 +31,7 @@ if django.VERSION >= (6, 1):
     MAILERS = {"default": {"BACKEND": "django.core.mail.backends.locmem.EmailBackend"}}
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 
-# While this file exists, whoever writes a log record waits: a full disk, a mail server that never answers.
+# While this file exists, each write of a log record waits: a full disk, a mail server that never answers.
 if gate := env.str("QUEUETOPIA_TEST_LOG_GATE", default=""):
     LOGGING = {
         "version": 1,

@@ -909,7 +909,7 @@ def test_a_database_without_tables(add_sqlite, tmp_path):
     assert problem.hint == "Run: manage.py migrate queuetopia --database empty"
 
 
-@pytest.mark.usefixtures("unblocked")  # what MySQL can do is asked of it by Django, whoever is first
+@pytest.mark.usefixtures("unblocked")  # Django asks MySQL for its features, at the first use
 def test_databases_are_looked_into_only_on_demand(add_sqlite, tmp_path):
     add_sqlite("empty", tmp_path / "empty.sqlite3")
     declare(using="empty")

@@ -1,4 +1,4 @@
-"""A verb is listed once, and is there wherever people would look for it."""
+"""A verb is listed once, and is available in Python, the command and the admin."""
 
 import pytest
 from django.contrib import admin

@@ -97,7 +97,7 @@ def test_no_imports_go_in_a_circle():
 # project's code runs: the scheduler's side and the worker's know nothing of each other but what the ground says.
 ROOMS: dict[str, set[str]] = {
     "backends": set(),
-    "contract": {"backends", "doors"},  # tests, for whoever has a backend
+    "contract": {"backends", "doors"},  # tests, for projects with a backend of their own
     "jobs": {"backends"},
     "monitoring": {"backends"},
     "node": {"backends", "jobs", "monitoring"},
@@ -107,7 +107,7 @@ ROOMS: dict[str, set[str]] = {
     "doors": {"backends", "jobs", "monitoring", "worker"},
     "ground": {"ground"},
 }
-# What people import, and what stands between them and several rooms.
+# What projects import, and what stands between them and several rooms.
 DOORS = {
     "declaration.py",
     "testing.py",
@@ -201,7 +201,7 @@ ASSIGNED_BY_OTHERS = {
 
 
 def assigned_by_others(path):
-    """Return what the module assigns attributes of, but for ``self`` and ``cls``."""
+    """Return what the module assigns attributes of, except ``self`` and ``cls``."""
     return {
         (name(path), ast.unparse(node.value))
         for node in ast.walk(ast.parse(path.read_text()))

@@ -120,7 +120,7 @@ def test_the_database_itself_refuses_rows_that_cannot_be(wrong):
     ],
 )
 def test_the_database_itself_refuses_times_that_python_does_not_know(model, column, time):
-    """One such row would be an error for everybody who reads it together with others: for a whole node."""
+    """One such row would be an error for each query that reads it together with others: for a whole node."""
     row = Job.objects.create(scope="a", queue="a", action="a") if model is Job else Queue.objects.create()
     sql = f"UPDATE {model._meta.db_table} SET {column} = %s WHERE id = %s"  # noqa: S608
     with pytest.raises(DatabaseError), transaction.atomic(), connection.cursor() as cursor:

@@ -286,7 +286,7 @@ def test_commands_show_each_time_with_its_zone(work, settings, verb, zone, monke
     expected = {"Asia/Kolkata": {"+0530"}, "UTC": {"+0000"}}[zone]
     if "--json" in verb:
         expected = zones_of(out.getvalue()) - {None}  # the database's, for programs
-    if verb[0] != "explain":  # which tells spans of time
+    if verb[0] != "explain":  # which shows spans of time
         assert expected
         assert zones_of(out.getvalue()) == expected
 

@@ -5,7 +5,7 @@ from .models import Booking
 
 @admin.register(Booking)
 class BookingAdmin(admin.ModelAdmin):
-    """What the provider did, to look at."""
+    """The provider's bookings, to read."""
 
     list_display = ("number", "kind", "customer", "order", "amount", "key", "booked_at")
     list_filter = ("kind",)

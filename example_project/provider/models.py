@@ -3,7 +3,7 @@ from django.db import models
 
 
 class Provider(models.Model):
-    """How the provider does: one row, because whoever switches it and whoever answers may be two processes."""
+    """The provider's state: one row, because the process that switches it need not be the one that answers."""
 
     class Mode(models.TextChoices):
         ON = "on", "on"

@@ -45,6 +45,6 @@ def _book(path, job, order):
         with exc:
             reason = exc.read(REASON_LIMIT).decode(errors="replace")
         if exc.code == REFUSED:
-            # Asking again would not help: a person decides, and the queue waits.
+            # Another attempt would not help: an operator decides, and the queue waits.
             raise Halt(reason) from exc
         raise ProviderError(f"{exc.code}: {reason}") from exc

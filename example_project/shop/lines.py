@@ -29,7 +29,7 @@ class Step:
 
 @dataclass
 class Line:
-    """One customer's queue: ``now`` is its entry of the status, None if nothing is to be done."""
+    """One customer's queue: ``now`` is its entry of the status, None if there is nothing to do."""
 
     customer: Customer
     now: dict[str, Any] | None

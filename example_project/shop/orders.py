@@ -5,7 +5,7 @@ from .queues import OrderQueue
 
 STEPS = {
     Order.Payment.CARD: ("confirm_order", "register_invoice", "charge_payment", "send_receipt"),
-    Order.Payment.CASH: ("confirm_order", "announce_delivery"),  # nobody but us is needed
+    Order.Payment.CASH: ("confirm_order", "announce_delivery"),  # needs no provider
 }
 
 

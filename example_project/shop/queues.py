@@ -47,7 +47,7 @@ class OrderQueue(Queuetopia):
     performer = OrderPerformer
     scope = "shop.orders"
     timeout = 30
-    # A provider that is down comes back some day: nobody has to wake its jobs up then.
+    # A provider that is down comes back some day; its jobs then go on by themselves.
     on_exhausted = "retry"
 
 

@@ -10,7 +10,7 @@ from django.conf import settings
 from django.contrib.staticfiles.handlers import StaticFilesHandler
 from django.core.servers.basehttp import ThreadedWSGIServer, WSGIRequestHandler, get_internal_wsgi_application
 
-HOST = "127.0.0.1"  # nobody else's business
+HOST = "127.0.0.1"  # for this machine only
 PATIENCE = 30  # seconds a page may take
 
 

@@ -23,7 +23,7 @@ class Finding(NamedTuple):
 def verify(held, others, *, orders_each, failures):
     """Return the findings about customers: those ``held`` while the provider was off, and those it was no matter to.
 
-    orders_each: how many orders each of them placed. failures: how many failed attempts of each held one were seen.
+    orders_each: how many orders each of them placed. failures: how many failed attempts of each held one were counted.
     """
     lines = {customer: list(OrderQueue.list_jobs(queue=customer.queue)) for customer in [*held, *others]}
     blockers = {customer: max(lines[customer], key=lambda job: job.attempts) for customer in held}

@@ -19,7 +19,7 @@ MAIL_FILES = 50  # listed at most
 
 @require_http_methods(["GET", "HEAD", "POST"])
 def shop(request):
-    """Take an order. Its steps become jobs in the same transaction; nobody waits for a provider here."""
+    """Take an order. Its steps become jobs in the same transaction; no request waits for a provider."""
     form = OrderForm(request.POST or None, initial=_latest_order() or NEW_ORDER, label_suffix="")
     if request.method == "POST" and form.is_valid():
         order = place_order(**form.cleaned_data)

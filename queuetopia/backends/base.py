@@ -76,7 +76,6 @@ class Backend:
         self.repeats = Repeats()
         self.refused = Refusals(self.repeats)
         self.was_notified = False  # a wake-up came while another statement ran
-        # What a scheduler has to do while results are written, or before, where the database is no other process.
         self._driver: Any = None  # the driver's connection that took the locks
         self._asked: str | None = None  # the last time that a sweep was asked for
 

@@ -170,7 +170,7 @@ def test_a_refused_payment_halts_and_hostile_text_of_an_order_and_its_error_show
     hostile = "hostile@customer.example"
     order(shop, hostile, item=HOSTILE, amount="500.01")
     expect(state(shop, hostile)).to_have_text("blocked, halted")
-    expect(line(shop, hostile)).to_contain_text("no next one until a person decides")
+    expect(line(shop, hostile)).to_contain_text("no next one until an operator decides")
     expect(line(shop, hostile).locator(".error")).to_contain_text(f"{HOSTILE}: 500.01 € are over the card's limit")
     expect(line(shop, hostile)).to_contain_text(f": {HOSTILE}, 500.01 € by card")
     expect(shop.get_by_label("Item")).to_have_value(HOSTILE)

@@ -1,7 +1,7 @@
 """A campaign: nodes under load, faults at random moments, and at the end a verdict.
 
 Several nodes serve one scope and are hurt; one more, the heir, serves it and is not: whatever happens to the others, it
-can take over. Another, the healthy one, serves a scope of its own in the same tables: its small jobs tell how long a
+can take over. Another, the healthy one, serves a scope of its own in the same tables: its small jobs show how long a
 queue stands still by what happens elsewhere. Of those that are hurt, one reaches the database through a proxy, and one
 has a clock that is minutes off. Web processes create jobs all the time. A second installation beside ours, in another
 schema, database or file, has a node, jobs and a ledger of its own.
@@ -28,7 +28,7 @@ from .ledger import SIGNS, Ledger, Thaw, check, now
 from .proxy import Proxy
 
 REPOSITORY = Path(__file__).parents[2]
-TICK = 0.02  # seconds between two looks of the campaign at what is to be done
+TICK = 0.02  # seconds between two steps of the campaign
 PATIENCE = 120  # seconds that the nodes have at the end for what is left
 IMPATIENCE = {
     "postgresql": "SET lock_timeout = '300ms'",
@@ -56,7 +56,7 @@ class Member:
         from tests.testapp.queues import LedgerQueue, PulseQueue
 
         scope = PulseQueue if self.name == "healthy" else LedgerQueue
-        # The healthy one relies on wake-ups, the others find soon what a killed web process told nobody.
+        # The healthy one relies on wake-ups; the others soon find the jobs of a web process killed before its own.
         options = {"poll_interval": 60 if self.name == "healthy" else 2}
         dice = self.campaign.dice
         environment = {**self.environment, "QUEUETOPIA_TEST_LOG_GATE": str(self.log_gate)}
@@ -75,7 +75,7 @@ class Member:
         return self.campaign.folder / f"{self.name}.gate"
 
     def could_reach_its_database(self) -> bool:
-        """True if nothing was done to the database since its start, when it looks for its tables."""
+        """True if nothing was done to the database since its start, when it checks its tables."""
         return not any(until > self.started_at for _, until in self.campaign.outages)
 
     def freeze(self, pids) -> Thaw:
@@ -232,7 +232,7 @@ class Campaign:
         self.ask(self.retry_refused)
         return not Job.objects.unfinished().exists()
 
-    # What a person does
+    # What an operator does
 
     @property
     def database_errors(self) -> tuple[type[Exception], ...]:

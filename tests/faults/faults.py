@@ -189,7 +189,7 @@ def refuse_writes(campaign):
 
 
 def refuse_row(campaign):
-    """A DBA's trigger refuses the results of one queue; its head halts, and a person retries it."""
+    """A DBA's trigger refuses the results of one queue; its head halts, and an operator retries it."""
     if not campaign.server.is_up:
         return
     queue = f"web-{campaign.dice.choice('ab')}-{campaign.dice.randrange(6)}"
@@ -270,7 +270,7 @@ def no_descriptors(campaign):
 
 
 def no_temporary_folder(campaign):
-    """A cleaner removes the nodes' folder, and with it their files; a worker is to be replaced meanwhile."""
+    """A cleaner removes the nodes' folder, and with it their files; a worker is being replaced meanwhile."""
     folder, member = campaign.temporary, campaign.pick()
     workers = pids_of(member.node, "worker") if member else []
     if not (workers and folder.exists()):

@@ -53,7 +53,7 @@ class Ledger:
         return len([record for record in self.records(queue=queue) if record.event in ("start", "attempt")])
 
     def told(self) -> dict[str, list[dict]]:
-        """Return what hooks and signals of HookQueue were told, by their names."""
+        """Return the calls of HookQueue's hooks and signals, by their names."""
         told = defaultdict(list)
         path = Path(f"{self.path}.told")
         for line in path.read_text().splitlines() if path.exists() else []:
@@ -62,7 +62,7 @@ class Ledger:
         return dict(told)
 
     def go(self) -> None:
-        """Let the performers go on that wait to be told."""
+        """Let the waiting performers go on."""
         Path(f"{self.path}.go").touch()
 
 

@@ -33,7 +33,7 @@ note("end")
 
 
 def run():
-    """Run jobs until told that it is enough."""
+    """Run jobs until stopped."""
     from django.db import DatabaseError, InterfaceError, connection
 
     from .web import has_had_enough

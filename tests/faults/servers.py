@@ -158,7 +158,7 @@ class Postgres(Server):
 
 
 class PostgresWithStandby(Postgres):
-    """A primary and a standby that has every commit before its client is told; one address leads to the primary."""
+    """A primary and a standby that has every commit before its client does; one address leads to the primary."""
 
     def __init__(self):
         self._ways: list[Proxy] = []

@@ -112,7 +112,7 @@ def cut_network(round_):
 
 
 def lose_host(round_):
-    """No process is left, and nobody is told."""
+    """No process is left, and none is notified."""
     round_.proxy.cut()
     round_.first.send_all(signal.SIGKILL)
 

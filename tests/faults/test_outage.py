@@ -46,7 +46,7 @@ def nodes(server, tmp_path):
 
 @pytest.fixture
 def proxy(server):
-    """The way to the server, which knows how often somebody wanted to go it."""
+    """The way to the server, which counts the connections that were tried."""
     proxy = Proxy(server.socket)
     yield proxy
     proxy.close()

@@ -19,7 +19,7 @@ class Verdict:
         self.repeated = findings.duplicates
         self.locks = sum(record.event == "locked" for record in everything)
         self.wrong = [*campaign.wrong, *findings.wrong, *_unlike(jobs, signs), *_half(jobs, everything), *_left_over()]
-        # Until everybody has a session again, and new workers.
+        # Until each node has a session again, and new workers.
         outages = [(since, until + campaign.lease) for since, until in campaign.outages]
         self.takeovers = _longest_by_kind(takeovers(records), campaign.injected, outages)
         self.stall, self.outage_stall = _stalls(everything, outages)
@@ -99,7 +99,7 @@ def _longest_by_kind(found, injected, outages):
 
 
 def _stalls(everything, outages):
-    """Return how long a healthy queue's job waited at most: while the database served everybody, and while not."""
+    """Return how long a healthy queue's job waited at most: while the database served all, and while not."""
     asked = {(record.queue, record.number): record.clock for record in everything if record.event == "asked"}
     longest = {False: 0.0, True: 0.0}
     for record in everything:

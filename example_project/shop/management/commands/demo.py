@@ -23,7 +23,7 @@ from queuetopia.terminal import TerminalCommand
 FAILURES = 2  # how often each held job fails before the provider is back
 BETWEEN_ORDERS = 0.2  # seconds
 PATIENCE = 60  # seconds the story may take, on a slow machine too
-POLL = 0.1  # seconds between two looks at the database
+POLL = 0.1  # seconds between two polls of the database
 
 
 class Command(TerminalCommand):
@@ -44,7 +44,7 @@ class Command(TerminalCommand):
         self.began, self.seen = time.monotonic(), {}
         self.followed = OrderQueue.jobs().filter(pk__gt=latest_job())
         if verbosity < 2:
-            os.environ.setdefault("LOG_LEVEL", "ERROR")  # the node's log would tell the same once more
+            os.environ.setdefault("LOG_LEVEL", "ERROR")  # the node's log would repeat it
         try:
             with serve(port) as self.address:
                 os.environ["PROVIDER_URL"] = f"{self.address}provider/"
@@ -182,9 +182,9 @@ class Command(TerminalCommand):
         for job in jobs:
             if self.seen.get(job.pk) != (job.state, job.attempts):
                 self.seen[job.pk] = (job.state, job.attempts)
-                self.tell(job)
+                self.report(job)
 
-    def tell(self, job):
+    def report(self, job):
         who = f"{job.queue:<12} {job.action:<17} job {job.pk}"
         if job.is_ended():
             again = f" at attempt {job.attempts}: the queue goes on" if job.attempts > 1 else ""
