@@ -119,6 +119,16 @@ def _clean_poll_interval(value):
     return clean_seconds(value, above=0, at_most=DAY)
 
 
+def _clean_max_running(value):
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{value!r} is not a whole number")
+    if value < 1:
+        raise ValueError(f"{value!r} is less than 1; a scope of which nothing may run is paused")
+    return value
+
+
 def _clean_using(value):
     return None if value is None else _clean_alias(value)
 
@@ -163,6 +173,7 @@ OPTIONS: dict[str, Option] = {
     "on_error": Option({}, _clean_on_error),
     "jitter": Option(0.0, _clean_jitter),
     "poll_interval": Option(60.0, _clean_poll_interval),
+    "max_running": Option(None, _clean_max_running),
     "using": Option(None, _clean_using),
     "commit_ordered": Option(False, _clean_bool),
     "retention": Option(7 * DAY, _clean_retention),

@@ -218,6 +218,10 @@ class QueueQuerySet(BoundedQuerySet):
     def held(self):
         return self.filter(QueueIs.HELD)
 
+    def with_a_place(self):
+        """Held queues that take one of the places that their scope has: its ``max_running``."""
+        return self.filter(QueueIs.HELD, has_place=True)
+
     def paused(self):
         return self.filter(QueueIs.PAUSED)
 
@@ -240,6 +244,7 @@ class Queue(models.Model):
     due_at: when the head may run; None: nothing to do now.
     current_job: the head from its first attempt until it ends, whatever newer jobs' times say.
     held_by, held_since, fence, attempt: who runs it, since when, under which number, which attempt.
+    has_place: it was claimed as one of the ``max_running`` of its scope; it takes that place while it is held.
     rev: raised by every verb of an operator; whatever was decided before it is decided again.
     alert_at: when to check whether it is still blocked, and report it; set when its head fails first.
     """
@@ -255,6 +260,7 @@ class Queue(models.Model):
     fence = models.BigIntegerField(_("fence"), db_default=0)
     rev = models.BigIntegerField(_("revision"), db_default=0)
     stop_requested = models.BooleanField(_("stop requested"), db_default=False)
+    has_place = models.BooleanField(_("has a place"), db_default=False)
     problem = WideCharField(_("problem"), max_length=500, db_default="")
     paused_at = models.DateTimeField(_("paused at"), null=True)
     paused_by = WideCharField(_("paused by"), max_length=255, db_default="")
@@ -280,6 +286,12 @@ class Queue(models.Model):
                 condition=models.Q(alert_at__isnull=False),
                 fallback=["alert_at"],
                 name="queuetopia_queue_alert",
+            ),
+            PartialIndex(  # the queues that take a place of their scope's max_running
+                fields=["scope"],
+                condition=models.Q(has_place=True),
+                fallback=["scope", "has_place"],
+                name="queuetopia_queue_place",
             ),
         )
         constraints = (

@@ -278,6 +278,8 @@ BAD_OPTIONS = [
     ("jitter", float("nan"), "nan is not a fraction"),
     ("jitter", timedelta(0), "is not a fraction"),
     ("poll_interval", 0, "0 is not more than 0 seconds"),
+    ("max_running", 0, "0 is less than 1; a scope of which nothing may run is paused"),
+    ("max_running", 2.5, "2.5 is not a whole number"),
     ("using", "primary", "'primary' is not a database alias; DATABASES has default, other"),
     ("using", ["default"], "unhashable"),
     ("commit_ordered", 1, "1 is not True or False"),

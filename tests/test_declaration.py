@@ -72,6 +72,7 @@ def python(code, cwd, **environment):
     ("name", "value"),
     [
         ("poll_interval", 60.0),
+        ("max_running", None),
         ("timeout", 60.0),
         ("backoff_base", 2.0),
         ("backoff_factor", 2.0),

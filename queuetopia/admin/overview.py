@@ -379,6 +379,7 @@ def _scope_shown(facts, name, known):
         "name": name,
         "shown": visible(name),
         "known": name in known,
+        "max_running": by_scope()[name].option("max_running") if name in known else None,
         "paused": paused(facts.pauses.get(name)),
     }
 

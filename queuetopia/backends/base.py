@@ -11,6 +11,7 @@ What a backend promises, and the tests of ``contract`` show for every one of the
 - a queue found empty is cleared, committed, and checked again in a new snapshot: no wake-up is lost.
 """
 
+import contextlib
 import copy
 import logging
 import random
@@ -59,6 +60,10 @@ RESET_SEQUENCES = "manage.py sqlsequencereset queuetopia | manage.py dbshell"
 OVERDUE = 0.05  # seconds until a queue is tried again that is due and was not claimed
 
 
+class _Counted(Exception):
+    """Another node counts the places of the scope just now."""
+
+
 class Backend:
     """Statements on the tables of Job, Queue and Node through the connection of one alias."""
 
@@ -75,6 +80,7 @@ class Backend:
         self.unseen: set[int] = set()  # cleared queues to check again: the row was locked
         self.repeats = Repeats()
         self.refused = Refusals(self.repeats)
+        self.full: set[str] = set()  # scopes whose last claim left no place free: see max_running
         self.was_notified = False  # a wake-up came while another statement ran
         self._driver: Any = None  # the driver's connection that took the locks
         self._asked: str | None = None  # the last time that a sweep was asked for
@@ -305,26 +311,39 @@ class Backend:
     # Claim
 
     def claim(
-        self, scopes: list[str], limit: int, holder: UUID, *, now: datetime | None = None, only: str | None = None
+        self,
+        scopes: list[str],
+        limit: int,
+        holder: UUID,
+        *,
+        now: datetime | None = None,
+        only: str | None = None,
+        max_running: int | None = None,
     ) -> tuple[list[Claim], bool]:
         """Take up to ``limit`` due queues and mark their heads as running under a new fence.
 
         Two transactions: the locks first, the heads in a new snapshot after, because a lock says nothing about
         what the snapshot before it missed. Queues whose lock another session has are skipped. Returns the claims,
         and whether there may be more to claim.
+
+        max_running: at most so many queues of the scope, which is the only one then, are held at once, by any node.
         """
         claims: list[Claim] = []
         passed: list[int] = []
+        self.full.difference_update(scopes)
         for _ in range(ROUNDS):
             room = limit - len(claims)
-            found, locked = self.lock_due(scopes, room, now, only, passed + self.refused.now())
             try:
-                started, rest = self.start_heads(locked, holder, now)
+                if max_running is None:
+                    found, started, rest = self._take(scopes, room, holder, now, only, passed)
+                else:
+                    found, started, rest = self._take_places(scopes, room, holder, now, only, passed, max_running)
+            except _Counted:
+                return claims, True
             except DatabaseError as exc:
-                if self.is_busy(exc):
-                    self.unlock(locked)
-                    return claims, True
-                started, rest = self.start_one_by_one(locked, holder, now, exc)
+                if not self.is_busy(exc):
+                    raise
+                return claims, True
             _try_to_look_again(self, rest)
             self.unlock(rest)
             claims += started
@@ -332,7 +351,56 @@ class Backend:
             if not others or len(claims) == limit:
                 break
             passed += others
-        return claims, len(found) == room or bool(passed) or bool(others)
+        return claims, not self.full.issuperset(scopes) and (len(found) == room or bool(passed) or bool(others))
+
+    def _take(self, scopes, room, holder, now, only, passed):
+        """Return the due queues found, the claims on them, and the queues that are let go instead."""
+        found, locked = self.lock_due(scopes, room, now, only, passed + self.refused.now())
+        try:
+            with self._savepoint():
+                started, rest = self.start_heads(locked, holder, now)
+        except DatabaseError as exc:
+            if self.is_busy(exc):
+                self.unlock(locked)
+                raise
+            started, rest = self.start_one_by_one(locked, holder, now, exc)
+        return found, started, rest
+
+    def _take_places(self, scopes, room, holder, now, only, passed, max_running):
+        """Take of a scope of which only so many queues may be held at once.
+
+        The scope's row is locked until the heads are marked: nodes count one after the other. A queue that was claimed
+        so (``has_place``) takes a place while it is held, whatever node holds it and however it is let go: nothing that
+        records, gives back or takes over has to know of places.
+        """
+        (scope,) = scopes
+        places = Queue.objects.using(self.alias).filter(scope=scope, has_place=True)
+        if places.with_a_place().count() >= max_running:
+            self.full.add(scope)
+            return [], [], []
+        scope_row = Scope.objects.using(self.alias).filter(name=scope)
+        if not scope_row.exists():
+            Scope.objects.using(self.alias).bulk_create([Scope(name=scope)], ignore_conflicts=True)
+        with transaction.atomic(using=self.alias):
+            if scope_row.select_for_update(skip_locked=True).first() is None:
+                raise _Counted
+            let_go = places.filter(held_by=None)
+            unlocked = let_go.select_for_update(skip_locked=True).values_list("pk", flat=True)
+            let_go.filter(pk__in=[*unlocked]).update(has_place=False)
+            free = max_running - places.with_a_place().count()
+            taken: tuple = ([], [], [])
+            if free > 0:
+                taken = self._take(scopes, min(room, free), holder, now, only, passed)
+                started = [claim.queue_id for claim in taken[1]]
+                Queue.objects.using(self.alias).filter(pk__in=started).update(has_place=True)
+        if len(taken[1]) >= free:
+            self.full.add(scope)
+        return taken
+
+    def _savepoint(self):
+        """In a transaction, have an error of the block undo only what the block did."""
+        is_inside = self.connection.in_atomic_block
+        return transaction.atomic(using=self.alias) if is_inside else contextlib.nullcontext()
 
     def start_one_by_one(self, queue_ids, holder, now, exc) -> tuple[list[Claim], list[int]]:
         """Start heads after ``exc``, each alone. A queue whose row the database refuses is left out for a while."""
@@ -402,9 +470,10 @@ class Backend:
     def next_due(self, scopes: list[str]) -> float | None:
         """Return the seconds until a queue is due that no node holds, or None.
 
-        One that is due already was passed over by the last claim, or became due after it: at once.
+        One that is due already was passed over by the last claim, or became due after it: at once. Scopes that had no
+        place free then are left out: whoever frees one notifies.
         """
-        served = set(scopes) - rows.paused_scopes(self.alias, scopes)
+        served = set(scopes) - self.full - rows.paused_scopes(self.alias, scopes)
         waiting = Queue.objects.using(self.alias).filter(paused_at=None, held_by=None, due_at__isnull=False)
         if refused := self.refused.now():
             waiting = waiting.exclude(pk__in=refused)

@@ -650,6 +650,7 @@ class Backend(base.Backend):
         return claims + late, rest
 
     def next_due(self, scopes):
+        scopes = [scope for scope in scopes if scope not in self.full]
         arguments = {"scopes": scopes, "overdue": base.OVERDUE, "refused": self.refused.now()}
         ((seconds, due_at),) = self._run(_NEXT_DUE, arguments)
         return self.refused.or_next(None if due_at is None else max(seconds, self._full_until - uptime()))

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from functools import cached_property
 from typing import Any
 
 from .. import conf
@@ -42,6 +43,7 @@ class Cause(StrEnum):
     ALL_PAUSED = "all paused"
     NO_SCHEDULER = "no scheduler"
     NOT_WOKEN = "not woken"  # a job waits that no node was notified of
+    NO_PLACE = "no place"  # as many queues of the scope run as may: its ``max_running``
     READY = "ready"
     SCHEDULED = "scheduled"
     EMPTY = "empty"
@@ -202,6 +204,15 @@ class _Facts:
         queues = Queue.objects.using(self.alias).due(self.now).filter(scope=self.scope, due_at__lt=self.line.due_at)
         return queues.count_to(MOST_COUNTED)
 
+    @cached_property
+    def places(self):
+        """How many queues of the scope run, and how many may, if that is why this one waits; else None."""
+        most = self.queuetopia.option("max_running") if self.queuetopia else None
+        if most is None or not self.is_due() or self.is_paused():
+            return None
+        taken = Queue.objects.using(self.alias).with_a_place().filter(scope=self.scope).count()
+        return {"taken": taken, "most": most} if taken >= most else None
+
     def waiting_clause(self):
         """Yield the clause about the jobs that wait."""
         if self.oldest is not None:
@@ -236,6 +247,7 @@ class _Facts:
             "workers": self.workers,
             "busy": self.busy,
             "ahead": self.ahead(),
+            "places": self.places,
         }
 
     # Words
@@ -329,6 +341,8 @@ def _waiting(facts):
     if not facts.nodes:
         return Cause.NO_SCHEDULER, f"{name} is ready to run {job}, but {_no_node(facts)}"
     if facts.line.due_at is not None and facts.line.due_at <= facts.now:
+        if facts.places:
+            return Cause.NO_PLACE, f"{name} is ready to run {job}, and waits for a place{_turn(facts)}"
         return Cause.READY, f"{name} is ready to run {job}{_turn(facts)}"
     if facts.line.problem:
         again = _in(facts, facts.line.due_at or facts.now)
@@ -382,6 +396,8 @@ def _turn(facts):
     if (ahead := facts.ahead()) is None or not facts.nodes:
         return ""
     before = f", after {_counted(ahead, 'other queue', 'other queues')}" if ahead else ", as the next one"
+    if facts.places:
+        return f"{before}; {facts.places['taken']} of {facts.places['most']} queues of {facts.scope} run (max_running)"
     busy = f"; {facts.busy} of {facts.workers} workers were busy at the last heartbeat" if facts.workers else ""
     return f"{before}{busy}"
 

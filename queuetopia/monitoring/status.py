@@ -88,6 +88,7 @@ def scope_status(queuetopia, queues: int = 20) -> dict[str, Any]:
     - ``scope``, ``class``, ``database``, ``at`` (the database's clock), ``paused`` (at, by, reason; or None),
       ``all_paused``: the same of the pause of all scopes
     - ``enabled``: whether nodes with these settings serve it (``QUEUETOPIA["ENABLED"]``)
+    - ``max_running``: how many of its queues may run at once in the cluster; None: no limit
     - ``nodes``: those that serve the scope: node, alive
     - ``jobs``: unfinished, waiting, running, backing_off, halted, oldest (scheduled_at of the oldest unfinished)
     - ``queue_counts``: not_empty, blocked (backing_off and halted), backing_off, halted, running, paused, problem
@@ -117,6 +118,7 @@ def scope_status(queuetopia, queues: int = 20) -> dict[str, Any]:
         "paused": paused,
         "all_paused": all_paused,
         "enabled": conf.is_enabled(scope),
+        "max_running": queuetopia.option("max_running"),
         "nodes": [{"node": str(node), "alive": is_alive(node, now)} for node in all_nodes if scope in node.scopes],
         "jobs": {**jobs, "waiting": waiting, "running": running, "backing_off": backing_off},
         "queue_counts": queue_counts,

@@ -392,7 +392,8 @@ class Scheduler:
             limit = self.turns.room()
             if limit > 0 and store.may_have_due:
                 with store.unless_busy():
-                    self.hands.take(store, store.claim(limit))
+                    for claims in store.claim(limit):
+                        self.hands.take(store, claims)
 
     # Beat
 

@@ -5,6 +5,7 @@ import os
 import selectors
 import socket
 import uuid
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 
@@ -33,6 +34,11 @@ class Store:
         self.database = alias  # as the project knows it; the session has an alias of its own
         self.backend = backend_for(alias)
         self.node_id: uuid.UUID = None  # type: ignore[assignment]  # until ``register``
+        limits = {scope: by_scope()[scope].option("max_running") for scope in scopes}
+        self._limited = {scope for scope, most in limits.items() if most}
+        unlimited = [scope for scope in scopes if scope not in self._limited]
+        self._groups = [([scope], limits[scope]) for scope in sorted(self._limited)]
+        self._groups += [(unlimited, None)] if unlimited else []
         self.poll_interval = poll_interval or min(by_scope()[scope].option("poll_interval") for scope in scopes)
         self.endings = Endings(self.backend)
         self.streaks = Streaks()
@@ -209,14 +215,25 @@ class Store:
         """Something may be due that nobody has told of."""
         self.may_have_due = True
 
-    def claim(self, limit: int) -> list[Claim]:
-        """Take up to so many due queues; note what is left, as far as it is known."""
+    def claim(self, limit: int) -> Iterator[list[Claim]]:
+        """Take up to so many due queues, and note what is left, as far as it is known.
+
+        Scopes of which only so many queues may run are asked one by one; each is the first in its turn.
+        """
         self.woken_at = float("inf")
-        claims, more = self.backend.claim(self.scopes, limit, self.node_id)
-        self.may_have_due, self._knows_next = more and bool(claims), False
-        if more and not claims:
+        self._groups.append(self._groups.pop(0))
+        any_claims = is_left = False
+        for scopes, most in self._groups:
+            if limit <= 0:
+                is_left = True
+                break
+            claims, more = self.backend.claim(scopes, limit, self.node_id, max_running=most)
+            limit -= len(claims)
+            any_claims, is_left = any_claims or bool(claims), is_left or more
+            yield claims
+        self.may_have_due, self._knows_next = is_left and any_claims, False
+        if is_left and not any_claims:
             self.claim_later()
-        return claims
 
     def note_recorded(self, recorded) -> None:
         """Take from a record what became due, at once or later, and what there is to count and to tell."""
@@ -226,8 +243,16 @@ class Store:
                 self.backend.notify()
         if len(recorded.claims) < len(recorded.written):
             self._knows_next = False  # a queue was let go: its head may be due later
+            self._note_places(ending.claim for ending in recorded.written)
         self.tally.add(recorded.written)
         self.note_for_followers()
+
+    def _note_places(self, claims):
+        """After queues were let go: where only so many may run, others may now."""
+        if self._limited and any(claim.scope in self._limited for claim in claims):
+            self.may_have_due = True
+            if self.has_peers:
+                self.backend.notify()
 
     def give_back(self) -> None:
         """Let go of what no worker has begun, so that another node can have it; what cannot be is to be recorded."""

@@ -169,6 +169,19 @@ class TestWaiting:
         assert ", after 3 other queues;" in said(queues)[1]
         assert queues.explain(NAME)["ahead"] == 3
 
+    def test_for_a_place_says_how_many_run_and_may(self, queues, node):
+        queues.max_running = 1
+        other = put(queues, "running first", "other")
+        Queue.objects.filter(name="other").update(has_place=True)
+        job = put(queues, "waiting")
+        causes, sentence = said(queues)
+        assert causes == [Cause.NO_PLACE]
+        assert f"customer-42 is ready to run job {job.pk} (send_mail), and waits for a place" in sentence
+        assert "; 1 of 1 queues of tests.mail run (max_running);" in sentence
+        assert queues.explain(NAME)["places"] == {"taken": 1, "most": 1}
+        Queue.objects.filter(name=other.queue).update(held_by=None)
+        assert said(queues)[0] == [Cause.READY]
+
     def test_without_a_node_that_serves_its_scope_says_so(self, queues):
         put_node(scopes=["tests.other"])
         put_node(id=uuid.uuid4(), last_seen=timezone.now() - HOUR)

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 
 from queuetopia.models import Job, Queue
-from queuetopia.node.store import APART, FREE
+from queuetopia.node.endings import APART, FREE
 from tests.processes.waiting import environment, wait_for_all, wait_for_attempts
 from tests.testapp.queues import LedgerQueue
 

@@ -432,6 +432,7 @@ class Command(TerminalCommand):
                 "  QUEUETOPIA['ENABLED'] is False for it: nodes with these settings run none of it", self.style.WARNING
             )
         waits = _waits(found["oldest"], scope["at"])
+        limit = f"; at most {scope['max_running']} run at once" if scope["max_running"] else ""
         self.write(
             f"  unfinished jobs: {found['unfinished']} ({found['waiting']} waiting, {found['running']} running, "
             f"{found['backing_off']} backing off, {found['halted']} halted)"
@@ -439,7 +440,7 @@ class Command(TerminalCommand):
         )
         self.write(
             f"  queues with work: {queues['not_empty']} ({queues['blocked']} blocked, {queues['running']} running, "
-            f"{queues['paused']} paused, {queues['problem']} with a problem)"
+            f"{queues['paused']} paused, {queues['problem']} with a problem){limit}"
         )
         if scope["queues"]:
             self.write_queues(scope["queues"], scope["at"])
