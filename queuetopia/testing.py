@@ -29,7 +29,7 @@ from .performer import known_actions
 from .registry import by_scope, registered
 from .text import masked
 from .worker.middleware import wrapped
-from .worker.news import tell
+from .worker.news import notify
 from .worker.performing import Attempt, SetupFailed, forget_performer, is_async, job_of, start
 
 MOST_LISTED = 20  # jobs named by a failed assertion
@@ -205,7 +205,7 @@ def drain(queuetopia, queue: str | None = None, *, now: datetime | None = None, 
         attempt = _attempt(claim)
         recorded = backend.record([Ending(claim, attempt.outcome)], holder, "drain", lambda claim: False, now)
         for ending in recorded.written:
-            tell(ending.claim, ending.outcome, attempt.exc)
+            notify(ending.claim, ending.outcome, attempt.exc)
         jobs.append(claim.job_id)
     stored = queuetopia.jobs().in_bulk(jobs)
     return [stored[pk] for pk in jobs if pk in stored]

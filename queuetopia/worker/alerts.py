@@ -28,7 +28,7 @@ def tell_blocked(queuetopia, job, exc) -> None:
         send(signals.queue_blocked, queuetopia, job=job, queue=job.queue, exc=exc, waiting=waiting)
 
 
-def tell_still_blocked(queuetopia, job, duration: float, threshold: float) -> None:
+def send_still_blocked(queuetopia, job, duration: float, threshold: float) -> None:
     """Send queue_still_blocked, unless the job has ended meanwhile."""
     if not signals.queue_still_blocked.has_listeners(queuetopia):
         return

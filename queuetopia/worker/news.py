@@ -34,7 +34,7 @@ def wants_news(queuetopia, verdict) -> bool:
     return any(signal.has_listeners(queuetopia) for signal in _SENT[verdict])
 
 
-def tell(claim: Claim, outcome: Outcome, exc: BaseException | None) -> None:
+def notify(claim: Claim, outcome: Outcome, exc: BaseException | None) -> None:
     """Call the hooks and send the signals of an end that is committed. Nothing they raise changes anything."""
     queuetopia = by_scope()[claim.scope]
     job = _job_as_stored(queuetopia, claim, outcome)
@@ -73,8 +73,8 @@ def _job_as_stored(queuetopia, claim, outcome) -> Job:
     return job
 
 
-def tell_alert(claim, duration, threshold):
-    alerts.tell_still_blocked(by_scope()[claim.scope], job_of(claim), duration, threshold)
+def send_alert(claim, duration, threshold):
+    alerts.send_still_blocked(by_scope()[claim.scope], job_of(claim), duration, threshold)
 
 
 def _call(queuetopia, hook, *arguments):

@@ -32,7 +32,7 @@ from ..jobs import failed, timeout_text
 from ..processes import reap_orphans
 from ..registry import by_scope
 from . import alerts, surroundings
-from .news import tell, tell_alert, wants_news
+from .news import notify, send_alert, wants_news
 from .performing import SCARCITY, SETUP_RETRY, Attempt, is_async, tidy_after, tidy_before
 
 logger = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ class Worker:
         self._news.put(partial(self._tell_end, ticket, Claim._make(claim), Outcome._make(outcome)))
 
     def _queue_alert(self, claim, duration, threshold):
-        self._news.put(partial(tell_alert, Claim._make(claim), duration, threshold))
+        self._news.put(partial(send_alert, Claim._make(claim), duration, threshold))
 
     def _queue_mail(self, database, every):
         self._news.put(partial(alerts.mail_admins, database, every))
@@ -131,7 +131,7 @@ class Worker:
             self._send(Message.TOLD)
 
     def _tell_end(self, ticket, claim, outcome):
-        tell(claim, outcome, self._exceptions.pop(ticket, None))
+        notify(claim, outcome, self._exceptions.pop(ticket, None))
 
     def _finish_news(self):
         self._news.put(None)

@@ -178,13 +178,13 @@ class TestSignals:
     def test_of_a_block_that_lasts_are_sent_unless_the_job_has_ended_meanwhile(self, queues, heard):
         job = put(queues, "halted")
         wait_behind(queues, 2)
-        alerts.tell_still_blocked(queues, job, 400.0, 300.0)
+        alerts.send_still_blocked(queues, job, 400.0, 300.0)
         assert heard == [
             ("queue_still_blocked", {"queue": job.queue, "duration": 400.0, "threshold": 300.0, "waiting": 2})
         ]
         queues.skip(job)
         del heard[:]
-        alerts.tell_still_blocked(queues, job, 400.0, 300.0)
+        alerts.send_still_blocked(queues, job, 400.0, 300.0)
         assert heard == []
 
 
