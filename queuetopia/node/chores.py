@@ -69,14 +69,14 @@ class Chore:
         """True while --until-empty has to wait for it: it may find something that is to be run."""
         return False
 
-    def run_if_due(self) -> None:
+    def run_if_due(self, now: float) -> None:
         """Do a step if it is time. What fails costs no job: it is logged, and tried again in a second."""
-        if uptime() < self.due_at:
+        if now < self.due_at:
             return
-        self.due_at = uptime() + AGAIN
+        self.due_at = now + AGAIN
         try:
             with self.store.session():
-                self.due_at = uptime() + self.run()
+                self.due_at = now + self.run()
         except exceptions.SessionLost:
             raise
         except Exception as exc:
@@ -139,7 +139,7 @@ class Sweep(Chore):
         if self._left:
             self._step()
             return self.parts.pause_after(began)
-        return min(self._poll_at - began, self.parts.until_next_look())
+        return max(STEP, min(self._poll_at - began, self.parts.until_next_look()))
 
     def _step(self):
         scope, after = self._left[0]
@@ -237,7 +237,7 @@ class Retention(Chore):
             self._poll_at = began + self.store.poll_interval
             self._left = list(self.store.scopes)
         if not self._left:
-            return self._poll_at - began
+            return max(STEP, self._poll_at - began)
         # If it fails, because a row of the project's refers to a job, say, the others have their turn before it.
         scope = self._left.pop(0)
         if jobs.prune(by_scope()[scope], alias=self.store.alias):

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from ..backends import upkeep
+from ..channel import uptime
 from ..models import Job, Queue
 from .chores import (
     Alerts,
@@ -47,9 +48,10 @@ class Housekeeping:
             store.wake_by_time()
             with store.session():
                 store.tell_followers()
+        now = uptime()  # one for all: what is due at the same intervals stays due at the same moments
         for chore in self._chores:
             if chore.while_stopping or not is_stopping:
-                chore.run_if_due()
+                chore.run_if_due(now)
 
     def timers(self, *, is_stopping: bool) -> Iterator[float]:
         """Yield the uptimes at which something is to be done."""
