@@ -7,6 +7,7 @@ import pytest
 from asgiref.sync import async_to_sync, sync_to_async
 from django.core.exceptions import SynchronousOnlyOperation
 from django.db import OperationalError, connection, connections, transaction
+from django.db.models.functions import Now
 
 from queuetopia import (
     Halt,
@@ -26,7 +27,7 @@ from queuetopia.testing import drain, perform_job, wait_until
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.capability("H5", "H21", "H33")]
 
-PATIENCE = 30  # seconds
+PATIENCE = 120  # seconds: the machine may be busy
 
 
 class AnswerPerformer(Performer):
@@ -59,7 +60,7 @@ class AnswerPerformer(Performer):
 def queues(declare_only):
     declare_only()
     yield type("AnswerQueue", (Queuetopia,), {"performer": AnswerPerformer, "scope": "tests.answers"})
-    wait_until(lambda: not watchers(), message="a thread is left")
+    wait_until(lambda: not watchers(), PATIENCE, message="a thread is left")
 
 
 def watchers():
@@ -203,19 +204,19 @@ def test_the_first_of_many_without_a_result_ends_the_wait_or_all_are_told(queues
 
 
 def test_two_hundred_waits_share_one_thread_and_its_connections(queues):
-    jobs = [queues.create_job(str(number), "answer", {"value": number}) for number in range(200)]
+    jobs = queues.create_jobs(queues.job(str(number), "answer") for number in range(200))
     seen = []
 
     def watch():
         wait_until(watchers, PATIENCE)
         seen.extend(watchers())
-        drain(queues)
+        queues.jobs().update(state=Job.State.DONE, done_at=Now(), result=42)
 
     async def all_at_once():
         return await asyncio.gather(*(job.await_result(PATIENCE) for job in jobs))
 
     thread = elsewhere(watch)
-    assert async_to_sync(all_at_once)() == list(range(200))
+    assert async_to_sync(all_at_once)() == [42] * 200
     thread.join()
     assert len(seen) == 1
 
@@ -248,7 +249,7 @@ def test_a_wait_that_is_cancelled_leaves_nothing_behind(queues):
             await waiting
 
     async_to_sync(main)()
-    wait_until(lambda: not watchers(), message="it still polls")
+    wait_until(lambda: not watchers(), PATIENCE, message="it still polls")
     drain(queues)
     assert job.wait() == 42
 

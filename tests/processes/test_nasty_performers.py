@@ -9,7 +9,7 @@ from queuetopia.models import Job
 from tests.nodes import is_running
 from tests.processes.waiting import errors_of, wait_for, wait_for_all, wait_for_attempts
 from tests.testapp.models import Note
-from tests.testapp.queues import LedgerQueue, SlowRetryQueue
+from tests.testapp.queues import DecidingQueue, LedgerQueue, SlowRetryQueue
 
 pytestmark = [pytest.mark.processes, pytest.mark.django_db(transaction=True)]
 
@@ -146,6 +146,26 @@ def test_a_timed_out_job_is_tried_again_after_its_backoff(nodes):
     job.refresh_from_db()
     follower.refresh_from_db()
     assert job.done_at < follower.done_at
+
+
+@pytest.mark.capability("H20", "H32")
+@pytest.mark.parametrize(
+    ("action", "params", "state", "decided"),
+    [
+        ("fail", {}, Job.State.SKIPPED, True),
+        ("die", {"how": "kill"}, Job.State.HALTED, False),  # there is no worker left to ask
+        ("hang_in_c", {}, Job.State.SKIPPED, False),
+    ],
+)
+def test_what_a_failure_leads_to_is_decided_in_the_worker_or_by_the_kind_of_error(
+    nodes, ledger, action, params, state, decided
+):
+    job = DecidingQueue.create_job("a", action, params, timeout=1)
+    nodes.start(DecidingQueue, processes=1)
+    stored = wait_for(job, lambda job: job.state != Job.State.PENDING)
+    assert (stored.state, stored.attempts) == (state, 1)
+    (attempt,) = wait_for_attempts(ledger, 1)
+    assert [record.pid for record in ledger.records("decided")] == [attempt.pid] * decided
 
 
 @pytest.mark.capability("Q17")

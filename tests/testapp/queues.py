@@ -14,7 +14,7 @@ from importlib import import_module
 
 from django.db import connections, transaction
 
-from queuetopia import Halt, Performer, Queuetopia, Retry, Skip, Snooze, action, signals
+from queuetopia import Halt, JobTimeout, Performer, Queuetopia, Retry, Skip, Snooze, action, signals
 
 LEDGER = "QUEUETOPIA_TEST_LEDGER"
 CODE = "QUEUETOPIA_TEST_CODE"  # name of a module of the test's own: code that changes between two nodes, or breaks
@@ -273,6 +273,22 @@ class SlowRetryQueue(LedgerQueue):
     scope = "tests.slow"
     max_backoff = 3600
     max_attempts = 3
+
+
+class DecidingPerformer(LedgerPerformer):
+    def decide(self, job, exc):
+        note("decided", job.queue, job.attempts, job.fence)
+        return "skip"
+
+
+class DecidingQueue(LedgerQueue):
+    """What a failure leads to is said by the performer, and by kind of error."""
+
+    scope = "tests.deciding"
+    performer = DecidingPerformer
+    max_attempts = 1
+    on_exhausted = "decide"
+    on_error = {JobTimeout: "skip"}
 
 
 class PulseQueue(LedgerQueue):
