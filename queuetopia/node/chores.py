@@ -1,6 +1,6 @@
-"""What a node does beside running jobs, one small class each, at its own time. ``CHORES`` lists them.
+"""What a node does beside running jobs: one small class each, with its own timer. ``housekeeping.CHORES`` lists them.
 
-Nothing here is on the way of a job; each step is short, so that the loop is never kept from it for long.
+No job waits for a chore; each step is short, so that the loop soon goes on.
 """
 
 import logging
@@ -21,10 +21,10 @@ from .store import Store
 
 logger = logging.getLogger(__name__)
 
-LOOK_FOR_DEAD = 1.0  # seconds between looks for dead nodes and for requests to stop a job; two for a lone, idle node
-LOOK_FOR_PEERS = 0.25  # … and a lone, busy node looks so often for others, which may have room for what waits here
-LOOK_FOR_ALERTS = 5.0  # seconds between looks for queues that have been blocked for too long, if that is longer
-LOOK_FOR_MAIL = 60.0  # seconds between looks for blocked queues to mail about
+POLL_NODES = 1.0  # seconds between polls for dead nodes and for requests to stop a job; two for a lone, idle node
+POLL_PEERS = 0.25  # … a lone, busy node polls so often for others, which may have room for its waiting jobs
+POLL_ALERTS = 5.0  # seconds between polls for queues blocked for too long, at most
+POLL_MAIL = 60.0  # seconds between polls for blocked queues to mail about
 FLUSH = 10.0  # seconds between two writes of statistics
 STEP = 0.01  # seconds between two steps of a sweep or of pruning …
 SHARE = 0.1  # … and what they may take of the scheduler's time while jobs run
@@ -33,7 +33,7 @@ AGAIN = 1.0  # seconds until what failed is tried again
 
 @dataclass
 class Parts:
-    """What chores may use of their node, for one of its databases."""
+    """The parts of a node that its chores use, for one of its databases."""
 
     store: Store
     hands: Hands
@@ -41,22 +41,22 @@ class Parts:
     lease: conf.Lease
     node: str
 
-    def until_next_look(self) -> float:
-        """Return the seconds between two looks at what other nodes and people do."""
+    def until_next_poll(self) -> float:
+        """Return the seconds between two polls for what other nodes and operators did."""
         if self.store.has_peers:
-            return LOOK_FOR_DEAD
-        return LOOK_FOR_PEERS if self.hands.in_flight else 2 * LOOK_FOR_DEAD
+            return POLL_NODES
+        return POLL_PEERS if self.hands.in_flight else 2 * POLL_NODES
 
     def pause_after(self, began: float) -> float:
-        """Return the seconds from one step of something long to the next, so that jobs are not kept waiting by it."""
+        """Return the pause after a step of a long chore, in seconds: jobs go on between its steps."""
         took = uptime() - began
         return max(STEP, took / SHARE if self.hands.in_flight else took)
 
 
 class Chore:
-    """Something for one database. ``run`` does a short step of it and returns the seconds until the next one."""
+    """One duty in one database. ``run`` does a short step and returns the seconds until the next one."""
 
-    while_stopping = False  # it is done, too, while a node waits for its last jobs
+    while_stopping = False  # a node that waits for its last jobs still does it
 
     def __init__(self, parts: Parts):
         self.parts, self.store = parts, parts.store
@@ -66,11 +66,11 @@ class Chore:
         raise NotImplementedError
 
     def is_left(self) -> bool:
-        """True while --until-empty has to wait for it: it may find something that is to be run."""
+        """True while --until-empty has to wait for this chore, which may find a job to run."""
         return False
 
     def run_if_due(self, now: float) -> None:
-        """Do a step if it is time. What fails costs no job: it is logged, and tried again in a second."""
+        """Do a step if the chore is due. An error costs no job: it is logged, and the step retried in a second."""
         if now < self.due_at:
             return
         self.due_at = now + AGAIN
@@ -91,11 +91,11 @@ class Chore:
             )  # fmt: skip
 
 
-# What people ask for, what woke nobody
+# Requests of operators, lost wake-ups
 
 
 class StopRequests(Chore):
-    """Stop the running jobs that people have cancelled."""
+    """Stop the running jobs that operators have cancelled."""
 
     while_stopping = True
 
@@ -103,25 +103,25 @@ class StopRequests(Chore):
         claims = [claim for owner, claim in self.parts.hands.in_flight.values() if owner is self.store]
         if claims and (job_ids := upkeep.stop_requests(self.store.backend, claims)):
             self.parts.pool.stop_jobs(self.store, job_ids)
-        return self.parts.until_next_look()
+        return self.parts.until_next_poll()
 
 
 class Unseen(Chore):
-    """Look again at queues that got a job while their rows were locked."""
+    """Check again the queues that got a job while their rows were locked."""
 
     while_stopping = True
 
     def run(self):
         if self.store.backend.unseen and self.store.backend.look_again([]):
             self.store.claim_soon()
-        return self.parts.until_next_look()
+        return self.parts.until_next_poll()
 
     def is_left(self):
         return bool(self.store.backend.unseen)
 
 
 class Sweep(Chore):
-    """The safety net: find jobs of whose queues no wake-up told, scope by scope, from one poll to the next."""
+    """The safety net: find the due jobs whose wake-up was lost, scope by scope, once per poll interval."""
 
     def __init__(self, parts):
         super().__init__(parts)
@@ -139,7 +139,7 @@ class Sweep(Chore):
         if self._left:
             self._step()
             return self.parts.pause_after(began)
-        return max(STEP, min(self._poll_at - began, self.parts.until_next_look()))
+        return max(STEP, min(self._poll_at - began, self.parts.until_next_poll()))
 
     def _step(self):
         scope, after = self._left[0]
@@ -153,34 +153,34 @@ class Sweep(Chore):
         return bool(self._left) or self._poll_at == 0.0
 
 
-# Alerts: found here, told by a worker, for receivers and mail servers are not ours
+# Alerts: found here, sent by a worker, because receivers and mail servers may block
 
 
 class Alerts(Chore):
-    """Have workers tell of queues that are still blocked."""
+    """Give workers the signals of queues that are still blocked."""
 
     def run(self):
         if self.parts.pool.may_tell():
             for claim, duration, threshold in upkeep.due_alerts(self.store.backend, self.store.scopes):
                 self.parts.pool.tell_any(Message.ALERT, claim, duration, threshold)
-        return min([LOOK_FOR_ALERTS, *conf.alert_after()])
+        return min([POLL_ALERTS, *conf.alert_after()])
 
 
 class Mail(Chore):
-    """Have a worker mail about blocked queues."""
+    """Give a worker the mail about blocked queues."""
 
     def run(self):
         if (every := conf.mail_admins_every()) and self.parts.pool.may_tell():
             self.parts.pool.tell_any(Message.MAIL, self.store.database, every)
-            return LOOK_FOR_MAIL
-        return LOOK_FOR_MAIL if not every else LOOK_FOR_ALERTS
+            return POLL_MAIL
+        return POLL_MAIL if not every else POLL_ALERTS
 
 
 # Statistics
 
 
 class SavedStatistics(Chore):
-    """Write what was counted since the last time. What cannot be written now is written, with more, the next time."""
+    """Write the counts since the last time. Counts that cannot be written now are written the next time."""
 
     while_stopping = True
 
@@ -202,7 +202,7 @@ def save_statistics(store: Store) -> None:
 
 
 class Census(Chore):
-    """Count what no node records; if there is much of it, go on soon."""
+    """Count the jobs that were created and those that operators ended; go on soon if there are many."""
 
     while_stopping = True
 
@@ -238,7 +238,7 @@ class Retention(Chore):
             self._left = list(self.store.scopes)
         if not self._left:
             return max(STEP, self._poll_at - began)
-        # If it fails, because a row of the project's refers to a job, say, the others have their turn before it.
+        # If this fails, say because a row of the project refers to a job, the other scopes go first.
         scope = self._left.pop(0)
         if jobs.prune(by_scope()[scope], alias=self.store.alias):
             self._left.insert(0, scope)

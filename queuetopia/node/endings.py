@@ -1,4 +1,4 @@
-"""What has ended in one database and is not recorded yet: at once, later, or when the database takes it."""
+"""Endings of attempts in one database that are not recorded yet."""
 
 from ..attempts import Claim, Verdict
 from ..backends import rows
@@ -37,21 +37,21 @@ class Endings:
         return [*self.new, *self.returned, *self.put_off, *(ending for _, ending in self._refused)]
 
     def next(self, most: int) -> list[Ending]:
-        """Return what is to be recorded in one transaction; it stays here until it is ``done_with``."""
+        """Return the endings of the next transaction; they stay here until ``done_with`` drops them."""
         return self.new[:most]
 
     def done_with(self, endings: list[Ending]) -> None:
         del self.new[: len(endings)]
 
     def timers(self):
-        """Yield the uptimes at which something is to be taken up again."""
+        """Yield the uptimes at which endings are retried."""
         if self.put_off:
             yield self.put_off_until
         if self._refused:
             yield min(at for at, _ in self._refused)
 
     def apart(self, ending: Ending) -> Ending:
-        """Return the ending; with a pause, if its queue would be due at once again, as it has been time after time."""
+        """Return the ending, with a pause added if its queue has come back at once time after time."""
         queue_id, outcome = ending.claim.queue_id, ending.outcome
         is_long = outcome.delay >= AT_ONCE and outcome.verdict != Verdict.RETURN
         if outcome.verdict not in _AGAIN or is_long:
@@ -66,7 +66,7 @@ class Endings:
             return ending
         return ending._replace(outcome=outcome._replace(delay=delay))
 
-    # What no worker has begun
+    # Claims that no worker has begun
 
     def give_back(self, ending: Ending) -> None:
         self.returned.append(ending)
@@ -76,13 +76,13 @@ class Endings:
         return returned
 
     def record_returned(self) -> None:
-        """Have what was to be given back recorded: the session to give it back in is lost."""
+        """Record the claims that were to be given back: the session for that is lost."""
         self.new += self.take_returned()
 
-    # What is put off
+    # Endings that are put off
 
     def put_off_recording(self, endings: list[Ending], seconds: float | None = None) -> None:
-        """Record these later: what has ended must not be lost, and not hold up the others.
+        """Record these endings later, so that they hold up no others.
 
         seconds: None means a pause that grows as long as rows are locked, from LOCK_RETRY to LONGEST_LOCK_RETRY.
         """
@@ -97,12 +97,12 @@ class Endings:
         self.put_off_until = now + seconds
 
     def begin_session(self) -> None:
-        """Record nothing until the queues' locks are ours: the last session may still have them."""
+        """Put all endings off until the queues' locks are ours: the last session may still have them."""
         endings, self.new = self.new, []
         self.put_off_recording(endings, seconds=0.0)
 
     def take_up_again(self) -> None:
-        """Have what was put off recorded, if it is time and the queues' locks are ours."""
+        """Retry the endings that were put off, if they are due and the queues' locks are ours."""
         now = uptime()
         if due := [ending for at, ending in self._refused if at <= now]:
             self._refused = [(at, ending) for at, ending in self._refused if at > now]
@@ -115,10 +115,10 @@ class Endings:
         standing = rows.still_held(self._backend.alias, [ending.claim for ending in others])
         self.put_off = []
         self.put_off_recording([ending for ending in others if ending.claim.queue_id in standing])
-        # What others have taken over is refused as stale.
+        # If another node has taken a queue over, ``record`` refuses the ending as stale.
         self.new += [ending for ending in endings if ending.claim.queue_id not in standing]
 
-    # What the database refuses
+    # Endings that the database refuses
 
     def refuse(self, ending: Ending, seconds: float) -> None:
         """Keep an ending that the database refuses out of the way of the others; record it again after ``seconds``."""
@@ -136,7 +136,7 @@ class Endings:
         return self._losses.get(_attempt(ending), 0)
 
     def is_suspect(self, ending: Ending) -> bool:
-        """True for what is to be recorded alone, because its row may be what the database refuses."""
+        """True for an ending to be recorded alone, because the database may refuse its row."""
         return _attempt(ending) in self._times_refused or _attempt(ending) in self._losses
 
     def forget_refusals(self, endings: list[Ending]) -> None:

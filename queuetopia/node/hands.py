@@ -1,7 +1,7 @@
-"""Every claim of a node on its way: taken, waiting for a worker, in a worker's hands, ended, given back.
+"""Every claim of a node: waiting for a worker, handed to a worker, ended, or given back.
 
-The scheduler's loop, the pool and what records endings share this one ledger. What is in none of its places is lost,
-and found by ``succession.Forgotten``.
+The scheduler's loop, the pool and the recording share this ledger. ``succession.Forgotten`` finds the claims that an
+error has lost from it.
 """
 
 import logging
@@ -30,12 +30,12 @@ class Hands:
         self._repeats = Repeats()
 
     def of(self, store: Store) -> list[Claim]:
-        """Return all claims of which something is still to be done or recorded, wherever they are on their way."""
+        """Return all claims of this database that wait, run, or have an ending to be recorded."""
         held = [claim for owner, claim in (*self.waiting, *self.in_flight.values()) if owner is store]
         return held + [ending.claim for ending in store.endings.all()]
 
     def are_empty(self) -> bool:
-        """True when nothing is left to be run, given back or recorded now."""
+        """True when no claim waits, runs, or has an ending to be given back or recorded now."""
         return not (self.waiting or self.in_flight or self.to_record() or any(s.endings.returned for s in self._stores))
 
     def to_record(self) -> int:
@@ -51,7 +51,7 @@ class Hands:
         return min(of_workers - waiting, most - held)
 
     def take(self, store: Store, claims: list[Claim]) -> None:
-        """Take claims to be handed out; those that this code cannot run are let go of."""
+        """Take claims to hand them out; let go of those whose action this code does not have."""
         for claim in claims:
             known = known_actions(by_scope()[claim.scope].performer)
             if known is None or claim.action in known:
@@ -71,7 +71,7 @@ class Hands:
     # To workers and back
 
     def hand_over(self) -> tuple[int, Store, Claim]:
-        """Return what waits longest, and the ticket under which a worker has it from now on."""
+        """Take the claim that has waited longest; return the ticket under which a worker has it now."""
         store, claim = self.waiting.popleft()
         self._last_ticket += 1
         self.in_flight[self._last_ticket] = store, claim
@@ -82,30 +82,30 @@ class Hands:
         return self._last_ticket
 
     def put_back(self, tickets: list[int]) -> None:
-        """Have what no worker has begun handed out again, before all others and in its order."""
+        """Take back claims that no worker has begun; they are handed out before all others, in their order."""
         self.waiting.extendleft(reversed([self.in_flight.pop(ticket) for ticket in tickets]))
 
     def end(self, ticket: int, outcome: Outcome, teller=None) -> None:
-        """Note how an attempt ended; it is to be recorded."""
+        """Keep the ending of an attempt until it is recorded."""
         store, claim = self.in_flight.pop(ticket)
         if not self.to_record():
             self.ended_at = uptime()
         store.endings.add(store.endings.apart(Ending(claim, outcome, teller)))
 
     def drop(self, ticket: int) -> None:
-        """Forget an attempt of which its worker told nonsense: the queue is found forgotten, and let go."""
+        """Drop a claim after a report with a wrong fence; ``Forgotten`` then lets its queue go."""
         del self.in_flight[ticket]
 
     def done_with(self, store: Store, endings: list[Ending]) -> None:
-        """Note that these are recorded; what ended meanwhile is gathered from now on."""
+        """Drop recorded endings; those that came meanwhile are gathered from now on."""
         store.endings.done_with(endings)
         self.ended_at = uptime()
 
     def give_back_waiting(self) -> None:
-        """Let go of what waits for a worker: another node may have one."""
+        """Let go of the claims that wait for a worker: another node may have a free one."""
         for store, claim in self.waiting:
             outcome = Outcome(claim.job_id, claim.fence, Verdict.RETURN)
-            # Any worker may tell of it, should a person have cancelled it meanwhile.
+            # Any worker may call the hooks, should an operator have cancelled the job meanwhile.
             store.endings.give_back(Ending(claim, outcome, (None, 0)))
         self.waiting.clear()
 

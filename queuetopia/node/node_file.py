@@ -1,4 +1,4 @@
-"""A file that is locked while any process of a node lives; it tells successors on the same host at once.
+"""A file that is locked while any process of a node lives; successors on the same host find it unlocked at once.
 
 The lock belongs to the open file description, which the node's workers inherit. Who gets the lock of another
 node's file knows that all its processes are dead and need not wait for its lease.

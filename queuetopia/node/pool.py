@@ -1,6 +1,6 @@
 """All workers of a node: hand out, collect, time out, bury the dead, replace them.
 
-What it hands out, and what comes of it, stands in the ledger of the node: ``Hands``.
+The claims it hands out, and their endings, stand in the node's ledger: ``Hands``.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from .worker_process import BOOT_DEADLINE, SHORT, Assignment, WorkerProcess
 
 logger = logging.getLogger(__name__)
 
-MOST_ALERTS = 100  # ends and alerts a worker may have to tell; then it gets no more alerts
+MOST_ALERTS = 100  # ends and alerts a worker may have to send; then it gets no more alerts
 MOST_REFUSALS = 3  # claims in a row that a worker may refuse to begin while the lease stands
 LONGEST_BOOT = 600.0  # seconds that a worker may take to get ready at most
 SUSPECTS_APART = 10.0  # seconds between two replacements of suspect workers, doubled by each …
@@ -56,7 +56,7 @@ class Pool:
         self._repeats = Repeats()
         self._suspects = 0  # workers replaced because they were suspect, in a row
         self._next_suspect_at = 0.0  # uptime
-        self._untold: list[Ending] = []  # ends that any worker may tell, because their own is dead
+        self._untold: list[Ending] = []  # ends whose worker is dead: any other calls their hooks
 
     # Hand out
 
@@ -340,7 +340,7 @@ class Pool:
             self.kill(worker)
 
     def stop_jobs(self, store, job_ids: set[int]) -> None:
-        """Stop the running attempts of these jobs because a person asked for it."""
+        """Stop the running attempts of these jobs, as an operator asked."""
         for worker in list(self.workers):
             for assignment in list(worker.assigned.values()):
                 if worker not in self.workers:
@@ -380,11 +380,11 @@ class Pool:
             worker.tell(Message.NEWS, ticket, ending.claim, ending.outcome)
 
     def may_tell(self) -> bool:
-        """True when a worker has time for what any of them may tell."""
+        """True when a worker has time for alerts."""
         return any(worker.telling < MOST_ALERTS for worker in self._tellers())
 
     def tell_any(self, *message) -> None:
-        """Have a worker that is ready tell what no attempt of its own has led to."""
+        """Give an alert to a worker that is ready."""
         worker = min(self._tellers(), key=lambda worker: worker.telling)
         worker.tell(*message)
 

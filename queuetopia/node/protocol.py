@@ -3,7 +3,7 @@
 import signal
 from dataclasses import dataclass, field
 
-# What tells the scheduler to stop. Init systems, terminals and operators send the usual signals to every process of
+# The signals that stop the scheduler. Init systems, terminals and operators send the usual signals to every process of
 # a node; these are ours alone, where the system has enough signals.
 _OURS = int(getattr(signal, "SIGRTMIN", 0))
 STOP, STOP_AT_ONCE = (_OURS + 3, _OURS + 4) if _OURS else (signal.SIGUSR1, signal.SIGUSR2)
@@ -18,7 +18,7 @@ SLICE = 20  # jobs a queue may go straight on with while others wait
 
 @dataclass
 class Options:
-    """What ``run_queuetopia`` was told."""
+    """The options of ``run_queuetopia``."""
 
     scopes: list[str] = field(default_factory=list)  # empty: all
     processes: int = 1

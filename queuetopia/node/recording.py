@@ -1,4 +1,4 @@
-"""Record how attempts ended, whatever the database refuses of it, and tell of what is committed."""
+"""Record how attempts ended, row by row where the database refuses one, and notify of what is committed."""
 
 import logging
 from collections.abc import Callable
@@ -35,13 +35,13 @@ class Recording:
         self, stores: list[Store], hands: Hands, pool: Pool, turns: Turns, node: str,
         meanwhile: Callable[[], None], progress: Progress | None,
     ):  # fmt: skip
-        """meanwhile: what is done while a database writes; it must not raise."""
+        """meanwhile: called while a database writes; it must not raise."""
         self._stores, self._hands, self._pool, self._turns = stores, hands, pool, turns
         self._node, self._meanwhile, self._progress = node, meanwhile, progress
         self._gathers = True
 
     def end(self) -> None:
-        """No attempt starts any more: nothing is gained by waiting for others."""
+        """Stop gathering: no attempt starts any more."""
         self._gathers = False
 
     def is_gathering(self) -> bool:
@@ -61,7 +61,7 @@ class Recording:
                 self.record_in(store)
 
     def record_in(self, store: Store) -> None:
-        """Store how attempts ended and take what may follow them; what is refused as stale is logged and dropped."""
+        """Store how attempts ended and take the claims that follow; stale endings are logged and dropped."""
         with store.unless_busy():
             store.give_back()
             store.endings.take_up_again()
@@ -88,7 +88,7 @@ class Recording:
             self._progress.advance(sum(ending.outcome.verdict in ENDINGS for ending in recorded.written))
 
     def _follow(self, ending):
-        """Log a committed end, and have it told to hooks and receivers."""
+        """Log a committed end, and pass it to hooks and receivers."""
         claim, outcome = ending.claim, ending.outcome
         if outcome.verdict in FAILURES:
             _log_failure(claim, outcome)

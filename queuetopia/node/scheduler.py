@@ -42,7 +42,9 @@ from .worker_process import WorkerProcess
 
 logger = logging.getLogger(__name__)
 
-LONGEST_WAIT = 0.1  # seconds a claim may wait for a free worker; then other nodes, and people, may have its queue
+LONGEST_WAIT = (
+    0.1  # seconds a claim may wait for a free worker; then other nodes may have its queue, and operators reach it
+)
 LAST_WAIT = 5.0  # seconds that a stop waits, beyond the grace time, for rows that another transaction has locked
 LONGEST_DELAY = 0.8  # seconds between two tries to have a session again: a database that is back is used at once
 LONGEST_PAUSE = 1.0  # seconds between two errors of the loop
@@ -113,7 +115,7 @@ class Scheduler:
     # The life of the node
 
     def run(self) -> int:
-        """Serve until told to stop, or until the queues are empty; return the exit code."""
+        """Serve until stopped, or until the queues are empty; return the exit code."""
         failures, has_served = 0, False
         while True:
             is_open = False
@@ -134,11 +136,11 @@ class Scheduler:
                 if isinstance(refusal, OSError):
                     self._log_error("the operating system refuses a session, trying again node=%s\n%s", refusal)
                 else:
-                    self._tell_of_outage(exc)
+                    self._log_outage(exc)
                 if self._is_stopped_within(pause(failures, 0.05, LONGEST_DELAY)):
                     return 1
 
-    def _tell_of_outage(self, exc):
+    def _log_outage(self, exc):
         self._lost_at = self._lost_at or uptime()
         event = _OUTAGES.get(database_trouble(exc).kind, "no database session")
         self.repeats.log(
@@ -146,7 +148,7 @@ class Scheduler:
             self.node, brief(exc), uptime() - self._lost_at, cause=brief(exc),
         )  # fmt: skip
 
-    def _tell_of_return(self, returned_at):
+    def _log_return(self, returned_at):
         if self._lost_at is not None:
             self.repeats.log(
                 logger, logging.WARNING, "database session is back node=%s after=%.1fs",
@@ -155,10 +157,10 @@ class Scheduler:
             self._lost_at = None
 
     def _is_stopped_within(self, seconds):
-        """Wait without a session; the supervisor is told that we live and hold nothing."""
+        """Wait without a session; heartbeats report to the supervisor that this process lives."""
         until = uptime() + seconds
         while (left := until - uptime()) > 0 and not self.is_stopping:
-            self._tell_supervisor()
+            self._report_to_supervisor()
             self.obey(self._signals.wait(min(left, 1.0)))
         return self.is_stopping
 
@@ -174,7 +176,7 @@ class Scheduler:
         self.housekeeping = self._housekeeping()
         self._beat_at = 0.0
         self.beat()
-        self._tell_of_return(opened_at)
+        self._log_return(opened_at)
         self._settle()
         if self._progress:
             self._progress.begin()
@@ -249,7 +251,7 @@ class Scheduler:
             store.unregister(self._selector)
         if self._progress:
             self._progress.end()
-        self._tell_supervisor(LAST_BEAT)
+        self._report_to_supervisor(LAST_BEAT)
         logger.info("node stopped node=%s", self.node)
 
     def _save_statistics(self, store):
@@ -410,14 +412,14 @@ class Scheduler:
             # After the fence this loop, or the supervisor, kills the workers itself if it can.
             self._deadline.set(began + self.lease.fence + self.lease.kill / 2)
         self._beat_at = began + self.lease.heartbeat
-        self._tell_supervisor()
+        self._report_to_supervisor()
 
     def _clear_deadline(self):
         """No worker runs any more."""
         if self._deadline:
             self._deadline.clear()
 
-    def _tell_supervisor(self, beat=BEAT):
+    def _report_to_supervisor(self, beat=BEAT):
         if self._supervisor is not None:
             with contextlib.suppress(BlockingIOError, BrokenPipeError):
                 os.write(self._supervisor, beat)

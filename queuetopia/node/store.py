@@ -49,7 +49,7 @@ class Store:
         self.has_peers = False  # other nodes serve the database
         self._claim_at = float("inf")  # uptime at which the next queue becomes due by time
         self._knows_next = False  # that is right
-        self._news_at = 0.0  # uptime at which to look for a wake-up
+        self._news_at = 0.0  # uptime at which to poll for a wake-up
         self._has_told_all = True  # followers know of what has been recorded
         self._tell_at = 0.0  # uptime
         self._seen: dict[uuid.UUID, tuple[datetime, float]] = {}  # by node: its last_seen, since when we know it
@@ -76,7 +76,7 @@ class Store:
         self.tally.set_clock(self.backend.now())
         nodes.register(self.backend, self.node_id, socket.gethostname(), os.getpid(), self.scopes)
         upkeep.forget_problems(self.backend, self.scopes)
-        self.backend.tell_followers()  # who then asks us, too, to tell
+        self.backend.tell_followers()  # who then ask this node, too, to notify them
         self.may_have_due = True
 
     def beat(self, workers: list[dict]) -> None:
@@ -142,7 +142,7 @@ class Store:
     def other_nodes(self) -> list[tuple[Node, float]]:
         """Return each other node and for how many seconds it has been silent, by our own clock.
 
-        Not by the database's: one that is put forward would make everybody look dead.
+        Not by the database's clock: if that is put forward, every node would seem dead.
         """
         others, seen, self._seen = nodes.other_nodes(self.backend, self.node_id), self._seen, {}
         for node in others:
@@ -156,7 +156,7 @@ class Store:
     # Followers
 
     def note_for_followers(self) -> None:
-        """Note that something is written that followers look at."""
+        """Note that rows have changed that followers poll."""
         self._has_told_all = self._has_told_all and not self.backend.is_followed()
 
     def tell_followers(self) -> None:
@@ -167,7 +167,7 @@ class Store:
     # What is to be done
 
     def listen(self) -> None:
-        """Look for a wake-up if it is time to."""
+        """Poll for a wake-up if it is due."""
         now = uptime()
         if now < self._news_at:
             return
@@ -177,7 +177,7 @@ class Store:
             self.woken_at = min(self.woken_at, now)
 
     def timers(self, *, may_claim: bool):
-        """Yield the uptimes at which something is to be done here."""
+        """Yield the uptimes at which this database needs the loop."""
         if may_claim:
             if not self._knows_next:
                 self._ask_when_next_is_due()
@@ -212,13 +212,13 @@ class Store:
             self.may_have_due, self._claim_at, self._knows_next = True, float("inf"), False
 
     def claim_soon(self) -> None:
-        """Something may be due that nobody has told of."""
+        """Claim at the next turn: a queue may be due without a wake-up."""
         self.may_have_due = True
 
     def claim(self, limit: int) -> Iterator[list[Claim]]:
-        """Take up to so many due queues, and note what is left, as far as it is known.
+        """Claim up to ``limit`` due queues; yield the claims of each group of scopes.
 
-        Scopes of which only so many queues may run are asked one by one; each is the first in its turn.
+        Scopes with ``max_running`` are groups of their own; each group is the first in its turn.
         """
         self.woken_at = float("inf")
         self._groups.append(self._groups.pop(0))
@@ -236,7 +236,7 @@ class Store:
             self.claim_later()
 
     def note_recorded(self, recorded) -> None:
-        """Take from a record what became due, at once or later, and what there is to count and to tell."""
+        """Note what became due by these endings, count them, and notify followers."""
         if recorded.released_due:
             self.may_have_due = True
             if self.has_peers:
@@ -248,14 +248,14 @@ class Store:
         self.note_for_followers()
 
     def _note_places(self, claims):
-        """After queues were let go: where only so many may run, others may now."""
+        """After queues of a scope with ``max_running`` were let go: others may run now."""
         if self._limited and any(claim.scope in self._limited for claim in claims):
             self.may_have_due = True
             if self.has_peers:
                 self.backend.notify()
 
     def give_back(self) -> None:
-        """Let go of what no worker has begun, so that another node can have it; what cannot be is to be recorded."""
+        """Let go of claims that no worker has begun, so that other nodes can take them; record those that cannot be."""
         if not (returned := self.endings.take_returned()):
             return
         given: set[int] = set()

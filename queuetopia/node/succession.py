@@ -1,4 +1,4 @@
-"""What becomes of dead nodes: who has certainly died, whose queues run again, whose turn comes."""
+"""Dead nodes: which have certainly died, how their queues run again, and when a standby takes over."""
 
 import binascii
 import logging
@@ -35,14 +35,14 @@ class DeadNodes(Chore):
         has_peers, is_left = False, False
         for node, silent in self.store.other_nodes():
             if died_here := _died_here(node):
-                kill_marked(str(node.id))  # its workers are dead, what their performers had started need not be
+                kill_marked(str(node.id))  # its workers are dead; programs that their performers started may not be
             if node.fenced_at is None and not died_here and not _is_silent(self.store, self.parts.lease, node, silent):
                 has_peers = True
                 continue
             nodes.fence(self.store.backend, node.id)
             is_left |= _take_over(self.store, self.parts.node, node)
         self.store.note_peers(has_peers)
-        return 0.0 if is_left else self.parts.until_next_look()
+        return 0.0 if is_left else self.parts.until_next_poll()
 
 
 class Orphans(Chore):
@@ -58,7 +58,7 @@ class Orphans(Chore):
 
 
 class Forgotten(Chore):
-    """Let go of queues that are held in this node's name while no worker has them: an error lost their claims."""
+    """Let go of queues that this node holds without a claim: an error has lost it."""
 
     def run(self):
         known = {claim.queue_id for claim in self.parts.hands.of(self.store)}
@@ -111,9 +111,9 @@ def _take_over(store, name, node):
 
 
 def wait_for_turn(stores: list[Store], lease: Lease, name: str, is_stopped_within: Callable[[float], bool]) -> bool:
-    """Wait, as a standby, until no other node serves these scopes; False when told to stop meanwhile.
+    """Wait, as a standby, until no other node serves these scopes; False if it is stopped meanwhile.
 
-    is_stopped_within: waits so many seconds, and returns whether the node was told to stop.
+    is_stopped_within: waits so many seconds, and returns whether the node is to stop.
     """
     logger.info("standing by node=%s", name)
     node_id, note_at, is_stopped = uuid.uuid4(), 0.0, False

@@ -52,13 +52,13 @@ class Supervisor:
         self._scheduler: subprocess.Popen
         self._dead_at = 0.0  # uptime at which a silent scheduler is taken for dead
         self._has_served = False  # a scheduler of this node has lived
-        self._end_at = float("inf")  # uptime by which it has to end, because it was told to stop
+        self._end_at = float("inf")  # uptime by which it has to end after a stop
         self._stops = 0
         self._is_suspending = False
         self._is_continued = False  # SIGCONT came after SIGTSTP, before we had stopped
 
     def run(self) -> int:
-        """Keep a scheduler running until it ends by itself or is told to; return its exit code."""
+        """Keep a scheduler running until it ends or is stopped; return its exit code."""
         log_queue = LogQueue()  # a log handler that blocks must not keep us from killing
         code = 1
         try:

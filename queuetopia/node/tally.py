@@ -42,7 +42,7 @@ class Tally:
         self._unsaved: set[tuple[int, str, str]] = set()
 
     def set_clock(self, now: datetime) -> None:
-        """Take the database's clock: jobs' times are told by it."""
+        """Take the database's clock, which jobs' times come from."""
         self.ahead = now.timestamp() - time.time()
 
     def add(self, endings: Iterable) -> None:

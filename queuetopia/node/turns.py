@@ -1,4 +1,4 @@
-"""Whose turn it is: when a node claims more queues, and for how long a queue goes straight on while others wait."""
+"""When a node claims more queues, and for how long a queue goes straight on while others wait."""
 
 from ..attempts import Claim
 from ..channel import uptime
@@ -19,7 +19,7 @@ class Turns:
         self._are_over = False
 
     def end(self) -> None:
-        """Nothing new starts any more."""
+        """Start nothing new from now on."""
         self._are_over = True
 
     def room(self) -> int:

@@ -25,7 +25,7 @@ LONGEST_UNBEGUN = 0.2  # seconds; what a worker has not begun by then is taken b
 LONGEST_SILENCE = 5.0  # seconds; a worker is replaced that runs nothing, and begins nothing for so long
 MOST_AHEAD = 512  # jobs handed to a worker beyond those it can run at once
 SHORTEST = 0.00005  # seconds; a shorter average is mostly the clock's error
-MOST_TELLING = 1_000  # ends a worker may have to tell hooks and receivers of; then it gets no more jobs
+MOST_TELLING = 1_000  # ends whose hooks a worker may still have to call; then it gets no more jobs
 SUSPECT = 3  # queues of which attempts fail in a row, after successes, make a worker suspect
 ON_PURPOSE = ("Retry", "Halt", "Skip")  # what a performer raises to decide, by name
 YIELD_TIME = 1.0  # seconds an attempt has to end after it was asked to stop
@@ -57,8 +57,8 @@ class WorkerProcess:
     started_at: float = 0.0  # uptime
     ready: bool = False
     condemned_at: float | None = None  # uptime at which it is killed; it gets no new work before
-    retires: bool = False  # it is replaced, and told that it may end when it has nothing left to do
-    dismissed: bool = False  # told that it may end
+    retires: bool = False  # it is to be replaced when it has nothing left to do
+    dismissed: bool = False  # asked to end
     killed: bool = False  # by us: what it ran is not its own crash
     closed: bool = False  # its channel is no use any more
     garbled: bool = False  # because something else than our messages came
@@ -139,7 +139,7 @@ class WorkerProcess:
         return max([assignment.timeout for assignment in self.assigned.values()], default=0.0)
 
     def overdue(self, now: float) -> list[Assignment]:
-        """Return what has outlived its timeout, or the time to end after it was asked to; set when to look again.
+        """Return the attempts past their timeout, or past the time to end after a stop; set the time of the next check.
 
         The clock of an attempt starts when the attempt does.
         """
@@ -261,7 +261,7 @@ class WorkerProcess:
         self.telling, self.told_at = self.telling - 1, uptime()
 
     def hook_ends_at(self) -> float:
-        """Return the uptime until which what it tells now must be told."""
+        """Return the uptime until which its present hook must have ended."""
         return self.told_at + HOOK_TIME
 
     # Messages
