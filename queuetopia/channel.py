@@ -45,6 +45,7 @@ class Message(StrEnum):
     RETURNED = "returned"  # [ticket, …]: taken back before they began
     TOLD = "told"  # one of NEWS, ALERT and MAIL is handled
     RETIRING = "retiring"  # why it begins no other job
+    USED_UP = "used up"  # why: the same, but nothing is wrong with it
 
 
 class GarbledChannel(Exception):

@@ -92,6 +92,11 @@ class Hands:
             self.ended_at = uptime()
         store.endings.add(store.endings.apart(Ending(claim, outcome, teller)))
 
+    def awaits(self, teller) -> bool:
+        """True while something that this worker is to tell hooks and receivers of is not recorded."""
+        endings = (ending for store in self._stores for ending in store.endings.all())
+        return any(ending.teller and ending.teller[0] is teller for ending in endings)
+
     def drop(self, ticket: int) -> None:
         """Drop a claim after a report with a wrong fence; ``Forgotten`` then lets its queue go."""
         del self.in_flight[ticket]

@@ -19,7 +19,7 @@ from ..repeats import Repeats, pause
 from ..text import visible
 from .cpus import usable_cpus
 from .hands import Hands
-from .worker_process import BOOT_DEADLINE, SHORT, Assignment, WorkerProcess
+from .worker_process import BOOT_DEADLINE, HOOK_TIME, SHORT, Assignment, WorkerProcess
 
 logger = logging.getLogger(__name__)
 
@@ -39,15 +39,18 @@ class Pool:
         size: int,
         slots: int,
         verbosity: int,
+        max_jobs: int | None = None,
+        max_memory: int | None = None,
         node: str,
         descriptors: Callable[[], list[int]],
         node_ids: Callable[[], list[UUID]],
     ):
-        self.size, self.slots = size, slots
+        self.size = size
         self.workers: list[WorkerProcess] = []
         self.deadline = 0.0
         self.selector = selectors.DefaultSelector()
-        self._hands, self._verbosity, self._node = hands, verbosity, node
+        self._hands, self._node = hands, node
+        self._options = {"slots": slots, "verbosity": verbosity, "max_jobs": max_jobs, "max_memory": max_memory}
         self._descriptors, self._node_ids = descriptors, node_ids
         self._boot_failures = 0
         self._start_at = 0.0
@@ -154,6 +157,8 @@ class Pool:
                 worker.note_told()
             case [Message.RETIRING, str(why)]:
                 self._retire(worker, logging.ERROR, visible(why[:500]))
+            case [Message.USED_UP, str(why)]:
+                self._retire_used_up(worker, visible(why[:500]))
             case [Message.RETURNED, [*tickets]]:
                 self._put_back(worker, tickets)
             case _:
@@ -209,6 +214,16 @@ class Pool:
         worker.retire()
         self._condemn(worker, uptime() + worker.longest_timeout() + CONDEMNED_TIME)
 
+    def _retire_used_up(self, worker, why):
+        """Replace a worker with which nothing is wrong. What it runs, and its hooks and receivers, may end."""
+        if worker.condemned_at is not None:
+            return
+        self._repeats.log(
+            logger, logging.INFO, "worker used up, replaced node=%s pid=%d because %s", self._node, worker.pid, why
+        )
+        worker.retire(used_up=True)
+        self._condemn(worker, uptime() + worker.longest_timeout() + HOOK_TIME)
+
     def bury(self, worker) -> None:
         """Turn what a dead or useless worker had in its hands into outcomes; what it had not started is given back."""
         running = worker.running()
@@ -230,7 +245,7 @@ class Pool:
 
     def _note_death(self, worker):
         if worker.ready:
-            if worker.retires and not worker.has_succeeded:
+            if worker.is_spoilt() and not worker.has_succeeded:
                 self._start_later("it was replaced before a job was done in it", "replaced")
             else:
                 self._start_at = 0.0  # what it had is free for its successor
@@ -273,7 +288,7 @@ class Pool:
         while self._missing() > 0 and uptime() >= self._start_at:
             descriptors, node_ids = self._descriptors(), self._node_ids()
             try:
-                worker = WorkerProcess.start(self.slots, descriptors, self._verbosity, node_ids, self._boot_time)
+                worker = WorkerProcess.start(self._options, descriptors, node_ids, self._boot_time)
             except (OSError, MemoryError) as exc:  # no descriptor, process, memory or temporary folder is left
                 self._start_later(repr(exc), repr(exc))
                 return
@@ -304,7 +319,7 @@ class Pool:
                 continue
             if worker.settles_at is not None and now >= worker.settles_at:
                 self._settle(worker, now)
-            if worker.retires and not (worker.dismissed or worker.assigned or worker.telling):
+            if worker.retires and not worker.dismissed and not self._has_work(worker):
                 worker.dismiss(until=now + CONDEMNED_TIME)
             if worker.condemned_at is not None and (now >= worker.condemned_at or worker.is_done_with()):
                 self.kill(worker)
@@ -318,6 +333,9 @@ class Pool:
                 self.kill(worker)
             elif worker.is_stuck(now):
                 self.recall(worker)
+
+    def _has_work(self, worker):
+        return bool(worker.assigned or worker.telling) or (worker.used_up and self._hands.awaits(worker))
 
     def _check_times(self, worker, now):
         """Stop what is overdue; what was asked to end and does not takes its worker with it."""
@@ -372,7 +390,7 @@ class Pool:
     def tell(self, ending: Ending) -> None:
         """Have the worker that ran the attempt, else any other, call the hooks and send the signals of its end."""
         worker, ticket = ending.teller
-        if worker not in self.workers or worker.retires:
+        if worker not in self.workers or worker.is_spoilt():
             worker, ticket = next(iter(self._tellers()), None), 0
         if worker is None:
             self._untold.append(ending)

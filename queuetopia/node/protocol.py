@@ -30,3 +30,11 @@ class Options:
     slice: int = SLICE
     progress: bool = False
     verbosity: int = 1
+    max_jobs_per_worker: int | None = None  # attempts, then it is replaced
+    max_memory_per_worker: int | None = None  # resident MB after an attempt above which it is replaced
+
+    def __post_init__(self):
+        for name in ("processes", "concurrency", "slice", "max_jobs_per_worker", "max_memory_per_worker"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1):
+                raise ValueError(f"{name} must be a positive whole number, not {value!r}")

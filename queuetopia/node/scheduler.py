@@ -73,6 +73,8 @@ class Scheduler:
             size=options.processes,
             slots=options.concurrency,
             verbosity=options.verbosity,
+            max_jobs=options.max_jobs_per_worker,
+            max_memory=options.max_memory_per_worker,
             node=self.node,
             descriptors=lambda: [descriptor for store in self.stores for descriptor in store.descriptors()],
             node_ids=lambda: [store.node_id for store in self.stores if store.node_id],

@@ -251,10 +251,13 @@ def start_node(
     standby: bool = False,
     slice: int | None = None,
     verbosity: int = 1,
+    max_jobs_per_worker: int | None = None,
+    max_memory_per_worker: int | None = None,
 ) -> NodeHandle:
     """Start a node, as ``run_queuetopia`` does, as a child of this process, and return at once.
 
     queuetopias: the classes to serve; none means all. slice: jobs a queue may go straight on with while others wait.
+    max_memory_per_worker: resident MB. Raises ValueError for a number that is none or not positive.
     The node ends when this process does, and at once with code 0
     while ``QUEUETOPIA["ENABLED"]`` is False, or False for all of its scopes.
     Needs a settings module (DJANGO_SETTINGS_MODULE), because its processes are new programs.
@@ -270,6 +273,8 @@ def start_node(
         standby=standby,
         slice=slice or SLICE,
         verbosity=verbosity,
+        max_jobs_per_worker=max_jobs_per_worker,
+        max_memory_per_worker=max_memory_per_worker,
     )
     theirs, lifeline = os.pipe()
     try:

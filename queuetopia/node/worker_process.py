@@ -58,6 +58,7 @@ class WorkerProcess:
     ready: bool = False
     condemned_at: float | None = None  # uptime at which it is killed; it gets no new work before
     retires: bool = False  # it is to be replaced when it has nothing left to do
+    used_up: bool = False  # it retires because it has run as many jobs, or takes as much memory, as it may
     dismissed: bool = False  # asked to end
     killed: bool = False  # by us: what it ran is not its own crash
     closed: bool = False  # its channel is no use any more
@@ -78,11 +79,10 @@ class WorkerProcess:
     _unsent: deque = field(default_factory=deque)
 
     @classmethod
-    def start(
-        cls, slots: int, descriptors: list[int], verbosity: int, nodes: list[uuid.UUID], boot_time: float
-    ) -> "WorkerProcess":
+    def start(cls, options: dict, descriptors: list[int], nodes: list[uuid.UUID], boot_time: float) -> "WorkerProcess":
         """Start a worker process. Raise OSError if the system has no descriptor, process or memory left.
 
+        options: its slots, and what else ``worker.process.main`` is to know.
         nodes: the ids of the node it belongs to, one in each database; by them a successor finds what it leaves.
         boot_time: seconds until it must be ready.
         """
@@ -90,13 +90,13 @@ class WorkerProcess:
         with contextlib.ExitStack() as undo:
             ours, theirs = socket.socketpair()
             undo.callback(ours.close)
-            with theirs, Board.create_file(slots) as file:
-                options = {"channel": theirs.fileno(), "board": file.fileno(), "slots": slots, "verbosity": verbosity}
+            with theirs, Board.create_file(options["slots"]) as file:
+                options = {**options, "channel": theirs.fileno(), "board": file.fileno()}
                 inherited = [theirs.fileno(), file.fileno(), *descriptors]
                 process = start_child("worker", options, descriptors=inherited, session=True, mark=mark)
                 undo.callback(process.wait)
                 undo.callback(process.kill)
-                board = Board(file.fileno(), slots)  # last, because it takes one more descriptor
+                board = Board(file.fileno(), options["slots"])  # last, because it takes one more descriptor
             undo.pop_all()
         ours.setblocking(False)
         now = uptime()
@@ -182,9 +182,13 @@ class WorkerProcess:
         """True when a condemned worker has nothing left that is worth waiting for."""
         return not self.retires and not self.has_healthy_attempts()
 
-    def retire(self) -> None:
+    def retire(self, *, used_up: bool = False) -> None:
         """It is to be replaced; what it runs may end."""
-        self.retires = True
+        self.retires, self.used_up = True, used_up
+
+    def is_spoilt(self) -> bool:
+        """True if it is replaced because jobs fail, or would fail, in it."""
+        return self.retires and not self.used_up
 
     def dismiss(self, until: float | None = None) -> None:
         """Tell it that it may end; if it has not by the uptime ``until``, it is killed."""

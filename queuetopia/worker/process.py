@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import logging
 import os
+import random
 import signal
 import socket
 import sys
@@ -29,7 +30,7 @@ from ..attempts import Claim, Outcome, Verdict, raised
 from ..channel import Board, Frames, Message, encode, receive, uptime
 from ..completion import cancel
 from ..jobs import failed, timeout_text
-from ..processes import reap_orphans
+from ..processes import reap_orphans, resident_memory
 from ..registry import by_scope
 from . import alerts, surroundings
 from .news import notify, send_alert, wants_news
@@ -39,14 +40,24 @@ logger = logging.getLogger(__name__)
 
 EXIT_TIME = 2.0  # seconds that functions registered with atexit have at a worker's clean end
 REAP_EVERY = 10.0  # seconds between two searches for dead orphans
+MB = 2**20  # bytes
 MOST_ORPHANS = 100  # dead children that a worker keeps, for what has started them may still ask how they ended
 
 
 class Worker:
     """The process's slots, its backlog, and its side of the channel."""
 
-    def __init__(self, channel: socket.socket, board: Board):
+    def __init__(
+        self, channel: socket.socket, board: Board, *, max_jobs: int | None = None, max_memory: int | None = None
+    ):
+        """max_jobs: attempts after which it is replaced, up to a tenth fewer: not all workers are to be at once.
+
+        max_memory: resident MB, after an attempt, above which it is replaced.
+        """
         self._channel, self._board = channel, board
+        self._max_jobs = max_jobs and max_jobs - random.randrange(max_jobs // 10 + 1)  # noqa: S311 - no secret
+        self._max_memory = max_memory
+        self._begun = 0  # attempts
         self._pid = os.getpid()
         self._lock = threading.Lock()  # guards backlog, free and running
         self._backlog: deque[tuple[int, Claim]] = deque()
@@ -194,6 +205,7 @@ class Worker:
         attempt.tidy()
         self._report(ticket, attempt, run)
         self._board.clear(slot)  # only now: until the outcome is sent, a crash is this attempt's crash
+        self._retire_if_used_up()
 
     async def _run_async(self, slot, ticket, claim):
         try:
@@ -221,6 +233,7 @@ class Worker:
                 await sync_to_async(connections.close_all)()
         self._report(ticket, attempt, run)
         self._board.clear(slot)
+        self._retire_if_used_up()
 
     def _attempt(self, ticket, claim):
         """Return the attempt, or None: then the row is corrupt, which is a failed attempt of its job alone."""
@@ -245,9 +258,11 @@ class Worker:
         """Show on the board that the job begins; return False if the scheduler has taken it back before."""
         with self._lock:
             self._running[ticket] = run
-            may_begin = not self._is_retiring
-        self._board.start(slot, ticket)
-        if may_begin and ticket > self._board.recalled:  # read only now: see Board
+            self._retire_if_all_begun()
+            self._board.start(slot, ticket)
+            begins = not self._is_retiring and ticket > self._board.recalled  # read only now: see Board
+            self._begun += begins
+        if begins:
             return True
         self._leave(ticket)
         self._board.clear(slot)
@@ -268,11 +283,23 @@ class Worker:
                 beside = " or one that ran beside it" if self._board.slots > 1 else ""
                 self._retire(f"action {action!r}{beside} changed {spoilt}, which cannot be put back")
 
-    def _retire(self, why):
+    def _retire_if_all_begun(self):
+        """Begin nothing more once all attempts that this process may run have begun. The lock is held."""
+        if self._begun == self._max_jobs:
+            self._retire(f"of the number of jobs it has run: {self._begun}", Message.USED_UP)
+
+    def _retire_if_used_up(self):
+        """Have this process replaced if it has run as many attempts, or takes as much memory, as it may."""
+        with self._lock:
+            self._retire_if_all_begun()
+            if self._max_memory and (taken := resident_memory() // MB) > self._max_memory:
+                self._retire(f"of the memory it takes: {taken} MB, after {self._begun} jobs", Message.USED_UP)
+
+    def _retire(self, why, kind=Message.RETIRING):
         """Begin nothing more, and have this process replaced. The lock is held."""
         if not self._is_retiring:
             self._is_retiring = True
-            self._send(Message.RETIRING, why)
+            self._send(kind, why)
 
     def _give_back(self, ticket, claim, exc):
         """Return a job that this process cannot begin, and retire. The lock is held."""
@@ -371,7 +398,8 @@ def main(options: dict) -> None:
     channel = socket.socket(fileno=options["channel"])
     board = Board(options["board"], options["slots"])
     surroundings.keep()
-    Worker(channel, board).serve()
+    # A scheduler that was started with older code gives no limits.
+    Worker(channel, board, max_jobs=options.get("max_jobs"), max_memory=options.get("max_memory")).serve()
     _run_exit_functions()
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):

@@ -58,6 +58,18 @@ class Command(TerminalCommand):
             default=SLICE,
             help=f"jobs a queue may go straight on with while others wait; 1: strictly in turn; default: {SLICE}",
         )
+        parser.add_argument(
+            "--max-jobs-per-worker",
+            type=_positive(int),
+            metavar="N",
+            help="replace a worker process that has run so many jobs, or up to a tenth fewer; default: never",
+        )
+        parser.add_argument(
+            "--max-memory-per-worker",
+            type=_positive(int),
+            metavar="MB",
+            help="replace a worker process that takes more memory after a job; default: never",
+        )
         parser.add_argument("--reload", action="store_true", help="restart when code changes (development)")
 
     def handle(self, *, scopes, **given):
@@ -90,6 +102,8 @@ class Command(TerminalCommand):
             slice=given["slice"],
             progress=sys.stderr.isatty(),
             verbosity=given["verbosity"],
+            max_jobs_per_worker=given["max_jobs_per_worker"],
+            max_memory_per_worker=given["max_memory_per_worker"],
         )
         if given["reload"]:
             self._run_reloading(options)
