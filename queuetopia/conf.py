@@ -115,7 +115,7 @@ def _clean_jitter(value):
     return float(value)
 
 
-def _clean_poll_interval(value):
+def _clean_interval(value):
     return clean_seconds(value, above=0, at_most=DAY)
 
 
@@ -172,7 +172,8 @@ OPTIONS: dict[str, Option] = {
     "on_exhausted": Option("halt", _clean_on_exhausted),
     "on_error": Option({}, _clean_on_error),
     "jitter": Option(0.0, _clean_jitter),
-    "poll_interval": Option(60.0, _clean_poll_interval),
+    "setup_retry": Option(5.0, _clean_interval),
+    "poll_interval": Option(60.0, _clean_interval),
     "max_running": Option(None, _clean_max_running),
     "using": Option(None, _clean_using),
     "commit_ordered": Option(False, _clean_bool),

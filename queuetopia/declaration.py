@@ -77,7 +77,8 @@ class Queuetopia:
 
     A subclass without ``performer`` is abstract. ``scope`` is its name in the database and never inherited.
     Options (class attributes, see ``conf.OPTIONS``): timeout, backoff_base, backoff_factor, max_backoff, max_attempts,
-    on_exhausted, on_error, jitter, poll_interval, max_running, using, commit_ordered, retention, sensitive_params.
+    on_exhausted, on_error, jitter, setup_retry, poll_interval, max_running, using, commit_ordered, retention,
+    sensitive_params.
     """
 
     performer: type[Performer] = None  # type: ignore[assignment]

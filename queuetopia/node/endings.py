@@ -59,7 +59,8 @@ class Endings:
             return ending
         times = self._repeated[queue_id] = self._repeated.get(queue_id, 0) + 1
         if outcome.verdict == Verdict.RETURN:
-            delay = pause(times - 1, max(outcome.delay, AT_ONCE), LONGEST_PROBLEM if outcome.delay else LONGEST_APART)
+            longest = max(LONGEST_PROBLEM, outcome.delay) if outcome.delay else LONGEST_APART
+            delay = pause(times - 1, max(outcome.delay, AT_ONCE), longest)
         elif times > FREE:
             delay = APART
         else:

@@ -32,7 +32,6 @@ from .middleware import takes_async, wrapped
 logger = logging.getLogger(__name__)
 
 SCARCITY = (MemoryError, OSError, RuntimeError)  # a thread that cannot be started is a RuntimeError
-SETUP_RETRY = 5.0  # seconds until a job whose performer's setup() failed is tried again; uses no attempt
 
 # Django takes longer to make the object of a row than all the rest of a short job takes: this is what one holds.
 _BLANK = {field.attname: field.get_default() for field in Job._meta.concrete_fields}
@@ -183,7 +182,7 @@ class Attempt:
             case SetupFailed():
                 name = self.queuetopia.performer.__name__
                 _repeats.log(logger, logging.ERROR, "setup failed performer=%s\n%s", name, raised(exc), cause=str(exc))
-                self._end(Verdict.RETURN, delay=SETUP_RETRY, error={"message": str(exc)})
+                self._end(Verdict.RETURN, delay=self.queuetopia.option("setup_retry"), error={"message": str(exc)})
             case exceptions.Snooze():
                 self._end(Verdict.SNOOZE, delay=float(exc.delay))
             case exceptions.JobCancelled(job=None):  # not one that it waited for

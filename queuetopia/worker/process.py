@@ -34,11 +34,12 @@ from ..processes import reap_orphans, resident_memory
 from ..registry import by_scope
 from . import alerts, surroundings
 from .news import notify, send_alert, wants_news
-from .performing import SCARCITY, SETUP_RETRY, Attempt, is_async, tidy_after, tidy_before
+from .performing import SCARCITY, Attempt, is_async, tidy_after, tidy_before
 
 logger = logging.getLogger(__name__)
 
 EXIT_TIME = 2.0  # seconds that functions registered with atexit have at a worker's clean end
+UNKNOWN_RETRY = 5.0  # seconds until a job of a scope that this code does not know is tried again
 REAP_EVERY = 10.0  # seconds between two searches for dead orphans
 MB = 2**20  # bytes
 MOST_ORPHANS = 100  # dead children that a worker keeps, for what has started them may still ask how they ended
@@ -111,7 +112,7 @@ class Worker:
     def _refuse(self, ticket, claim):
         """Give a job back that this code does not know; the scheduler was started with other code."""
         error = {"message": f"This code has no scope {claim.scope!r}; job {claim.job_id} waits for code that has."}
-        outcome = Outcome(claim.job_id, claim.fence, Verdict.RETURN, delay=SETUP_RETRY, error=error)
+        outcome = Outcome(claim.job_id, claim.fence, Verdict.RETURN, delay=UNKNOWN_RETRY, error=error)
         self._send(Message.END, ticket, outcome)
 
     def _stop(self, ticket, kind):

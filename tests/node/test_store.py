@@ -302,6 +302,11 @@ class TestApart:
         delays = [store.endings.apart(ending(Verdict.RETURN, delay=5.0)).outcome.delay for _ in range(5)]
         assert delays == [5.0, 10.0, 20.0, LONGEST_PROBLEM, LONGEST_PROBLEM]
 
+    def test_what_could_not_run_waits_as_long_as_its_class_says(self, store, ending):
+        """The option ``setup_retry``."""
+        delays = [store.endings.apart(ending(Verdict.RETURN, delay=90.0)).outcome.delay for _ in range(2)]
+        assert delays == [90.0, 90.0]
+
     @pytest.mark.parametrize("other", [(Verdict.DONE, 0.0), (Verdict.RETRY, AT_ONCE), (Verdict.INTERRUPT, 0.0)])
     def test_anything_else_in_between_begins_anew(self, store, ending, other):
         verdict, delay = other
