@@ -265,7 +265,8 @@ def nodes(alias: str) -> list[dict[str, Any]]:
 
     - ``node`` (host:pid), ``host``, ``pid``, ``database``, ``at`` (the database's clock), ``scopes``, ``started_at``,
       ``last_seen``, ``age`` (seconds since then), ``alive``, ``fenced_at``, ``held`` (how many queues it holds)
-    - ``workers``: pid, and ``jobs``: job, scope, queue, action, attempt, since
+    - ``workers``: pid, ``age`` (seconds since its start, at the last heartbeat), ``attempts`` (how many have ended in
+      it by then), and ``jobs``: job, scope, queue, action, attempt, since; the first two None for older nodes
 
     Heartbeats report which worker has which job; a job started since the last one is listed under a
     worker whose pid is None. ``alive`` is False once a successor may take the node's queues over.
@@ -321,10 +322,16 @@ def _running_jobs(queues):
 def _workers(node, running):
     # A job that is not the node's any more has ended since the heartbeat that named it.
     workers = [
-        {"pid": worker["pid"], "jobs": [running.pop(job) for job in worker["jobs"] if job in running]}
+        {
+            "pid": worker["pid"],
+            "age": worker.get("age"),
+            "attempts": worker.get("attempts"),
+            "jobs": [running.pop(job) for job in worker["jobs"] if job in running],
+        }
         for worker in node.workers
     ]
-    return [*workers, {"pid": None, "jobs": list(running.values())}] if running else workers
+    of_none = {"pid": None, "age": None, "attempts": None, "jobs": list(running.values())}
+    return [*workers, of_none] if running else workers
 
 
 def is_alive(node, now):

@@ -459,8 +459,8 @@ class Pool:
             yield worker.useless_from()
 
     def report(self) -> list[dict]:
-        """Return each worker's pid and the jobs it runs, for the node's row."""
-        return [{"pid": worker.pid, "jobs": worker.running_jobs()} for worker in self.workers]
+        """Return how each worker does, for the node's row."""
+        return [worker.report() for worker in self.workers]
 
     def say_goodbye(self) -> None:
         for worker in self.workers:

@@ -70,6 +70,7 @@ class WorkerProcess:
     settles_at: float | None = None  # uptime at which what was recalled last is taken
     silent_since: float | None = None  # uptime since which it begins nothing though a slot is free, and says nothing
     average: float | None = None  # seconds a job lasts, the recent ones weighing more
+    attempts: int = 0  # that have ended in it
     refusals: int = 0  # claims in a row that it would not begin, though the lease stands
     has_succeeded: bool = False  # a job was done in it
     failed_queues: set[int] = field(default_factory=set)  # of its failures since then, by id
@@ -165,6 +166,11 @@ class WorkerProcess:
         running = self.board.running()
         return sorted(assignment.claim.job_id for ticket, assignment in self.assigned.items() if ticket in running)
 
+    def report(self) -> dict:
+        """Return how it does, for the node's row."""
+        age = round(uptime() - self.started_at)
+        return {"pid": self.pid, "jobs": self.running_jobs(), "attempts": self.attempts, "age": age}
+
     def has_unbegun(self) -> bool:
         """True while it may have jobs that it has not begun."""
         return self.settles_at is None and len(self.assigned) > len(self.board.running())
@@ -208,6 +214,7 @@ class WorkerProcess:
             self.refusals += outcome.error is None and lease_stands
             return
         self.refusals = 0
+        self.attempts += 1
         seconds = outcome.duration
         self.average = seconds if self.average is None else 0.8 * self.average + 0.2 * seconds
         if outcome.verdict == Verdict.DONE:

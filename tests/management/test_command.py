@@ -347,12 +347,12 @@ class TestPrune:
 class TestStatus:
     def test_shows_nodes_workers_and_what_each_runs(self, queues):
         job = put(queues, "running again")
-        put_node(workers=[{"pid": 11, "jobs": [job.pk]}, {"pid": 12, "jobs": []}])
+        put_node(workers=[{"pid": 11, "jobs": [job.pk]}, {"pid": 12, "jobs": [], "age": 90, "attempts": 7}])
         text, _ = run("status")
         assert "node web1:4242 (database default): alive, last seen 0 s ago, started " in text
         assert "queues held: 1, serves tests.mail" in text
         assert f"  worker 11:\n    job {job.pk} (send_mail of tests.mail/customer-42), attempt 3, for 0 s\n" in text
-        assert "  worker 12: idle\n" in text
+        assert "  worker 12 (for 90 s, attempts: 7): idle\n" in text
 
     def test_says_how_to_start_a_node_when_there_is_none(self, queues):
         assert run("status")[0].startswith("No node is running. Start one: manage.py run_queuetopia\n")
@@ -437,7 +437,7 @@ class TestStatus:
         (scope,) = answer["scopes"]
         assert scope["queues"][0]["job"] == job.pk
         assert timezone.is_aware(datetime.fromisoformat(scope["queues"][0]["oldest"]))
-        assert answer["nodes"][0]["workers"] == [{"pid": 11, "jobs": []}]
+        assert answer["nodes"][0]["workers"] == [{"pid": 11, "age": None, "attempts": None, "jobs": []}]
         assert answer["unknown_scopes"][0]["scope"] == "tests.gone"
 
     def test_has_no_colours_when_they_are_not_wanted(self, queues):

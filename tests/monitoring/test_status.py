@@ -250,13 +250,19 @@ class TestNodes:
     def test_tell_their_workers_and_what_each_runs(self, queues):
         first = put(queues, "running first", "a")
         second = put(queues, "running again", "b")
-        put_node(workers=[{"pid": 11, "jobs": [second.pk]}, {"pid": 12, "jobs": [first.pk]}, {"pid": 13, "jobs": []}])
+        put_node(
+            workers=[
+                {"pid": 11, "jobs": [second.pk]},
+                {"pid": 12, "jobs": [first.pk]},
+                {"pid": 13, "jobs": [], "age": 7, "attempts": 40},
+            ]
+        )
         (node,) = status.nodes("default")
         assert (node["node"], node["host"], node["pid"], node["database"]) == ("web1:4242", "web1", 4242, "default")
         assert (node["scopes"], node["held"], node["alive"]) == (["tests.mail"], 2, True)
         assert 0 <= node["age"] < 30
         b, a, idle = node["workers"]
-        assert (b["pid"], a["pid"], idle) == (11, 12, {"pid": 13, "jobs": []})
+        assert (b["pid"], a["pid"], idle) == (11, 12, {"pid": 13, "age": 7, "attempts": 40, "jobs": []})
         assert b["jobs"] == [
             {
                 "job": second.pk,
@@ -282,7 +288,7 @@ class TestNodes:
         job = put(queues, "done")
         put_node(workers=[{"pid": 11, "jobs": [job.pk]}])
         (node,) = status.nodes("default")
-        assert node["workers"] == [{"pid": 11, "jobs": []}]
+        assert node["workers"] == [{"pid": 11, "age": None, "attempts": None, "jobs": []}]  # of older code
 
     def test_are_alive_until_a_successor_may_take_over(self, queues):
         takeover = timedelta(seconds=conf.lease().takeover)

@@ -237,6 +237,20 @@ def test_status_shows_which_worker_runs_what(node, nodes, ledger):
     assert str(attempt.pid) in say(nodes.environment, "status").stdout
 
 
+@pytest.mark.capability("E7", "H26")
+def test_status_shows_how_many_attempts_have_ended_in_each_worker(node, nodes):
+    job = LedgerQueue.create_job("a", "fail", {"times": 1})
+    LedgerQueue.create_jobs(LedgerQueue.job(f"queue-{number}", "noop") for number in range(3))
+    wait_for(job, lambda job: job.state == Job.State.DONE)
+
+    def attempts():
+        (found,) = status.nodes(LedgerQueue.database())
+        return sum(worker["attempts"] for worker in found["workers"] if worker["pid"])
+
+    wait_until(lambda: attempts() == 5, PATIENCE)
+    assert "attempts: " in say(nodes.environment, "status").stdout
+
+
 @pytest.mark.capability("Q22", "H22")
 def test_what_has_ended_is_pruned_by_the_node_and_what_has_not_never(nodes, ledger):
     halted = SlowRetryQueue.create_job("a", "fail", max_attempts=1)

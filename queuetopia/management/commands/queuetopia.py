@@ -411,6 +411,8 @@ class Command(TerminalCommand):
 
     def write_worker(self, worker, now):
         name = "claimed or started since the last heartbeat" if worker["pid"] is None else f"worker {worker['pid']}"
+        if worker["age"] is not None:
+            name += f" (for {span(worker['age'])}, attempts: {worker['attempts']})"
         self.write(f"  {name}:{'' if worker['jobs'] else ' idle'}")
         for job in worker["jobs"]:
             self.write(
