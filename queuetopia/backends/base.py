@@ -60,8 +60,8 @@ RESET_SEQUENCES = "manage.py sqlsequencereset queuetopia | manage.py dbshell"
 OVERDUE = 0.05  # seconds until a queue is tried again that is due and was not claimed
 
 
-class _Counted(Exception):
-    """Another node counts the places of the scope just now."""
+class _Locked(Exception):
+    """Another transaction has locked what a claim needs: claim again later."""
 
 
 class Backend:
@@ -338,11 +338,7 @@ class Backend:
                     found, started, rest = self._take(scopes, room, holder, now, only, passed)
                 else:
                     found, started, rest = self._take_places(scopes, room, holder, now, only, passed, max_running)
-            except _Counted:
-                return claims, True
-            except DatabaseError as exc:
-                if not self.is_busy(exc):
-                    raise
+            except _Locked:
                 return claims, True
             _try_to_look_again(self, rest)
             self.unlock(rest)
@@ -362,7 +358,7 @@ class Backend:
         except DatabaseError as exc:
             if self.is_busy(exc):
                 self.unlock(locked)
-                raise
+                raise _Locked from exc
             started, rest = self.start_one_by_one(locked, holder, now, exc)
         return found, started, rest
 
@@ -383,7 +379,7 @@ class Backend:
             Scope.objects.using(self.alias).bulk_create([Scope(name=scope)], ignore_conflicts=True)
         with transaction.atomic(using=self.alias):
             if scope_row.select_for_update(skip_locked=True).first() is None:
-                raise _Counted
+                raise _Locked  # another node counts just now
             let_go = places.filter(held_by=None)
             unlocked = let_go.select_for_update(skip_locked=True).values_list("pk", flat=True)
             let_go.filter(pk__in=[*unlocked]).update(has_place=False)

@@ -50,7 +50,7 @@ class Store:
         self._claim_at = float("inf")  # uptime at which the next queue becomes due by time
         self._knows_next = False  # that is right
         self._news_at = 0.0  # uptime at which to poll for a wake-up
-        self._has_told_all = True  # followers know of what has been recorded
+        self.has_told_all = True  # followers know of what has been recorded
         self._tell_at = 0.0  # uptime
         self._seen: dict[uuid.UUID, tuple[datetime, float]] = {}  # by node: its last_seen, since when we know it
         self._file: NodeFile | None = None
@@ -157,12 +157,12 @@ class Store:
 
     def note_for_followers(self) -> None:
         """Note that rows have changed that followers poll."""
-        self._has_told_all = self._has_told_all and not self.backend.is_followed()
+        self.has_told_all = self.has_told_all and not self.backend.is_followed()
 
     def tell_followers(self) -> None:
-        if not self._has_told_all and uptime() >= self._tell_at:
+        if not self.has_told_all and uptime() >= self._tell_at:
             self.backend.tell_followers()
-            self._has_told_all, self._tell_at = True, uptime() + TELL
+            self.has_told_all, self._tell_at = True, uptime() + TELL
 
     # What is to be done
 
@@ -183,7 +183,7 @@ class Store:
                 self._ask_when_next_is_due()
             yield self._claim_at
         yield from self.endings.timers()
-        if not self._has_told_all:
+        if not self.has_told_all:
             yield self._tell_at
         if self.backend.looks_every is not None:
             yield self._news_at
