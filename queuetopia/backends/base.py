@@ -261,9 +261,9 @@ class Backend:
     def is_sweep_wanted(self) -> bool:
         """True if a sweep has been asked for since the last call."""
         marks = Chore.objects.using(self.alias).filter(name=SWEEP).values_list("marks", flat=True).first()
-        asked = marks.get("asked") if isinstance(marks, dict) else None
+        asked = (marks.get("asked") if isinstance(marks, dict) else None) or ""
         is_new = self._asked is not None and asked != self._asked
-        self._asked = asked or ""  # the first call finds what the sweep at the start answers
+        self._asked = asked  # the first call finds what the sweep at the start answers
         return is_new
 
     def queue_id(self, scope: str, name: str) -> int:
@@ -333,12 +333,18 @@ class Backend:
         self.full.difference_update(scopes)
         for _ in range(ROUNDS):
             room = limit - len(claims)
+            held = set(self.held) if max_running is not None else set()
             try:
                 if max_running is None:
                     found, started, rest = self._take(scopes, room, holder, now, only, passed)
                 else:
                     found, started, rest = self._take_places(scopes, room, holder, now, only, passed, max_running)
             except _Locked:
+                return claims, True
+            except OperationalError as exc:
+                if max_running is None or not self.is_busy(exc):
+                    raise
+                self.unlock(self.held - held)  # the transaction is undone, and with it the claims on these
                 return claims, True
             _try_to_look_again(self, rest)
             self.unlock(rest)

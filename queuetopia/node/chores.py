@@ -138,7 +138,8 @@ class Sweep(Chore):
             self._left = [(scope, "") for scope in self.store.scopes]
         if self._left:
             self._step()
-            return self.parts.pause_after(began)
+            if self._left:
+                return self.parts.pause_after(began)
         return max(STEP, min(self._poll_at - began, self.parts.until_next_poll()))
 
     def _step(self):
