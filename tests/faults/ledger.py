@@ -7,6 +7,7 @@ processes of this host.
 """
 
 import json
+import re
 import time
 from collections import Counter, defaultdict
 from itertools import pairwise
@@ -25,6 +26,7 @@ class Record(NamedTuple):
     pid: int
 
 
+_LINE = re.compile(r"([a-z]+) (\S+) (\d+) (\d+) (\d+\.\d+) (\d+)$")
 SIGNS = {"start", "alive", "failed", "end"}  # of an attempt
 KILL_TIME = 1.0  # seconds after a thaw in which what was frozen is killed
 
@@ -44,8 +46,8 @@ class Ledger:
 
     def records(self, event: str | None = None, queue: str | None = None) -> list[Record]:
         """Return what was written so far, in order of the clock."""
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        records = sorted(map(_record, lines), key=lambda record: record.clock)
+        *lines, _ = self.path.read_text().split("\n") if self.path.exists() else [""]
+        records = sorted(filter(None, map(_record, lines)), key=lambda record: record.clock)
         return [found for found in records if event in (None, found.event) and queue in (None, found.queue)]
 
     def attempts(self, queue: str | None = None) -> int:
@@ -72,7 +74,13 @@ def now() -> float:
 
 
 def _record(line):
-    event, queue, number, fence, clock, pid = line.split()
+    """Return what a line says; None if its writer was killed over it, in the middle of a page of the file.
+
+    The next writer's record then stands on the same line.
+    """
+    if (found := _LINE.search(line)) is None:
+        return None
+    event, queue, number, fence, clock, pid = found.groups()
     return Record(event, queue, int(number), int(fence), float(clock), int(pid))
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from .ledger import Record, Thaw, check, set_aside_late, takeovers
+from .ledger import Ledger, Record, Thaw, check, set_aside_late, takeovers
 
 
 def record(event, number, fence, clock, queue="a", pid=1):
@@ -10,6 +10,14 @@ def record(event, number, fence, clock, queue="a", pid=1):
 
 
 GOOD = [record("start", 0, 1, 1.0), record("end", 0, 1, 2.0), record("start", 1, 2, 3.0), record("end", 1, 2, 4.0)]
+
+
+def test_a_line_over_which_its_writer_was_killed_hides_no_other(tmp_path):
+    ledger = Ledger(tmp_path / "ledger")
+    ledger.path.write_text("start a 1 2 3.5 7\nalive a 1alive b 1 2 4.5 8\nalive a\nend b 1 2 5.5 8\nend a 1 2 6.5")
+    assert [(record.event, record.queue, record.clock) for record in ledger.records()] == [
+        ("start", "a", 3.5), ("alive", "b", 4.5), ("end", "b", 5.5),
+    ]  # fmt: skip
 
 
 def test_the_checker_is_content_with_a_good_ledger():
