@@ -126,18 +126,27 @@ class Hammer:
 
     def watch(self, others):
         """When all has been created: let halted jobs go on until every job has ended, or nothing moves any more."""
-        for future in others:
-            future.result()
-        left, since = None, time.monotonic()
-        while (now_left := Job.objects.unfinished().count()) and time.monotonic() - since < PATIENCE / 2:
-            if now_left != left:
-                left, since = now_left, time.monotonic()
-            for job in Job.objects.unfinished().halted():
-                ContractQueue.retry(job)
-            if self._left.is_told:
-                upkeep.sweep(backend_for("default"), ContractQueue.scope, "")
-            self._drained.wait(0.02)
-        self._drained.set()
+        try:
+            for future in others:
+                future.result()
+            left, since = None, time.monotonic()
+            while (now_left := Job.objects.unfinished().count()) and time.monotonic() - since < PATIENCE / 2:
+                if now_left != left:
+                    left, since = now_left, time.monotonic()
+                for job in Job.objects.unfinished().halted():
+                    ContractQueue.retry(job)
+                if self._left.is_told:
+                    self.sweep()
+                self._drained.wait(0.02)
+        finally:
+            self._drained.set()  # those who serve would go on for ever
+
+    def sweep(self):
+        backend = backend_for("default")
+        try:
+            upkeep.sweep(backend, ContractQueue.scope, "")
+        except OperationalError as exc:
+            assert backend.is_busy(exc), exc  # a node makes the step again, too
 
     # Who serves
 
