@@ -6,8 +6,9 @@ import os
 import threading
 import time
 from collections import Counter
+from functools import partial
 
-from django.db import OperationalError, transaction
+from django.db import OperationalError, connection, transaction
 
 from ...attempts import Verdict
 from ...exceptions import Refused
@@ -84,18 +85,18 @@ class Hammer:
             number = dice.choice((1, 1, 1, 5))
             in_transaction = dice.random() < 0.3
             times = dice.choice((1, 2)) if in_transaction else 1
-            try:
-                with transaction.atomic() if in_transaction else contextlib.nullcontext():
-                    for _ in range(times):
-                        self.put(dice, number)
-            except OperationalError as exc:  # is the creator's, who tries again
-                assert self.isolated and backend_for("default").is_deadlock(exc), exc
+            if not self.is_done(partial(self.put_all, dice, number, times, in_transaction), may_deadlock=self.isolated):
                 continue
             with self._lock:
                 self.created += times * number
                 backlog = self.created - sum(self.done.values())
             if backlog > 200:
                 self._drained.wait(0.01)
+
+    def put_all(self, dice, number, times, in_transaction):
+        with transaction.atomic() if in_transaction else contextlib.nullcontext():
+            for _ in range(times):
+                self.put(dice, number)
 
     def put(self, dice, number):
         at = None if dice.random() < 0.8 else backend_for("default").now() + dice.uniform(-0.2, 0.2) * SECOND
@@ -108,7 +109,7 @@ class Hammer:
         dice = Dice(8)
         while not self.is_over():
             with contextlib.suppress(Refused):
-                self.do_something(dice)
+                self.is_done(partial(self.do_something, dice))
             self._drained.wait(0.01)
 
     def do_something(self, dice):
@@ -122,7 +123,8 @@ class Hammer:
             return
         ContractQueue.pause(queue if verb == "pause" else None)
         self._drained.wait(0.01)
-        ContractQueue.resume(queue if verb == "pause" else None)
+        while not self.is_done(partial(ContractQueue.resume, queue if verb == "pause" else None)):
+            pass
 
     def watch(self, others):
         """When all has been created: let halted jobs go on until every job has ended, or nothing moves any more."""
@@ -134,7 +136,7 @@ class Hammer:
                 if now_left != left:
                     left, since = now_left, time.monotonic()
                 for job in Job.objects.unfinished().halted():
-                    ContractQueue.retry(job)
+                    self.is_done(partial(ContractQueue.retry, job))
                 if self._left.is_told:
                     self.sweep()
                 self._drained.wait(0.02)
@@ -142,11 +144,20 @@ class Hammer:
             self._drained.set()  # those who serve would go on for ever
 
     def sweep(self):
+        self.is_done(partial(upkeep.sweep, backend_for("default"), ContractQueue.scope, ""))
+
+    # Everyone
+
+    def is_done(self, act, *, may_deadlock=False):
+        """Act; return False if it is to be tried again. Where there is one writer, one may wait for too long."""
         backend = backend_for("default")
         try:
-            upkeep.sweep(backend, ContractQueue.scope, "")
+            act()
         except OperationalError as exc:
-            assert backend.is_busy(exc), exc  # a node makes the step again, too
+            is_starved = not connection.features.has_select_for_update and backend.is_busy(exc)
+            assert is_starved or (may_deadlock and backend.is_deadlock(exc)), exc
+            return False
+        return True
 
     # Who serves
 
