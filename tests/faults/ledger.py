@@ -46,7 +46,7 @@ class Ledger:
 
     def records(self, event: str | None = None, queue: str | None = None) -> list[Record]:
         """Return what was written so far, in order of the clock."""
-        *lines, _ = self.path.read_text().split("\n") if self.path.exists() else [""]
+        lines = _lines(self.path)
         records = sorted(filter(None, map(_record, lines)), key=lambda record: record.clock)
         return [found for found in records if event in (None, found.event) and queue in (None, found.queue)]
 
@@ -57,8 +57,7 @@ class Ledger:
     def told(self) -> dict[str, list[dict]]:
         """Return the calls of HookQueue's hooks and signals, by their names."""
         told = defaultdict(list)
-        path = Path(f"{self.path}.told")
-        for line in path.read_text().splitlines() if path.exists() else []:
+        for line in _lines(Path(f"{self.path}.told")):
             entry = json.loads(line)
             told[entry["what"]].append(entry)
         return dict(told)
@@ -71,6 +70,11 @@ class Ledger:
 def now() -> float:
     """Return the time on the ledger's clock."""
     return time.clock_gettime(time.CLOCK_MONOTONIC)
+
+
+def _lines(path):
+    """Return the whole lines of a file: the last one may still be written."""
+    return path.read_text().split("\n")[:-1] if path.exists() else []
 
 
 def _record(line):
