@@ -4,6 +4,7 @@ QueuetopiaError
 ├── InvalidJob              create_job was given something that could not run or be stored
 ├── Refused                 a verb (retry, skip, cancel, …) does not apply to the job as it is
 ├── ReadOnlyJob             save() or delete() on the job a performer was handed
+├── StaleAttempt            what is written together with the job was rolled back: its queue has gone on without it
 ├── SessionLost             the scheduler's database session, and with it its locks, is gone
 ├── SessionRefused          this database connection cannot carry a scheduler; the text says why
 ├── TimesRefused            Django's settings would store times wrong; the text names the setting and the remedy
@@ -64,6 +65,13 @@ class Refused(QueuetopiaError):
 
 class ReadOnlyJob(QueuetopiaError):
     """The job handed to a performer is a copy made from the claim; only the scheduler writes the row."""
+
+
+class StaleAttempt(QueuetopiaError):
+    """This attempt has lost its queue, to another attempt or to an operator: the block was rolled back.
+
+    Raised by ``job.completing()`` and ``job.once()``. Leave it alone: whatever the attempt does now is refused.
+    """
 
 
 class SessionLost(QueuetopiaError):

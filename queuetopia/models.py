@@ -98,7 +98,8 @@ class Job(models.Model):
     result = ParamsField(_("result"), null=True)
 
     fence: int | None = None  # set on the job a performer is handed
-    _is_claim = False
+    _claim: Any = None  # of the attempt, on the job a performer is handed
+    _completed: Any = None  # the ``Completion`` that its attempt has committed, once it has
 
     objects = JobQuerySet.as_manager()
 
@@ -190,8 +191,38 @@ class Job(models.Model):
 
         return (await queuetopia.await_many([self], timeout))[0]
 
+    def completing(self):
+        """Make an attempt's own writes and its success one transaction: ``with job.completing() as done: …``.
+
+        For the job that a performer is handed. The transaction is on the jobs' database (``using``), and cannot be
+        inside another one. At its end the job is written as done, with ``done.result`` as its result, if this attempt
+        still has its queue; else StaleAttempt is raised and everything is rolled back. What the performer returns or
+        raises after the block changes nothing; an exception is logged.
+        """
+        import queuetopia
+
+        return queuetopia.completing(self)
+
+    def once(self, using: str | None = None, step: str = ""):
+        """Run a block once, whatever happens to its attempt: ``with job.once(using="books") as is_new: …``.
+
+        For the job that a performer is handed, and for another database than the jobs' (None: the jobs' own), where
+        Queuetopia's tables are migrated too. The block is a transaction there, which cannot be inside another one, and
+        which notes that it was committed. ``is_new`` is False for an attempt whose predecessor came so far.
+
+        step: a name, where a job has several such blocks on one database.
+
+        Raises StaleAttempt when a later attempt of the queue has been here.
+        """
+        import queuetopia
+
+        return queuetopia.once(self, using, step)
+
+    def _note_completion(self, completion):
+        self._completed = completion
+
     def _refuse_if_claim(self, verb):
-        if self._is_claim:
+        if self._claim is not None:
             raise ReadOnlyJob(
                 f"Job {self.pk} was handed to a performer: {verb}() would race with the scheduler, which writes the "
                 "row. Return, raise, or keep your data in a model of your own."
@@ -330,6 +361,28 @@ class Node(models.Model):
 
     def __str__(self):
         return visible(f"{self.host}:{self.pid}")
+
+
+class Once(models.Model):
+    """How far the jobs of a queue have come in this database, which need not be the jobs' own: see ``Job.once``.
+
+    job, fence: the last job whose block was committed here, and the attempt that did so.
+    steps: the names of its blocks that were.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    scope = ExactCharField(_("scope"), max_length=128)
+    queue = ExactCharField(_("queue"), max_length=255)
+    job = models.BigIntegerField(_("job"), db_default=0)
+    fence = models.BigIntegerField(_("fence"), db_default=0)
+    steps = models.JSONField(_("steps"), default=list)
+
+    class Meta:
+        default_permissions = ()
+        constraints = (models.UniqueConstraint(fields=["scope", "queue"], name="queuetopia_once_queue"),)
+
+    def __str__(self):
+        return visible(f"{self.scope}/{self.queue}")
 
 
 class Scope(models.Model):

@@ -86,6 +86,14 @@ class Performer:
     def handle_start(self, job):
         """Called before each attempt, as part of it: what it raises is raised by the attempt, ``Snooze`` too."""
 
+    def was_done(self, job):
+        """Return True if an earlier attempt did the work: the job is done then, and the action is not called.
+
+        Asked before each attempt of a job of which one was cut short, by a timeout, a stop, or the end of its process
+        or node, and so could not say. What it raises is raised by the attempt.
+        """
+        return False
+
     def backoff(self, job, exc):
         """Return the seconds to wait before the next attempt, or None for the built-in backoff.
 

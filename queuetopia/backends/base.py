@@ -46,7 +46,19 @@ from ..times import refuse_wrong
 from . import rows, sums
 from .columns import DatabaseNow, database_now
 from .refusals import Refusals
-from .values import Ending, Recorded, Wake, alert_of, claim_of, has_no_time, is_late, later, problem_of, queue_of
+from .values import (
+    Ending,
+    Recorded,
+    Wake,
+    alert_of,
+    as_completed,
+    claim_of,
+    has_no_time,
+    is_late,
+    later,
+    problem_of,
+    queue_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -550,6 +562,8 @@ class Backend:
                 else:
                     result.stale.append(ending)
                 continue
+            if was_run and ending.outcome.verdict != Verdict.DONE and rows.is_completed(self.alias, ending.claim):
+                ending = as_completed(ending)
             rows.write_job(self.alias, ending, node, now, was_run)
             result.written.append(ending)
             may_go_on = keep(ending.claim) and queue.paused_at is None and queue.scope not in paused

@@ -39,6 +39,24 @@ def still_held(alias, claims: list[Claim]) -> set[int]:
     return set(_held_by(alias, claims).values_list("pk", flat=True))
 
 
+def holds_on(alias, claim) -> bool:
+    """Lock the queue's row until the transaction ends, if it is held under the claim's fence; return whether it is.
+
+    By an UPDATE that changes nothing, because not every database can lock a row otherwise.
+    """
+    return bool(_held_by(alias, [claim]).update(fence=claim.fence))
+
+
+def holder_of(alias, claim):
+    """Return the id of the node that holds the queue under the claim's fence, or None."""
+    return _held_by(alias, [claim]).values_list("held_by", flat=True).first()
+
+
+def is_completed(alias, claim) -> bool:
+    """True for a job that its own attempt has written as done: see ``Job.completing``."""
+    return Job.objects.using(alias).filter(pk=claim.job_id, state=Job.State.DONE).exists()
+
+
 def _held_by(alias, claims):
     ours = Q()
     for claim in claims:

@@ -54,6 +54,12 @@ def is_plain(ending: Ending) -> bool:
     return ending.outcome.verdict == Verdict.DONE and not ending.passed_over
 
 
+def as_completed(ending: Ending) -> Ending:
+    """Return the ending of an attempt that has written its job as done, however it ended after that."""
+    outcome = ending.outcome._replace(verdict=Verdict.DONE, delay=0.0, error=None, result=None, exhausted=False)
+    return ending._replace(outcome=outcome)
+
+
 def joined(one: Recorded, other: Recorded) -> Recorded:
     return Recorded(
         one.written + other.written,

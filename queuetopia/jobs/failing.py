@@ -5,11 +5,15 @@ import random
 
 from .. import conf, exceptions
 from ..attempts import Claim, Outcome, Verdict, backoff, describe
+from ..backends.values import attempts_of
 from ..registry import by_scope
 
 logger = logging.getLogger("queuetopia.jobs")
 
 GIVEN_UP = {"halt": Verdict.HALT, "skip": Verdict.SKIP}  # any other step is another attempt
+_CUT_SHORT = {
+    cls.__name__ for cls in (exceptions.JobTimeout, exceptions.WorkerDied, exceptions.NodeDied, exceptions.AttemptEnded)
+}
 
 
 def failed(
@@ -55,6 +59,11 @@ def _backoff(queuetopia, claim):
     cap = queuetopia.option("max_backoff") if claim.max_backoff is None else claim.max_backoff
     seconds = backoff(claim.attempt, cap, queuetopia.option("backoff_base"), queuetopia.option("backoff_factor"))
     return seconds * (1 + random.random() * queuetopia.option("jitter"))  # noqa: S311 - no secret
+
+
+def was_cut_short(errors) -> bool:
+    """True if one of the attempts in ``job.errors`` did not come to an end of its own."""
+    return any(entry.get("type") in _CUT_SHORT or not entry.get("counted", True) for entry in attempts_of(errors))
 
 
 def timeout_text(claim: Claim) -> str:

@@ -65,7 +65,7 @@ def _job_as_stored(queuetopia, claim, outcome) -> Job:
         logger.warning("job not read for its hooks job=%d error=%r", claim.job_id, exc)
         stored = None
     if stored is not None and stored.attempts <= claim.attempt:
-        stored.fence, stored._is_claim = claim.fence, True
+        stored.fence, stored._claim = claim.fence, claim
         return stored
     job = job_of(claim)
     if outcome.error:

@@ -18,7 +18,7 @@ from django.utils import timezone, translation
 from .. import conf, exceptions, signals
 from ..attempts import Claim, Outcome, Verdict, current_job, describe, raised, readable, result_text
 from ..completion import acompleted, completed
-from ..jobs import failed
+from ..jobs import failed, was_cut_short
 from ..models import Job
 from ..params import Unreadable
 from ..performer import Performer, action_methods, has_own_perform
@@ -65,7 +65,7 @@ def job_of(claim: Claim) -> Job:
         "attempts": claim.attempt,
         "errors": [],
         "fence": claim.fence,
-        "_is_claim": True,
+        "_claim": claim,
     }
     return job
 
@@ -119,7 +119,11 @@ class Attempt:
     def perform(self):
         current_job.set(self.job)
         try:
-            perform = wrapped(self._begin(), self._who(), is_async=False)
+            performer = self._begin()
+            if performer is None:
+                self._succeeded(None)
+                return
+            perform = wrapped(performer, self._who(), is_async=False)
             self._succeeded(completed(perform(self.job), self._who()))
         except BaseException as exc:
             self.end_by(exc)
@@ -128,6 +132,9 @@ class Attempt:
         current_job.set(self.job)
         try:
             performer = self._begin() if self._begins_at_once() else await sync_to_async(self._begin)()
+            if performer is None:
+                self._succeeded(None)
+                return
             perform = wrapped(performer, self._who(), is_async=True)
             self._succeeded(await acompleted(perform(self.job), self._who()))
         except BaseException as exc:
@@ -139,9 +146,11 @@ class Attempt:
             self.queuetopia in _performers
             and not signals.job_started.has_listeners(self.queuetopia)
             and self.queuetopia.performer.handle_start is Performer.handle_start
+            and self.queuetopia.performer.was_done is Performer.was_done
         )
 
     def _begin(self):
+        """Return the performer, made ready for this attempt; None if an earlier attempt did the work."""
         self._has_begun = True
         performer = performer_of(self.queuetopia)
         if isinstance(self.job.params, Unreadable):
@@ -150,13 +159,25 @@ class Attempt:
         send_signal("job_started", self.queuetopia, job=self.job)
         self._began = time.perf_counter()
         start(performer, self.job)
-        return performer
+        return None if self._was_done(performer) else performer
+
+    def _was_done(self, performer):
+        if type(performer).was_done is Performer.was_done or not self.claim.attempted:
+            return False
+        stored = self.queuetopia.jobs().filter(pk=self.claim.job_id).values_list("errors", flat=True)
+        if not was_cut_short(stored.first()):
+            return False
+        was_done = completed(performer.was_done(self.job), f"was_done() of {type(performer).__name__}")
+        if was_done:
+            logger.info("done by an earlier attempt, as was_done() says job=%d", self.claim.job_id)
+        return bool(was_done)
 
     def _who(self):
         return f"Action {self.claim.action!r} of {self.queuetopia.performer.__name__}"
 
     def _succeeded(self, result):
-        self._end(Verdict.DONE, result=result_text(result))
+        done = self.job._completed
+        self._end(Verdict.DONE, result=result_text(result) if done is None else done.text)
 
     def _end(self, verdict, **values):
         duration = time.perf_counter() - self._began
@@ -174,6 +195,10 @@ class Attempt:
     def end_by(self, exc):
         if isinstance(exc, asyncio.CancelledError) and exc.args and isinstance(exc.args[0], BaseException):
             exc = exc.args[0]  # why it was stopped
+        if self.is_completed:
+            logger.warning("raised after its job was completed job=%d error=%r", self.claim.job_id, self._told(exc))
+            self._succeeded(None)
+            return
         self.exc = exc
         if isinstance(exc, SCARCITY) and not self._has_begun:  # it is not the job's fault
             self._end(Verdict.RETURN)
@@ -194,6 +219,11 @@ class Attempt:
             case _:
                 self.fail(exc, delay=self._delay(exc))
 
+    @property
+    def is_completed(self) -> bool:
+        """True once ``job.completing()`` has committed: nothing that follows makes this a failed attempt."""
+        return self.job._completed is not None
+
     def fail(self, exc, *, delay=None, verdict=None):
         """Make this a failed attempt; the class's on_exhausted is asked if it was the last one."""
         self.exc = exc
@@ -211,7 +241,7 @@ class Attempt:
     def tidy(self):
         """Undo what the attempt left open. An open transaction is a failure: its work is not stored."""
         left_open = tidy_after()
-        if left_open and self.outcome.verdict == Verdict.DONE:
+        if left_open and self.outcome.verdict == Verdict.DONE and not self.is_completed:
             self.fail(exceptions.OpenTransaction(f"a transaction was left open on {', '.join(left_open)}"))
 
     def _delay(self, exc):

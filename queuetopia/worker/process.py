@@ -315,7 +315,7 @@ class Worker:
             return
         if run.stopped_by is exceptions.JobCancelled and outcome.verdict != Verdict.DONE:
             outcome = outcome._replace(verdict=Verdict.CANCEL, error=None)
-        elif run.stopped_by is exceptions.JobTimeout:
+        elif run.stopped_by is exceptions.JobTimeout and not attempt.is_completed:
             where = attempt.exc and attempt.exc.__traceback__
             attempt.fail(exceptions.JobTimeout(timeout_text(attempt.claim)).with_traceback(where))
             outcome = attempt.outcome

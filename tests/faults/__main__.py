@@ -104,7 +104,8 @@ def _chosen(kinds, names):
 
 
 def _print(verdict, counts):
-    print(f"jobs {verdict.jobs}, attempts {verdict.attempts}, of them repeated after their end {verdict.repeated}")
+    print(f"jobs {verdict.jobs}, of them with writes of their own {verdict.booked}; ", end="")
+    print(f"attempts {verdict.attempts}, of them repeated after their end {verdict.repeated}")
     print(f"rows locked by another transaction {verdict.locks} times; faults {counts.total()}:")
     for kind, count in sorted(counts.items()):
         print(f"  {kind:18} {count:4}")

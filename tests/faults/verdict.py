@@ -4,6 +4,9 @@ from collections import Counter, defaultdict
 
 from .ledger import SIGNS, check, set_aside_late, takeovers
 
+BOOKS = "book_at_random"
+BOOKED = "booked "
+
 
 class Verdict:
     """Figures of a campaign, and sentences of what must never be."""
@@ -14,11 +17,12 @@ class Verdict:
         records, self.late = set_aside_late(signs, campaign.thaws)
         jobs = _jobs()
         findings = check(records, _lines(jobs))
-        self.jobs = len(jobs)
+        self.jobs, self.booked = len(jobs), sum(job["action"] == BOOKS for job in jobs)
         self.attempts = sum(record.event == "start" for record in signs)
         self.repeated = findings.duplicates
         self.locks = sum(record.event == "locked" for record in everything)
-        self.wrong = [*campaign.wrong, *findings.wrong, *_unlike(jobs, signs), *_half(jobs, everything), *_left_over()]
+        self.wrong = [*campaign.wrong, *findings.wrong, *_unlike(jobs, signs), *_half(jobs, everything)]
+        self.wrong += [*_not_once(jobs), *_left_over()]
         # Until each node has a session again, and new workers.
         outages = [(since, until + campaign.lease) for since, until in campaign.outages]
         self.takeovers = _longest_by_kind(takeovers(records), campaign.injected, outages)
@@ -28,7 +32,7 @@ class Verdict:
 def _jobs() -> list[dict]:
     from queuetopia.models import Job
 
-    jobs = Job.objects.in_order().values("id", "scope", "queue", "params", "state", "result", "done_at")
+    jobs = Job.objects.in_order().values("id", "scope", "queue", "action", "params", "state", "result", "done_at")
     return [{**job, "number": job["params"]["seq"]} for job in jobs]
 
 
@@ -61,10 +65,19 @@ def _half(jobs, everything):
     from tests.testapp.models import Note
 
     stored = Counter(f"{job['queue']} {job['number']}" for job in jobs if job["scope"] == "tests.ledger")
-    notes = Counter(Note.objects.values_list("text", flat=True))
+    notes = Counter(Note.objects.exclude(text__startswith=BOOKED).values_list("text", flat=True))
     confirmed = {f"{record.queue} {record.number}" for record in everything if record.event == "created"}
     yield from (f"{key}: half of a transaction is stored" for key in (stored - notes) + (notes - stored))
     yield from (f"{key}: was committed and is gone" for key in confirmed - stored.keys())
+
+
+def _not_once(jobs):
+    """Yield jobs whose own writes, in one transaction with their success, are not there exactly once."""
+    from tests.testapp.models import Note
+
+    expected = Counter(f"{BOOKED}{job['queue']} {job['number']}" for job in jobs if job["action"] == BOOKS)
+    notes = Counter(Note.objects.filter(text__startswith=BOOKED).values_list("text", flat=True))
+    yield from (f"{key}: was written {notes[key]} times" for key in expected | notes if notes[key] != expected[key])
 
 
 def _left_over():

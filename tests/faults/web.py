@@ -14,6 +14,7 @@ import django
 MOST_WAITING = 25  # unfinished jobs of ours beyond which we wait
 LONGEST = 0.4  # seconds that a job lasts
 CHANCE = 0.05  # that an attempt fails
+BOOKS = 0.4  # the chance that a job writes to the project's own tables in one transaction with its success
 HANGS = 0.01  # the chance that a job's first attempt hangs, and runs into its timeout
 
 
@@ -91,14 +92,16 @@ def create_some(numbers, dice):
             return
         for queue, number in created:
             params = {"seq": number, "chance": CHANCE, "lasts": dice.uniform(0, LONGEST)}
-            timeout = None
-            if dice.random() < HANGS:
+            action, timeout = "fail_at_random", None
+            if dice.random() < BOOKS:
+                action = "book_at_random"
+            elif dice.random() < HANGS:
                 params["hangs"], params["holds"], timeout = 1, dice.random() < 0.5, 0.5
             Note.objects.create(text=f"{queue} {number}")
             if dice.random() < 0.5:
-                LedgerQueue.create_job(queue, "fail_at_random", params, timeout=timeout)
+                LedgerQueue.create_job(queue, action, params, timeout=timeout)
             else:
-                LedgerQueue.create_jobs([LedgerQueue.job(queue, "fail_at_random", params, timeout=timeout)])
+                LedgerQueue.create_jobs([LedgerQueue.job(queue, action, params, timeout=timeout)])
     for queue, number in created:
         note("created", queue, number, 0)
 

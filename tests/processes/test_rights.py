@@ -16,8 +16,9 @@ from queuetopia.testing import wait_until
 from tests.admin.client import client_of
 from tests.commands import check, run
 from tests.nodes import PATIENCE
-from tests.processes.waiting import wait_for
-from tests.testapp.queues import LedgerQueue
+from tests.processes.waiting import settings, wait_for
+from tests.testapp.models import Note
+from tests.testapp.queues import BookingQueue, LedgerQueue
 
 pytestmark = [pytest.mark.processes, pytest.mark.django_db(transaction=True, databases=["default", "other"])]
 
@@ -79,6 +80,23 @@ def test_a_node_needs_no_more(nodes, users):
     assert node.stop() == 0
 
     assert not Node.objects.exists()
+    assert not re.search("denied|rights", node.log())
+
+
+def test_limits_and_blocks_that_are_done_once_need_no_more(nodes, users, tmp_path):
+    with connection.cursor() as cursor:  # what the performer writes
+        cursor.execute(GRANT_ALL[connection.vendor].format(table=Note._meta.db_table, user=users["queuetopia_node"]))
+        if connection.vendor == "postgresql":
+            cursor.execute(f"GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO {users['queuetopia_node']}")
+    jobs = [
+        BookingQueue.create_job("a", "book"),
+        BookingQueue.create_job("b", "book_elsewhere", {"using": "default"}),
+    ]
+    limited = settings(tmp_path, nodes, SCOPES={BookingQueue.scope: {"max_running": 1}})
+    node = nodes.start(BookingQueue, env={**started_as(users["queuetopia_node"]), **limited})
+    for job in jobs:
+        wait_for(job, lambda job: job.done_at)
+    assert Note.objects.count() == 2
     assert not re.search("denied|rights", node.log())
 
 

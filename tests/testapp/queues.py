@@ -12,7 +12,8 @@ import sys
 import time
 from importlib import import_module
 
-from django.db import connections, transaction
+from asgiref.sync import sync_to_async
+from django.db import connections, models, transaction
 
 from queuetopia import Halt, JobTimeout, Performer, Queuetopia, Retry, Skip, Snooze, action, signals
 
@@ -84,6 +85,19 @@ class LedgerPerformer(Performer):
             raise ConnectionError("at random")
         note("end", job.queue, seq, job.fence)
         return job.fence
+
+    @action
+    def book_at_random(self, job, seq, chance=0.3, lasts=0.0):
+        """Write a note with the success; fail or be killed at any moment of it."""
+        note("start", job.queue, seq, job.fence)
+        time.sleep(lasts)
+        with job.completing() as done:
+            write_note(f"booked {job.queue} {seq}")
+            perish(chance / 3)
+            note("end", job.queue, seq, job.fence)
+            done.result = job.fence
+            perish(chance / 3)
+        perish(chance / 3)
 
     @action
     def say(self, job, verdict, delay=0.0):
@@ -253,6 +267,15 @@ class LedgerPerformer(Performer):
         note("attempt", job.queue, job.attempts, job.fence)
 
 
+def perish(chance):
+    """By chance, have the worker killed, or raise."""
+    dice = random.random()
+    if dice < chance / 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if dice < chance:
+        raise ConnectionError("at random")
+
+
 class BadStr(Exception):
     def __str__(self):
         raise RuntimeError("no text")
@@ -289,6 +312,82 @@ class DecidingQueue(LedgerQueue):
     max_attempts = 1
     on_exhausted = "decide"
     on_error = {JobTimeout: "skip"}
+
+
+class BookingPerformer(LedgerPerformer):
+    """Writes to its own tables in one transaction with its success, and does something else then or after."""
+
+    @action
+    def book(self, job, inside="", after="", follow=False):
+        note("attempt", job.queue, job.attempts, job.fence)
+        with job.completing() as done:
+            write_note(f"{job.queue} {job.pk}")
+            if follow:
+                BookingQueue.create_job(f"receipt of {job.queue}", "noop")
+            done.result = {"booked": job.queue}
+            self.suffer(job, inside)
+        self.suffer(job, after)
+        return "not kept"
+
+    @action
+    async def book_async(self, job, inside="", after=""):
+        await sync_to_async(self.book)(job, inside, after)
+
+    @action
+    def book_elsewhere(self, job, after="", steps=("",), using="other"):
+        note("attempt", job.queue, job.attempts, job.fence)
+        for step in steps:
+            with job.once(using=using, step=step) as is_new:
+                if is_new:
+                    write_note(f"{job.queue} {job.pk} {step}".strip(), using=using)
+        self.suffer(job, after)
+
+    def suffer(self, job, what):
+        """Do so at the first attempt."""
+        if job.attempts > 1 or not what:
+            return
+        note("inside", job.queue, job.attempts, job.fence)
+        if what == "raise":
+            raise ConnectionError("refused")
+        if what == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if what == "hang":
+            pause()
+        if what == "lose":  # as when another node has taken the queue over
+            from queuetopia.models import Queue
+
+            Queue.objects.filter(scope=job.scope, name=job.queue).update(fence=models.F("fence") + 1)
+        if what == "again":
+            self.book(job)
+        if what == "wait":
+            while not os.path.exists(f"{os.environ[LEDGER]}.go"):
+                time.sleep(0.005)
+
+
+def write_note(text, using="default"):
+    from .models import Note
+
+    Note.objects.using(using).create(text=text)
+
+
+class BookingQueue(LedgerQueue):
+    scope = "tests.booking"
+    performer = BookingPerformer
+
+
+class AskingPerformer(BookingPerformer):
+    """Says of a job that was cut short whether it was done: what the queue is called says so."""
+
+    def was_done(self, job):
+        note("asked", job.queue, job.attempts, job.fence)
+        if job.queue == "raise":
+            raise ConnectionError("cannot ask")
+        return job.queue == "done"
+
+
+class AskingQueue(LedgerQueue):
+    scope = "tests.asking"
+    performer = AskingPerformer
 
 
 class PulseQueue(LedgerQueue):

@@ -5,11 +5,14 @@ from datetime import timedelta
 
 import pytest
 from django.db import DatabaseError
+from django.utils import timezone
 
 from ...attempts import ERRORS_KEPT, ERRORS_LIMIT, Verdict, describe
+from ...exceptions import NodeDied
 from ...models import Job, Queue
 from ...testing import wait_until
-from .. import upkeep
+from .. import nodes, upkeep
+from .. import rows as rows_of_queues
 from .base import Contract
 from .toolkit import (
     AFTER,
@@ -299,3 +302,38 @@ class Recording(Contract):
         recorded = record(backend, end(one, Verdict.RETURN), end(one, Verdict.CANCEL))
         assert (len(recorded.written), len(recorded.stale)) == (1, 1)
         assert len(claim(backend)) == 1
+
+    @pytest.mark.parametrize("verdict", [verdict for verdict in Verdict if verdict != Verdict.RETURN])
+    def test_a_job_that_its_attempt_has_written_as_done_stays_so_however_the_attempt_ends(self, backend, verdict):
+        put()
+        following = put()
+        one = claim_one(backend)
+        write_done(one)
+        (written,) = finish(backend, one, verdict, delay=40.0, error=describe(ValueError("boom"))).written
+        job = stored(one)
+        assert (written.outcome.verdict, job.state, job.result, job.errors) == (Verdict.DONE, "done", {"n": 1}, [])
+        assert claim_one(backend).job_id == following.pk
+
+    def test_a_job_that_was_done_when_its_node_died_does_not_run_again(self, backend):
+        put()
+        following = put()
+        write_done(claim_one(backend))
+        ((lost, _),) = nodes.lost_claims(backend, NODE, [SCOPE], 10)
+        finish(backend, lost, Verdict.RETRY, error=describe(NodeDied("gone")))
+        assert (stored(lost).state, stored(lost).errors) == ("done", [])
+        assert claim_one(backend).job_id == following.pk
+
+    def test_an_attempt_has_its_queue_until_its_end(self, backend):
+        put()
+        one = claim_one(backend)
+        assert rows_of_queues.holds_on("default", one)
+        finish(backend, one, Verdict.RETRY)
+        assert not rows_of_queues.holds_on("default", one)
+        two = claim_one(backend)
+        assert rows_of_queues.holds_on("default", two)
+        assert not rows_of_queues.holds_on("default", one)
+
+
+def write_done(claim):
+    """Write the job as done by its own attempt, as ``job.completing()`` does."""
+    rows_of_queues.write_job("default", end(claim, result='{"n": 1}'), "web1:7", timezone.now(), True)
