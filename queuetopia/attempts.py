@@ -124,6 +124,7 @@ class Outcome(NamedTuple):
     result: str | None = None  # JSON text
     duration: float = 0.0
     exhausted: bool = False
+    of_scope: bool = False  # a snooze of the whole scope
     wants_news: bool = False  # the worker has hooks or receivers that wait for the commit
 
 

@@ -35,6 +35,7 @@ SETTINGS: dict[str, Any] = {
     "MAIL_ADMINS_EVERY": None,  # seconds between two mails to ADMINS about blocked queues; None: no mails
     "STATISTICS_RETENTION": 30 * DAY,  # seconds for which statistics are kept; None: for ever, 0: none are made
     "BACKENDS": {},  # {ENGINE or vendor: dotted path of a Backend of your own}
+    "DISPATCH": "queuetopia.dispatch.ByPriority",  # dotted path of a class: from which scopes a node claims first
     "MIDDLEWARE": (),  # dotted paths of callables that wrap every attempt
     "AUTODISCOVER": "queues",  # module imported from every installed app; None: none
 }
@@ -129,6 +130,28 @@ def _clean_max_running(value):
     return value
 
 
+def _clean_rate(value):
+    """A rate as (number, seconds), or None."""
+    if value is None:
+        return None
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise ValueError(f"{value!r} is not (number, seconds), as (50, 1) for fifty starts a second")
+    number, seconds = value
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise ValueError(f"the number of {value!r} is not a whole number from 1 on")
+    return number, clean_seconds(seconds, above=0)
+
+
+def _clean_priority(value):
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{value!r} is not a whole number; higher ones are served first")
+    return value
+
+
+def _clean_spacing(value):
+    return clean_seconds(value, at_least=0)
+
+
 def _clean_using(value):
     return None if value is None else _clean_alias(value)
 
@@ -175,6 +198,9 @@ OPTIONS: dict[str, Option] = {
     "setup_retry": Option(5.0, _clean_interval),
     "poll_interval": Option(60.0, _clean_interval),
     "max_running": Option(None, _clean_max_running),
+    "priority": Option(0, _clean_priority),
+    "rate": Option(None, _clean_rate),
+    "spacing": Option(0.0, _clean_spacing),
     "using": Option(None, _clean_using),
     "commit_ordered": Option(False, _clean_bool),
     "retention": Option(7 * DAY, _clean_retention),
@@ -347,6 +373,27 @@ def middleware() -> tuple[str, ...]:
     return _clean_middleware_paths(setting("MIDDLEWARE"))
 
 
+def clean_dispatch(value):
+    """DISPATCH as the class that it names."""
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is no dotted path")
+    try:
+        dispatch = import_string(value)
+    except Exception as exc:  # the module is the project's
+        raise ValueError(f"{value!r} cannot be imported: {exc}") from exc
+    if not (isinstance(dispatch, type) and callable(getattr(dispatch, "turns", None))):
+        raise ValueError(f"{value!r} is {dispatch!r}, which is no class with a method turns(room)")
+    return dispatch
+
+
+def dispatch() -> type:
+    """Return the class that says from which scopes a node claims first."""
+    try:
+        return clean_dispatch(setting("DISPATCH"))
+    except ValueError as exc:
+        raise ImproperlyConfigured(f"QUEUETOPIA['DISPATCH']: {exc}.") from exc
+
+
 def _clean_autodiscover(value):
     if value is not None and not (isinstance(value, str) and all(map(str.isidentifier, value.split(".")))):
         raise ValueError(f"{value!r} is neither a module's name nor None")
@@ -407,6 +454,7 @@ CLEAN_SETTINGS: dict[str, Callable[[Any], Any]] = {
     "ALERT_AFTER": clean_alert_after,
     "MAIL_ADMINS_EVERY": clean_mail_admins_every,
     "STATISTICS_RETENTION": _clean_retention,
+    "DISPATCH": clean_dispatch,
     "MIDDLEWARE": _clean_middleware,
     "AUTODISCOVER": _clean_autodiscover,
 }

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 from django.utils.translation import gettext_lazy as _
 
+HEAD_START = 3600.0  # seconds that a queue is prioritized by if no others are given
+
 
 class Decision(NamedTuple):
     """One verb. What it does is a function of ``jobs`` by its name, and what it answers one of ``verbs``."""
@@ -39,6 +41,9 @@ DECISIONS = {
     ),
     "run_now": Decision(
         "make jobs that are scheduled for later due now", {"job": _("Can make jobs scheduled for later due now")}
+    ),
+    "prioritize": Decision(
+        "give a queue that is ready a head start in line", {"queue": _("Can give queues a head start in line")}
     ),
     "pause": Decision(
         "start nothing new in a queue, a whole scope or everywhere; running jobs finish",

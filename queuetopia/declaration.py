@@ -11,6 +11,7 @@ from django.utils.functional import classproperty
 
 from . import conf, registry
 from .backends.trouble import Kind, database_trouble
+from .decisions import HEAD_START
 from .exceptions import Refused
 from .performer import Performer
 
@@ -77,8 +78,8 @@ class Queuetopia:
 
     A subclass without ``performer`` is abstract. ``scope`` is its name in the database and never inherited.
     Options (class attributes, see ``conf.OPTIONS``): timeout, backoff_base, backoff_factor, max_backoff, max_attempts,
-    on_exhausted, on_error, jitter, setup_retry, poll_interval, max_running, using, commit_ordered, retention,
-    sensitive_params.
+    on_exhausted, on_error, jitter, setup_retry, poll_interval, max_running, priority, rate, spacing, using,
+    commit_ordered, retention, sensitive_params.
     """
 
     performer: type[Performer] = None  # type: ignore[assignment]
@@ -344,6 +345,14 @@ class Queuetopia:
         from . import jobs
 
         return jobs.run_now(cls, job, by=by, reason=reason)
+
+    @classmethod
+    @_sync
+    def prioritize(cls, queue, seconds=HEAD_START, *, by="", reason=""):
+        """Give a queue that waits for a worker a head start in line. See ``jobs.prioritize``."""
+        from . import jobs
+
+        return jobs.prioritize(cls, queue, seconds, by=by, reason=reason)
 
     @classmethod
     @_sync

@@ -22,7 +22,7 @@ QueuetopiaError
 │   └── Unfinished          the performer returned work that was not done: a generator, an open future, …
 └── Verdict                 raised *by* a performer to say what comes next
     ├── Retry(delay=None)   a failed attempt; the next one after ``delay`` instead of the backoff
-    ├── Snooze(delay)       not now: uses no attempt
+    ├── Snooze(delay)       not now: uses no attempt; with ``scope=True`` nothing of the scope starts for so long
     ├── Halt(reason)        stop here and hold the queue until an operator decides
     └── Skip(reason)        give this job up; the queue goes on
 """
@@ -160,11 +160,16 @@ class Retry(Verdict):
 
 
 class Snooze(Verdict):
-    """Come back after ``delay`` (seconds or timedelta); uses no attempt, and the queue waits."""
+    """Come back after ``delay`` (seconds or timedelta); uses no attempt, and the queue waits.
 
-    def __init__(self, delay):
+    scope: nothing of the whole scope starts for so long, on any node; what runs goes on. For a provider that says "too
+    many requests, come back in 30 seconds" to all.
+    """
+
+    def __init__(self, delay, *, scope=False):
         super().__init__(f"snoozed for {delay}")
         self.delay = _seconds(delay)
+        self.scope = bool(scope)
 
 
 class Halt(Verdict):

@@ -276,6 +276,7 @@ class Queue(models.Model):
     current_job: the head from its first attempt until it ends, whatever newer jobs' times say.
     held_by, held_since, fence, attempt: who runs it, since when, under which number, which attempt.
     has_place: it was claimed as one of the ``max_running`` of its scope; it takes that place while it is held.
+    spaced_until: before that no job of it starts, because one has: its scope's ``spacing``.
     rev: raised by every verb of an operator; whatever was decided before it is decided again.
     alert_at: when to check whether it is still blocked, and report it; set when its head fails first.
     """
@@ -292,6 +293,7 @@ class Queue(models.Model):
     rev = models.BigIntegerField(_("revision"), db_default=0)
     stop_requested = models.BooleanField(_("stop requested"), db_default=False)
     has_place = models.BooleanField(_("has a place"), db_default=False)
+    spaced_until = models.DateTimeField(_("spaced until"), null=True)
     problem = WideCharField(_("problem"), max_length=500, db_default="")
     paused_at = models.DateTimeField(_("paused at"), null=True)
     paused_by = WideCharField(_("paused by"), max_length=255, db_default="")
@@ -385,8 +387,18 @@ class Once(models.Model):
         return visible(f"{self.scope}/{self.queue}")
 
 
+class ScopeQuerySet(models.QuerySet):
+    def resting(self, now):
+        """Those of which nothing starts now: paused by an operator, or snoozed by a performer."""
+        return self.filter(models.Q(paused_at__isnull=False) | models.Q(snoozed_until__gt=now))
+
+
 class Scope(models.Model):
-    """A scope that an operator paused, or did once. The row named ``EVERYTHING`` is the pause of all scopes."""
+    """A scope that is paused, snoozed or counted, or was. The row named ``EVERYTHING`` is the pause of all scopes.
+
+    next_start_at: when the next job of a scope with a ``rate`` is due to start; see ``backends.limits.Rate``.
+    snoozed_until: before that nothing of it starts, because a performer raised ``Snooze(…, scope=True)``.
+    """
 
     EVERYTHING = "*"  # a check keeps classes from being named so
 
@@ -394,6 +406,10 @@ class Scope(models.Model):
     paused_at = models.DateTimeField(_("paused at"), null=True)
     paused_by = WideCharField(_("paused by"), max_length=255, default="")
     paused_reason = WideCharField(_("reason"), max_length=500, default="")
+    next_start_at = models.DateTimeField(_("next start at"), null=True)
+    snoozed_until = models.DateTimeField(_("snoozed until"), null=True)
+
+    objects = ScopeQuerySet.as_manager()
 
     class Meta:
         verbose_name = _("scope")

@@ -163,9 +163,13 @@ def on_everything(verb: str, alias: str, *, by: str, reason: str) -> dict[str, A
     return {"message": f"Everything in database {alias} {done}."}
 
 
-def on_queue(verb: str, queuetopia, queue: str | None, *, by: str, reason: str) -> dict[str, Any]:
-    """Pause or resume a queue (None: the scope); return a ``message``. Raises Refused and InvalidJob."""
-    return {"pause": _pause, "resume": _resume}[verb](queuetopia, queue, {"by": by, "reason": reason})
+def on_queue(verb: str, queuetopia, queue: str | None, *, by: str, reason: str, **more) -> dict[str, Any]:
+    """Pause, resume or prioritize a queue (None: the scope); return a ``message``. Raises Refused and InvalidJob.
+
+    more: for ``prioritize`` the ``seconds``.
+    """
+    act = {"pause": _pause, "resume": _resume, "prioritize": _prioritize}[verb]
+    return act(queuetopia, queue, {"by": by, "reason": reason, **more})
 
 
 def _pause(queuetopia, queue, why):
@@ -181,6 +185,11 @@ def _resume(queuetopia, queue, why):
     still = f"all of {queuetopia.scope}" if scope_paused else "everything" if all_paused else ""
     note = f", but {still} is paused" if still else ""
     return {"message": f"{_place(queuetopia, queue)} is resumed{note}."}
+
+
+def _prioritize(queuetopia, queue, why):
+    queuetopia.prioritize(queue, **why)
+    return {"message": f"{_place(queuetopia, queue)} has a head start of {status.span(why['seconds'])} in line."}
 
 
 def _place(queuetopia, queue):

@@ -145,7 +145,7 @@ def test_an_unknown_key(settings):
 
 def test_an_unknown_key_that_resembles_none_is_told_all_there_are(settings):
     settings.QUEUETOPIA = {5: {}}
-    assert "Known are: ALERT_AFTER, AUTODISCOVER, BACKENDS, DEFAULTS, ENABLED, LEASE" in the_problem("E002").hint
+    assert "Known are: ALERT_AFTER, AUTODISCOVER, BACKENDS, DEFAULTS, DISPATCH, ENABLED" in the_problem("E002").hint
 
 
 @pytest.mark.parametrize(
@@ -155,6 +155,9 @@ def test_an_unknown_key_that_resembles_none_is_told_all_there_are(settings):
         ("LEASE", "15", "'15' is neither a number of seconds nor a timedelta"),
         ("LEASE", float("nan"), "nan is not a finite number of seconds"),
         ("LEASE", 15_000_000, "the unit is seconds, not milliseconds"),
+        ("DISPATCH", 5, "5 is no dotted path"),
+        ("DISPATCH", "shop.no.Dispatch", "'shop.no.Dispatch' cannot be imported: No module named 'shop'"),
+        ("DISPATCH", "queuetopia.dispatch.SHARE", "is 20, which is no class with a method turns(room)"),
         ("ENABLED", "False", "'False' is not True or False"),
         ("ENABLED", 0, "0 is not True or False"),
         ("ENABLED", ["shop.mail"], "['shop.mail'] is not True or False, and no dict of them by scope"),
@@ -280,6 +283,13 @@ BAD_OPTIONS = [
     ("poll_interval", 0, "0 is not more than 0 seconds"),
     ("max_running", 0, "0 is less than 1; a scope of which nothing may run is paused"),
     ("max_running", 2.5, "2.5 is not a whole number"),
+    ("rate", 50, "50 is not (number, seconds), as (50, 1) for fifty starts a second"),
+    ("rate", (0, 1), "the number of (0, 1) is not a whole number from 1 on"),
+    ("rate", (5, 0), "0 is not more than 0 seconds"),
+    ("rate", (5, "1"), "'1' is neither a number of seconds nor a timedelta"),
+    ("spacing", -1, "-1 is less than 0 seconds"),
+    ("priority", 1.5, "1.5 is not a whole number; higher ones are served first"),
+    ("priority", True, "True is not a whole number"),
     ("using", "primary", "'primary' is not a database alias; DATABASES has default, other"),
     ("using", ["default"], "unhashable"),
     ("commit_ordered", 1, "1 is not True or False"),

@@ -107,7 +107,7 @@ class ScopeAdmin(ReadOnlyAdmin):
         return on_queue(verb, serving(row.name, row._state.db, "The queues"), None, by=by, reason=reason)
 
     def applies(self, verb, row):
-        return verb != "resume" or row.paused_at is not None
+        return verb != "resume" or row.paused_at is not None or row.snoozed_until is not None
 
     def _named(self, number):
         return "scope" if number == 1 else "scopes"
@@ -186,7 +186,7 @@ class ScopeAdmin(ReadOnlyAdmin):
             overview["verb_of_all"] = (verb, address(self.admin_site, _of(alias, Scope(name=Scope.EVERYTHING)), verb))
         for scope in overview["scopes"]:
             row = Scope(name=scope["name"])
-            verb = "resume" if scope["paused"] else "pause"
+            verb = "resume" if scope["paused"] or scope["snoozed_until"] else "pause"
             scope["verb"] = (verb, address(self.admin_site, row, verb)) if scope["known"] and may[verb] else None
             scope["address"] = queues and f"{queues}?{urlencode({**database, 'scope': scope['name']})}"
         for group in overview["groups"]:
@@ -379,7 +379,8 @@ def _scope_shown(facts, name, known):
         "name": name,
         "shown": visible(name),
         "known": name in known,
-        "max_running": by_scope()[name].option("max_running") if name in known else None,
+        "limits": "; ".join(status.limits_in_words(name)),
+        "snoozed_until": local_time(facts.snoozes[name]) if name in facts.snoozes else "",
         "paused": paused(facts.pauses.get(name)),
     }
 

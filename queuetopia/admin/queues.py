@@ -10,6 +10,7 @@ from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 
+from ..decisions import HEAD_START
 from ..exceptions import Refused
 from ..models import Job, JobEvent, Queue, QueueIs, Scope
 from ..monitoring.explain import Seen, explain_queue
@@ -49,6 +50,7 @@ class QueueAdmin(ReadOnlyAdmin):
     """Queues, blocked ones first, the others as they appeared: what each does, who holds it, what keeps it."""
 
     verbs = {
+        "prioritize": "give these queues, which are ready, a head start of an hour in line",
         "pause": "start nothing new in these queues; what runs finishes",
         "resume": "serve these queues again, at once",
         "retry_head": "make the next attempt of the jobs that block these queues now",
@@ -56,7 +58,7 @@ class QueueAdmin(ReadOnlyAdmin):
     }
     verbs_of_many = {"retry_head": "retry", "skip_head": "skip"}
     order_of_verbs = ("scope", "name")
-    actions = ["pause", "resume", "retry_head", "skip_head"]
+    actions = ["prioritize", "pause", "resume", "retry_head", "skip_head"]
 
     list_display = [
         "queue_name", "state_now", "depth", "oldest", "blocked_since", "job", "details", "due", "pause_now",
@@ -74,6 +76,9 @@ class QueueAdmin(ReadOnlyAdmin):
     def has_delete_permission(self, request, obj=None):
         return False
 
+    def has_prioritize_permission(self, request, obj=None):
+        return request.user.has_perm("queuetopia.prioritize_queue")
+
     def has_pause_permission(self, request, obj=None):
         return request.user.has_perm("queuetopia.pause_queue")
 
@@ -85,6 +90,10 @@ class QueueAdmin(ReadOnlyAdmin):
 
     def has_skip_head_permission(self, request, obj=None):
         return request.user.has_perm("queuetopia.skip_job")
+
+    @admin.action(permissions=["prioritize"], description=_("Give selected queues a head start"))
+    def prioritize(self, request, queryset):
+        return self.confirm_selected(request, queryset, "prioritize")
 
     @admin.action(permissions=["pause"], description=_("Pause selected queues"))
     def pause(self, request, queryset):
@@ -104,6 +113,8 @@ class QueueAdmin(ReadOnlyAdmin):
 
     def act(self, verb, row, *, by, reason, **more):
         queuetopia = serving(row.scope, row._state.db, f"Queue {row.name}")
+        if verb == "prioritize":
+            return on_queue(verb, queuetopia, row.name, by=by, reason=reason, seconds=HEAD_START)
         if not verb.endswith("_head"):
             return on_queue(verb, queuetopia, row.name, by=by, reason=reason)
         if why := self.refusal(verb, row):
@@ -128,6 +139,8 @@ class QueueAdmin(ReadOnlyAdmin):
     def applies(self, verb, row):
         if verb.endswith("_head"):
             return row.state_seen in (QueueState.HALTED, QueueState.BACKING_OFF)
+        if verb == "prioritize":
+            return row.state_seen == QueueState.READY
         return verb != "resume" or row.paused_at is not None
 
     def get_search_results(self, request, queryset, search_term):

@@ -45,6 +45,7 @@ from ..text import brief
 from ..times import refuse_wrong
 from . import rows, sums
 from .columns import DatabaseNow, database_now
+from .limits import Closed, Limits, Locked, take_limited
 from .refusals import Refusals
 from .values import (
     Ending,
@@ -72,10 +73,6 @@ RESET_SEQUENCES = "manage.py sqlsequencereset queuetopia | manage.py dbshell"
 OVERDUE = 0.05  # seconds until a queue is tried again that is due and was not claimed
 
 
-class _Locked(Exception):
-    """Another transaction has locked what a claim needs: claim again later."""
-
-
 class Backend:
     """Statements on the tables of Job, Queue and Node through the connection of one alias."""
 
@@ -92,7 +89,7 @@ class Backend:
         self.unseen: set[int] = set()  # cleared queues to check again: the row was locked
         self.repeats = Repeats()
         self.refused = Refusals(self.repeats)
-        self.full: set[str] = set()  # scopes whose last claim left no place free: see max_running
+        self.closed = Closed()
         self.was_notified = False  # a wake-up came while another statement ran
         self._driver: Any = None  # the driver's connection that took the locks
         self._asked: str | None = None  # the last time that a sweep was asked for
@@ -330,7 +327,7 @@ class Backend:
         *,
         now: datetime | None = None,
         only: str | None = None,
-        max_running: int | None = None,
+        limits: Limits | None = None,
     ) -> tuple[list[Claim], bool]:
         """Take up to ``limit`` due queues and mark their heads as running under a new fence.
 
@@ -338,25 +335,19 @@ class Backend:
         what the snapshot before it missed. Queues whose lock another session has are skipped. Returns the claims,
         and whether there may be more to claim.
 
-        max_running: at most so many queues of the scope, which is the only one then, are held at once, by any node.
+        limits: those of the scope, which is the only one then.
         """
         claims: list[Claim] = []
         passed: list[int] = []
-        self.full.difference_update(scopes)
+        self.closed.forget(scopes)
         for _ in range(ROUNDS):
             room = limit - len(claims)
-            held = set(self.held) if max_running is not None else set()
             try:
-                if max_running is None:
-                    found, started, rest = self._take(scopes, room, holder, now, only, passed)
+                if limits is None:
+                    found, started, rest = self.take(scopes, room, holder, now, only, passed)
                 else:
-                    found, started, rest = self._take_places(scopes, room, holder, now, only, passed, max_running)
-            except _Locked:
-                return claims, True
-            except OperationalError as exc:
-                if max_running is None or not self.is_busy(exc):
-                    raise
-                self.unlock(self.held - held)  # the transaction is undone, and with it the claims on these
+                    found, started, rest = take_limited(self, scopes[0], limits, room, holder, now, only, passed)
+            except Locked:
                 return claims, True
             _try_to_look_again(self, rest)
             self.unlock(rest)
@@ -365,9 +356,10 @@ class Backend:
             if not others or len(claims) == limit:
                 break
             passed += others
-        return claims, not self.full.issuperset(scopes) and (len(found) == room or bool(passed) or bool(others))
+        is_open = bool(self.closed.without(scopes))
+        return claims, is_open and (len(found) == room or bool(passed) or bool(others))
 
-    def _take(self, scopes, room, holder, now, only, passed):
+    def take(self, scopes, room, holder, now, only, passed):
         """Return the due queues found, the claims on them, and the queues that are let go instead."""
         found, locked = self.lock_due(scopes, room, now, only, passed + self.refused.now())
         try:
@@ -376,40 +368,9 @@ class Backend:
         except DatabaseError as exc:
             if self.is_busy(exc):
                 self.unlock(locked)
-                raise _Locked from exc
+                raise Locked from exc
             started, rest = self.start_one_by_one(locked, holder, now, exc)
         return found, started, rest
-
-    def _take_places(self, scopes, room, holder, now, only, passed, max_running):
-        """Take of a scope of which only so many queues may be held at once.
-
-        The scope's row is locked until the heads are marked: nodes count one after the other. A queue that was claimed
-        so (``has_place``) takes a place while it is held, whatever node holds it and however it is let go: nothing that
-        records, gives back or takes over has to know of places.
-        """
-        (scope,) = scopes
-        places = Queue.objects.using(self.alias).filter(scope=scope, has_place=True)
-        if places.with_a_place().count() >= max_running:
-            self.full.add(scope)
-            return [], [], []
-        scope_row = Scope.objects.using(self.alias).filter(name=scope)
-        if not scope_row.exists():
-            Scope.objects.using(self.alias).bulk_create([Scope(name=scope)], ignore_conflicts=True)
-        with transaction.atomic(using=self.alias):
-            if scope_row.select_for_update(skip_locked=True).first() is None:
-                raise _Locked  # another node counts just now
-            let_go = places.filter(held_by=None)
-            unlocked = let_go.select_for_update(skip_locked=True).values_list("pk", flat=True)
-            let_go.filter(pk__in=[*unlocked]).update(has_place=False)
-            free = max_running - places.with_a_place().count()
-            taken: tuple = ([], [], [])
-            if free > 0:
-                taken = self._take(scopes, min(room, free), holder, now, only, passed)
-                started = [claim.queue_id for claim in taken[1]]
-                Queue.objects.using(self.alias).filter(pk__in=started).update(has_place=True)
-        if len(taken[1]) >= free:
-            self.full.add(scope)
-        return taken
 
     def _savepoint(self):
         """In a transaction, have an error of the block undo only what the block did."""
@@ -450,7 +411,7 @@ class Backend:
         """Return the ids of due queues, longest due first. Per scope, so that unserved scopes cost nothing."""
         now = now or self.now()
         due: list[tuple[datetime, int]] = []
-        for scope in set(scopes) - rows.paused_scopes(self.alias, scopes):
+        for scope in set(scopes) - rows.resting_scopes(self.alias, scopes, now):
             queues = Queue.objects.using(self.alias).due(now).filter(scope=scope)
             if only is not None:
                 queues = queues.filter(name=only)
@@ -469,10 +430,9 @@ class Backend:
             now = now or self.now()
             # A row that another transaction has locked is passed over: it may stay so for long.
             queues = Queue.objects.using(self.alias).select_for_update(skip_locked=True).order_by("id")
-            paused = Scope.objects.filter(
-                name__in=[models.OuterRef("scope"), models.Value(Scope.EVERYTHING)], paused_at__isnull=False
-            )
-            for queue in queues.filter(~models.Exists(paused), pk__in=queue_ids, held_by=None, paused_at=None):
+            names = [models.OuterRef("scope"), models.Value(Scope.EVERYTHING)]
+            resting = Scope.objects.resting(now).filter(name__in=names)
+            for queue in queues.filter(~models.Exists(resting), pk__in=queue_ids, held_by=None, paused_at=None):
                 head, current_job, due_at = rows.next_head(self.alias, queue, now)
                 if head:
                     claims.append(rows.mark_started(self.alias, queue, head, holder, now))
@@ -487,15 +447,17 @@ class Backend:
         One that is due already was passed over by the last claim, or became due after it: at once. Scopes that had no
         place free then are left out: whoever frees one notifies.
         """
-        served = set(scopes) - self.full - rows.paused_scopes(self.alias, scopes)
+        now = self.now()
+        served = self.closed.without(scopes) - rows.resting_scopes(self.alias, scopes, now)
         waiting = Queue.objects.using(self.alias).filter(paused_at=None, held_by=None, due_at__isnull=False)
         if refused := self.refused.now():
             waiting = waiting.exclude(pk__in=refused)
         times = (
             waiting.filter(scope=scope).order_by("due_at").values_list("due_at", flat=True).first() for scope in served
         )
-        first = min(filter(None, times), default=None)
-        return self.refused.or_next(None if first is None else max(OVERDUE, (first - self.now()).total_seconds()))
+        first = min(filter(None, (*times, rows.end_of_snooze(self.alias, scopes, now))), default=None)
+        seconds = None if first is None else max(OVERDUE, (first - now).total_seconds())
+        return self.refused.or_next(self.closed.or_opening(scopes, seconds))
 
     def give_back(self, claims: list[Claim], holder: UUID) -> set[int]:
         """Let queues go whose jobs no worker has begun; return their ids.
@@ -550,7 +512,7 @@ class Backend:
         """
         result = Recorded([], [], [], False, [])
         released, cleared, due = [], [], False
-        paused = rows.paused_scopes(self.alias, {ending.claim.scope for ending in endings})
+        resting = rows.resting_scopes(self.alias, {ending.claim.scope for ending in endings}, now)
         for ending in sorted(endings, key=queue_of):  # rows are locked in one order everywhere
             queue = rows.held_queue(self.alias, ending.claim)
             was_run = ending.outcome.verdict != Verdict.RETURN
@@ -565,8 +527,10 @@ class Backend:
             if was_run and ending.outcome.verdict != Verdict.DONE and rows.is_completed(self.alias, ending.claim):
                 ending = as_completed(ending)
             rows.write_job(self.alias, ending, node, now, was_run)
+            if ending.outcome.of_scope:
+                rows.snooze_scope(self.alias, queue.scope, later(now, ending.outcome))
             result.written.append(ending)
-            may_go_on = keep(ending.claim) and queue.paused_at is None and queue.scope not in paused
+            may_go_on = keep(ending.claim) and queue.paused_at is None and queue.scope not in resting
             claim, due_at, current_job = self._after(ending, queue, now, may_go_on, holder)
             if claim:
                 result.claims.append(claim)

@@ -90,9 +90,13 @@ _INSERT_MANY = f"""
 NOW = "coalesce(%(now)s, statement_timestamp())"
 
 
-def _is_paused(scope):
-    """Return the condition that this scope, or everything, is paused."""
-    return f"EXISTS (SELECT 1 FROM {SCOPE} WHERE name IN ({scope}, '{Scope.EVERYTHING}') AND paused_at IS NOT NULL)"  # noqa: S608
+_RESTS = "(paused_at IS NOT NULL OR snoozed_until > {now})"
+
+
+def _is_resting(scope, now=NOW):
+    """Return the condition that this scope, or everything, is paused or snoozed."""
+    rests = _RESTS.format(now=now)
+    return f"EXISTS (SELECT 1 FROM {SCOPE} WHERE name IN ({scope}, '{Scope.EVERYTHING}') AND {rests})"  # noqa: S608
 
 
 _CANDIDATES = f"""
@@ -103,7 +107,7 @@ _CANDIDATES = f"""
               AND (%(only)s::text IS NULL OR q.name = %(only)s) AND q.id <> ALL(%(passed)s)
             ORDER BY q.due_at LIMIT %(limit)s FOR NO KEY UPDATE OF q SKIP LOCKED
         ) c
-        WHERE NOT {_is_paused("s.scope")}
+        WHERE NOT {_is_resting("s.scope")}
         ORDER BY c.due_at LIMIT %(limit)s
     )
     SELECT id, pg_try_advisory_lock(%(base)s + id), set_config('synchronous_commit', 'off', true) FROM due
@@ -129,7 +133,7 @@ _START = f"""
         SELECT q.id AS qid, q.rev AS qrev, q.paused_at, j.* FROM {_DURABLY}, {QUEUE} q CROSS JOIN LATERAL {_HEAD} j
         WHERE q.id = ANY(%(ids)s)
           AND j.state = 'pending' AND coalesce(j.next_attempt_at, j.scheduled_at) <= {NOW}
-          AND NOT {_is_paused("q.scope")}
+          AND NOT {_is_resting("q.scope")}
     ), q AS (
         UPDATE {QUEUE} q SET fence = q.fence + 1, current_job = h.id, attempt = least(h.attempts, {MOST_ATTEMPTS}) + 1,
                held_by = %(holder)s, held_since = {NOW}, stop_requested = false, problem = ''
@@ -191,7 +195,7 @@ _FINISH = f"""
                              %(attempts)s::int[], %(results)s::text[], %(keeps)s::bool[])
                       AS f (fid, qid, ffence, frev, fattempt, fresult, keep)
     ), p AS MATERIALIZED (
-        SELECT name FROM {SCOPE} WHERE paused_at IS NOT NULL
+        SELECT name FROM {SCOPE} WHERE {_RESTS.format(now=NOW)}
     ), h AS MATERIALIZED (
         SELECT f.*, j.*, f.keep AND j.scheduled_at <= {NOW} AND j.state = 'pending'
                          AND NOT EXISTS (SELECT 1 FROM p WHERE p.name IN (q.scope, '{Scope.EVERYTHING}')) AS go
@@ -311,12 +315,17 @@ _NOTIFY = f"SELECT pg_notify(%(channel)s, {OURS}::text)"
 
 _NEXT_DUE = f"""
     SELECT greatest(extract(epoch FROM min(c.due_at) - clock_timestamp()), %(overdue)s)::float, min(c.due_at)
-    FROM unnest(%(scopes)s::text[]) AS s (scope) CROSS JOIN LATERAL (
-        SELECT q.due_at FROM {QUEUE} q
-        WHERE q.scope = s.scope AND q.due_at IS NOT NULL AND q.paused_at IS NULL AND q.held_by IS NULL
-          AND q.id <> ALL(%(refused)s)
-        ORDER BY q.due_at LIMIT 1) c
-    WHERE NOT {_is_paused("s.scope")}
+    FROM (
+        SELECT c.due_at FROM unnest(%(scopes)s::text[]) AS s (scope) CROSS JOIN LATERAL (
+            SELECT q.due_at FROM {QUEUE} q
+            WHERE q.scope = s.scope AND q.due_at IS NOT NULL AND q.paused_at IS NULL AND q.held_by IS NULL
+              AND q.id <> ALL(%(refused)s)
+            ORDER BY q.due_at LIMIT 1) c
+        WHERE NOT {_is_resting("s.scope", "clock_timestamp()")}
+        UNION ALL
+        SELECT snoozed_until FROM {SCOPE}
+        WHERE name = ANY(%(scopes)s) AND paused_at IS NULL AND snoozed_until > clock_timestamp()
+    ) c
 """  # noqa: S608
 
 
@@ -650,10 +659,10 @@ class Backend(base.Backend):
         return claims + late, rest
 
     def next_due(self, scopes):
-        scopes = [scope for scope in scopes if scope not in self.full]
-        arguments = {"scopes": scopes, "overdue": base.OVERDUE, "refused": self.refused.now()}
+        arguments = {"scopes": [*self.closed.without(scopes)], "overdue": base.OVERDUE, "refused": self.refused.now()}
         ((seconds, due_at),) = self._run(_NEXT_DUE, arguments)
-        return self.refused.or_next(None if due_at is None else max(seconds, self._full_until - uptime()))
+        seconds = None if due_at is None else max(seconds, self._full_until - uptime())
+        return self.refused.or_next(self.closed.or_opening(scopes, seconds))
 
     # Record
 

@@ -9,6 +9,7 @@ from django.db.models.functions import Cast
 
 from ..attempts import Claim, Verdict
 from ..models import Job, Queue, Scope
+from .columns import DatabaseNow
 from .values import HEAD_COLUMNS, claim_of, history, job_values, next_attempt
 
 
@@ -89,12 +90,24 @@ def head_rows(alias):
     return Job.objects.using(alias).annotate(params_text=text).values("params_text", *HEAD_COLUMNS)
 
 
-def paused_scopes(alias, scopes) -> set[str]:
-    """Return which of the scopes are paused; all of them while everything is."""
-    names = [*scopes, Scope.EVERYTHING]
-    paused = Scope.objects.using(alias).filter(paused_at__isnull=False, name__in=names)
-    found = set(paused.values_list("name", flat=True))
+def resting_scopes(alias, scopes, now=None) -> set[str]:
+    """Return which of the scopes are paused or snoozed; all of them while everything is."""
+    resting = Scope.objects.using(alias).resting(now or DatabaseNow()).filter(name__in=[*scopes, Scope.EVERYTHING])
+    found = set(resting.values_list("name", flat=True))
     return set(scopes) if Scope.EVERYTHING in found else found
+
+
+def snooze_scope(alias, scope, until) -> None:
+    """Have nothing of the scope start until then, or until later if that was said before."""
+    Scope.objects.using(alias).bulk_create([Scope(name=scope)], ignore_conflicts=True)
+    earlier = Q(snoozed_until=None) | Q(snoozed_until__lt=until)
+    Scope.objects.using(alias).filter(earlier, name=scope).update(snoozed_until=until)
+
+
+def end_of_snooze(alias, scopes, now):
+    """Return when the first of the snoozed scopes goes on, or None. One that is paused as well does not."""
+    snoozed = Scope.objects.using(alias).filter(name__in=scopes, paused_at=None, snoozed_until__gt=now)
+    return snoozed.order_by("snoozed_until").values_list("snoozed_until", flat=True).first()
 
 
 def next_head(alias, queue, now):

@@ -118,11 +118,11 @@ class Backend(base.Backend):
         queues, done, rest = self._untouched(endings)
         self._write_done(done, node, now)
         heads = self._next_heads(queues)
-        paused = rows.paused_scopes(self.alias, {queue.scope for queue in queues.values()})
+        resting = rows.resting_scopes(self.alias, {queue.scope for queue in queues.values()}, now)
         claims, let_go, cleared, due = [], [], [], False
         for ending in done:
             queue, head = queues[ending.claim.queue_id], heads.get(ending.claim.queue_id)
-            may_go_on = keep(ending.claim) and queue.scope not in paused
+            may_go_on = keep(ending.claim) and queue.scope not in resting
             is_due = head is not None and head["state"] == Job.State.PENDING and head["scheduled_at"] <= now
             if is_due and may_go_on:
                 queue.fence += 1

@@ -227,7 +227,7 @@ def prune_statistics(backend, scopes: list[str], keep: float, limit: int = 1_000
 def has_work(backend, scopes: list[str]) -> bool:
     """True while a served queue runs, is due, or backs off: what --until-empty waits for."""
     now = backend.now()
-    served = set(scopes) - rows.paused_scopes(backend.alias, scopes)
+    served = set(scopes) - rows.resting_scopes(backend.alias, scopes, now)
     queues = Queue.objects.using(backend.alias).filter(scope__in=served)
     is_due = Q(paused_at=None, due_at__lte=now)
     backs_off = QueueIs.BACKING_OFF & Q(paused_at=None, problem="")

@@ -13,6 +13,7 @@ from .deciding import (
     move_to_end,
     pause,
     pause_all,
+    prioritize,
     resume,
     resume_all,
     retry,
@@ -26,6 +27,6 @@ from .sending import keep_hook_error, number_waiting, send, send_unblocked
 __all__ = [
     "again_after_deadlock", "batches", "blocking", "build", "cancel", "create", "create_many", "decide",
     "delete_ended", "edit", "failed", "keep_hook_error", "mark_done", "move_to_end", "number_waiting", "pause",
-    "pause_all", "prune", "refusals", "resume", "resume_all", "retry", "retry_all", "run_now", "send",
+    "pause_all", "prioritize", "prune", "refusals", "resume", "resume_all", "retry", "retry_all", "run_now", "send",
     "send_unblocked", "skip", "skip_all", "timeout_text", "was_cut_short",
 ]  # fmt: skip

@@ -20,6 +20,7 @@ from django.db.models import F
 from .. import conf, signals
 from .. import params as params_module
 from ..backends import backend_for
+from ..decisions import HEAD_START
 from ..exceptions import InvalidJob, Refused
 from ..models import UNBEGUN, Job, JobEvent, Queue, Scope
 from ..text import masked, storable
@@ -426,6 +427,43 @@ def _leave_event(alias, verb, by, reason, scope, queue="", job=None, before=None
     )
 
 
+def prioritize(queuetopia, queue, seconds=HEAD_START, *, by="", reason="") -> None:
+    """Give a queue that waits for a worker a head start: it stands in line as if due so many seconds earlier.
+
+    seconds: a number or a timedelta. It stands before what has become due up to that much earlier, among the queues of
+    its scope and of others of the same priority. Once: when its head has started, the queue is like any other.
+
+    Raises Refused when nothing of the queue is ready to start, InvalidJob for a wrong name or number of seconds.
+    """
+    alias, scope = queuetopia.database(), queuetopia.scope
+    problems: dict[str, list[str]] = {}
+    check_queue(queue, problems)
+    try:
+        seconds = conf.clean_seconds(seconds, above=0)
+    except ValueError as exc:
+        problems["seconds"] = [f"{exc}."]
+    if problems:
+        raise InvalidJob(problems)
+    again_after_deadlock(alias, partial(_give_head_start, alias, scope, queue, seconds, by, reason))
+
+
+def _give_head_start(alias, scope, queue, seconds, by, reason):
+    with transaction.atomic(using=alias):
+        found = Queue.objects.using(alias).filter(scope=scope, name=queue)
+        row, now = found.select_for_update().first(), backend_for(alias).now()
+        if row is None:
+            raise Refused(f"There is no queue {queue} in {scope}.")
+        if row.held_by is not None:
+            raise Refused(f"{row} runs job {row.current_job} already.")
+        if row.due_at is None or row.due_at > now:
+            raise Refused(f"Nothing of {row} is ready to start: explain says why.")
+        due_at = row.due_at - timedelta(seconds=seconds)
+        found.update(due_at=due_at, rev=F("rev") + 1)
+        before, after = {"due_at": row.due_at.isoformat()}, {"due_at": due_at.isoformat()}
+        _leave_event(alias, "prioritize", by, reason, scope, queue, None, before, after)
+        transaction.on_commit(backend_for(alias).notify, using=alias, robust=True)
+
+
 def pause(queuetopia, queue=None, *, by="", reason=""):
     """Start nothing new in the queue (None: in the whole scope) until it is resumed; the running job finishes.
 
@@ -438,7 +476,10 @@ def pause(queuetopia, queue=None, *, by="", reason=""):
 
 
 def resume(queuetopia, queue=None, *, by="", reason=""):
-    """Serve a paused queue (None: the scope) again, at once. Raises Refused when it is not paused."""
+    """Serve a paused queue (None: the scope) again, at once; a scope also if a job has snoozed it.
+
+    Raises Refused when it is not paused.
+    """
     alias, scope = queuetopia.database(), queuetopia.scope
     again_after_deadlock(alias, partial(_set_pause, alias, scope, queue, "resume", by, reason))
 
@@ -476,8 +517,11 @@ def _set_pause(alias, scope, queue, verb, by, reason):
         else:
             row = _locked_queue(alias, scope, queue)
             after_commit = partial(_look_again, alias, row.pk)
-        if verb == "resume" and row.paused_at is None:
+        is_snoozed = isinstance(row, Scope) and row.snoozed_until and row.snoozed_until > backend_for(alias).now()
+        if verb == "resume" and row.paused_at is None and not is_snoozed:
             raise Refused(f"{_paused_place(alias, scope, queue)} is not paused.")
+        if verb == "resume" and is_snoozed:
+            values["snoozed_until"] = None
         before = {"paused": row.paused_at is not None, "by": row.paused_by, "reason": row.paused_reason}
         type(row).objects.using(alias).filter(pk=row.pk).update(**values)
         _leave_event(

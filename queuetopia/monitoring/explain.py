@@ -8,12 +8,13 @@ makes them fit for a terminal.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
 from .. import conf
+from ..backends.limits import Limits, Rate
 from ..backends.values import attempts_of
 from ..models import Job, Queue, Scope
 from ..params import Unreadable
@@ -44,6 +45,9 @@ class Cause(StrEnum):
     NO_SCHEDULER = "no scheduler"
     NOT_WOKEN = "not woken"  # a job waits that no node was notified of
     NO_PLACE = "no place"  # as many queues of the scope run as may: its ``max_running``
+    RATE = "rate"  # as many jobs of the scope have started as may: its ``rate``
+    SPACING = "spacing"  # a job of the queue has started less than its scope's ``spacing`` ago
+    SCOPE_SNOOZED = "scope snoozed"  # a performer raised ``Snooze(…, scope=True)``
     READY = "ready"
     SCHEDULED = "scheduled"
     EMPTY = "empty"
@@ -64,6 +68,8 @@ def explain(queuetopia, queue: str) -> dict[str, Any]:
     - ``paused``, ``scope_paused``, ``all_paused``: at, by, reason; or None. ``problem``: text or None
     - ``nodes``: live nodes that serve the scope; ``workers``, ``busy``: their processes, and those that ran
       something at the last heartbeat; ``ahead``: due queues of the scope whose turn is before this one's
+    - ``limit``: what keeps a due head from starting, or None: its ``cause``, ``until`` (None: until a queue of the
+      scope is let go), and of ``max_running`` how many queues have places (``taken``) and may (``most``)
 
     ``waiting`` and ``ahead`` count up to ``MOST_COUNTED``; one more means: more than that.
     """
@@ -205,13 +211,23 @@ class _Facts:
         return queues.count_to(MOST_COUNTED)
 
     @cached_property
-    def places(self):
-        """How many queues of the scope run, and how many may, if that is why this one waits; else None."""
-        most = self.queuetopia.option("max_running") if self.queuetopia else None
-        if most is None or not self.is_due() or self.is_paused():
+    def limit(self) -> dict[str, Any] | None:
+        """What keeps a due head from starting: a snooze of its scope, or one of its limits."""
+        if not self.queuetopia or not self.is_due() or self.is_paused():
             return None
-        taken = Queue.objects.using(self.alias).with_a_place().filter(scope=self.scope).count()
-        return {"taken": taken, "most": most} if taken >= most else None
+        limits, row = Limits.of(self.queuetopia), Scope.objects.using(self.alias).filter(name=self.scope).first()
+        if row and row.snoozed_until and row.snoozed_until > self.now:
+            return {"cause": Cause.SCOPE_SNOOZED, "until": row.snoozed_until}
+        if self.line.spaced_until and self.line.spaced_until > self.now:
+            return {"cause": Cause.SPACING, "until": self.line.spaced_until}
+        if limits.max_running:
+            taken = Queue.objects.using(self.alias).with_a_place().filter(scope=self.scope).count()
+            if taken >= limits.max_running:
+                return {"cause": Cause.NO_PLACE, "until": None, "taken": taken, "most": limits.max_running}
+        turn = row and row.next_start_at
+        if limits.rate and turn and not (rate := Rate(*limits.rate)).due(turn, self.now):
+            return {"cause": Cause.RATE, "until": self.now + timedelta(seconds=rate.wait(turn, self.now))}
+        return None
 
     def waiting_clause(self):
         """Yield the clause about the jobs that wait."""
@@ -247,7 +263,7 @@ class _Facts:
             "workers": self.workers,
             "busy": self.busy,
             "ahead": self.ahead(),
-            "places": self.places,
+            "limit": self.limit,
         }
 
     # Words
@@ -293,6 +309,8 @@ def _clauses(facts: _Facts) -> Iterator[tuple[Cause, str]]:
         yield Cause.UNKNOWN_SCOPE, facts.unknown
     elif _is_unknown_action(facts):
         yield Cause.UNKNOWN_ACTION, f"this code has no action {facts.head.action!r}"
+    if facts.limit and facts.state is QueueState.BACKING_OFF:
+        yield facts.limit["cause"], _limit(facts)
     if not facts.nodes and facts.due_at is not None:
         yield Cause.NO_SCHEDULER, _no_node(facts)
 
@@ -340,9 +358,9 @@ def _waiting(facts):
         return Cause.UNKNOWN_ACTION, f"{name} waits with {job}: this code has no action {facts.head.action!r}"
     if not facts.nodes:
         return Cause.NO_SCHEDULER, f"{name} is ready to run {job}, but {_no_node(facts)}"
+    if facts.limit:
+        return facts.limit["cause"], f"{name} is ready to run {job}{_turn(facts)}; {_limit(facts)}"
     if facts.line.due_at is not None and facts.line.due_at <= facts.now:
-        if facts.places:
-            return Cause.NO_PLACE, f"{name} is ready to run {job}, and waits for a place{_turn(facts)}"
         return Cause.READY, f"{name} is ready to run {job}{_turn(facts)}"
     if facts.line.problem:
         again = _in(facts, facts.line.due_at or facts.now)
@@ -396,10 +414,24 @@ def _turn(facts):
     if (ahead := facts.ahead()) is None or not facts.nodes:
         return ""
     before = f", after {_counted(ahead, 'other queue', 'other queues')}" if ahead else ", as the next one"
-    if facts.places:
-        return f"{before}; {facts.places['taken']} of {facts.places['most']} queues of {facts.scope} run (max_running)"
+    if facts.limit:
+        return before
     busy = f"; {facts.busy} of {facts.workers} workers were busy at the last heartbeat" if facts.workers else ""
     return f"{before}{busy}"
+
+
+def _limit(facts):
+    """Return what keeps a due head from starting."""
+    limit, scope = facts.limit, facts.scope
+    if limit["cause"] is Cause.NO_PLACE:
+        return f"it waits for a place: {limit['taken']} of {limit['most']} queues of {scope} run (max_running)"
+    until = _in(facts, limit["until"])
+    if limit["cause"] is Cause.SCOPE_SNOOZED:
+        return f"all of {scope} is snoozed for another {until}, by one of its jobs"
+    if limit["cause"] is Cause.SPACING:
+        return f"its next start may come in {until} (spacing)"
+    number, seconds = facts.queuetopia.option("rate")
+    return f"{_counted(number, 'job', 'jobs')} of {scope} may start in {span(seconds)}, the next one in {until} (rate)"
 
 
 def _in(facts, moment):

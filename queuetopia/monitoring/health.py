@@ -20,7 +20,7 @@ from ..backends.base import RESET_SEQUENCES
 from ..backends.nodes import DEATHS, STANDBY
 from ..backends.trouble import database_trouble
 from ..models import Chore, Job, Queue, QueueIs, Scope
-from .status import databases, is_alive, node_rows, span, unknown_scopes
+from .status import databases, is_alive, limits_in_words, node_rows, span, unknown_scopes
 
 OLDEST = 600.0  # seconds for which a due job may wait for a worker
 BLOCKED = 3600.0  # seconds for which a queue may be blocked
@@ -53,6 +53,7 @@ class Facts:
     now: datetime
     nodes: list[Any]
     pauses: dict[str, Scope]
+    snoozes: dict[str, datetime]  # of scopes: until when
     counts: dict[str, dict[str, Any]]  # by scope: numbers of queues
     errors: list[dict[str, Any]]  # of blocked queues: scope, error, number, since, long, one, other
     problems: list[dict[str, Any]]  # of queues: scope, problem, number, queue
@@ -124,12 +125,14 @@ def read(alias: str, scopes: list[str], limits: Limits | None = None, *, in_dept
     asked_at = timezone.now()
     nodes, now = node_rows(alias)
     ahead, behind = (now - timezone.now()).total_seconds(), (asked_at - now).total_seconds()
-    pauses = {scope.name: scope for scope in Scope.objects.using(alias).filter(paused_at__isnull=False)}
+    resting = list(Scope.objects.using(alias).resting(now))
+    pauses = {scope.name: scope for scope in resting if scope.paused_at}
+    snoozes = {scope.name: scope.snoozed_until for scope in resting if (scope.snoozed_until or now) > now}
     counts = {row["of"]: row for row in _counts(alias, now, limits)}
     has_problem = any(row["problems"] for row in counts.values())
     is_blocked = any(row["halted"] or row["backing_off"] for row in counts.values())
     facts = Facts(
-        alias, now, nodes, pauses, counts,
+        alias, now, nodes, pauses, snoozes, counts,
         errors=list(_errors(alias, now, limits)) if is_blocked else [],
         problems=list(_problems_of_queues(alias)) if has_problem else [],
         clock=max(0.0, ahead) - max(0.0, behind),
@@ -284,7 +287,8 @@ def _of_the_scope(facts, scope, limits):
                 f"{lost['number']} ({lost['queue']}, …): a wake-up was lost, and no sweep has come by"
             ),
         )
-    if counts.get("late") and not facts.is_paused(scope) and (late := _late(facts, scope, limits.oldest)):
+    rests = facts.is_paused(scope) or scope in facts.snoozes
+    if counts.get("late") and not rests and (late := _late(facts, scope, limits.oldest)):
         yield "late", late
     for row in facts.problems:
         if row["scope"] == scope:
@@ -330,7 +334,10 @@ def _late(facts, scope, oldest):
     if row is None:
         return None
     waits = span((facts.now - max(row["due_at"], row["first"])).total_seconds())
-    return f"a job of queue {row['name']} is due for {waits}, longer than {span(oldest)}, and no worker takes it"
+    words = ", ".join(limits_in_words(scope))
+    limits = f" ({words})" if words else ""
+    late = f"a job of queue {row['name']} is due for {waits}, longer than {span(oldest)}"
+    return f"{late}, and no worker takes it{limits}"
 
 
 def _sequences(alias):

@@ -16,6 +16,7 @@ from django.db.models import Case, Count, Min, OuterRef, Q, Subquery, When
 from .. import conf
 from ..backends import backend_for
 from ..backends.columns import DatabaseNow
+from ..backends.limits import Limits
 from ..exceptions import Refused
 from ..models import Job, Node, Queue, QueueIs, Scope
 from ..registry import by_scope, registered
@@ -88,7 +89,9 @@ def scope_status(queuetopia, queues: int = 20) -> dict[str, Any]:
     - ``scope``, ``class``, ``database``, ``at`` (the database's clock), ``paused`` (at, by, reason; or None),
       ``all_paused``: the same of the pause of all scopes
     - ``enabled``: whether nodes with these settings serve it (``QUEUETOPIA["ENABLED"]``)
-    - ``max_running``: how many of its queues may run at once in the cluster; None: no limit
+    - ``max_running``, ``rate`` (number, seconds), ``spacing``: its limits; None: no limit. ``limits``: in words
+    - ``priority``
+    - ``snoozed_until``: before that nothing of it starts, because a performer said so; or None
     - ``nodes``: those that serve the scope: node, alive
     - ``jobs``: unfinished, waiting, running, backing_off, halted, oldest (scheduled_at of the oldest unfinished)
     - ``queue_counts``: not_empty, blocked (backing_off and halted), backing_off, halted, running, paused, problem
@@ -119,6 +122,11 @@ def scope_status(queuetopia, queues: int = 20) -> dict[str, Any]:
         "all_paused": all_paused,
         "enabled": conf.is_enabled(scope),
         "max_running": queuetopia.option("max_running"),
+        "rate": queuetopia.option("rate"),
+        "spacing": queuetopia.option("spacing") or None,
+        "limits": limits_in_words(scope),
+        "priority": queuetopia.option("priority"),
+        "snoozed_until": snoozed_until(alias, scope, now),
         "nodes": [{"node": str(node), "alive": is_alive(node, now)} for node in all_nodes if scope in node.scopes],
         "jobs": {**jobs, "waiting": waiting, "running": running, "backing_off": backing_off},
         "queue_counts": queue_counts,
@@ -245,6 +253,28 @@ def pauses(alias: str, scope: str) -> tuple[dict[str, Any] | None, dict[str, Any
     """Return the pause of the scope, and the pause of all scopes; None for what is not paused."""
     rows = {row.name: row for row in Scope.objects.using(alias).filter(name__in=[scope, Scope.EVERYTHING])}
     return pause_of(rows.get(scope)), pause_of(rows.get(Scope.EVERYTHING))
+
+
+def snoozed_until(alias: str, scope: str, now: datetime) -> datetime | None:
+    """Return until when nothing of the scope starts because a performer raised ``Snooze(…, scope=True)``, or None."""
+    snoozed = Scope.objects.using(alias).filter(name=scope, snoozed_until__gt=now)
+    return snoozed.values_list("snoozed_until", flat=True).first()
+
+
+def limits_in_words(scope: str) -> list[str]:
+    """Return what the class of the scope says about how many of its jobs may run or start."""
+    queuetopia = by_scope().get(scope)
+    if queuetopia is None:
+        return []
+    limits, words = Limits.of(queuetopia), []
+    if limits.max_running:
+        words.append(f"at most {limits.max_running} run at once")
+    if limits.rate:
+        number, seconds = limits.rate
+        words.append(f"at most {number} start in {span(seconds)}")
+    if limits.spacing:
+        words.append(f"each queue's starts are {span(limits.spacing)} apart")
+    return words
 
 
 def is_paused(queuetopia, queue: str) -> bool:

@@ -11,9 +11,10 @@ from datetime import datetime
 
 from django.db import DatabaseError, InterfaceError, OperationalError
 
-from .. import exceptions
+from .. import conf, exceptions
 from ..attempts import Claim
 from ..backends import backend_for, nodes, upkeep
+from ..backends.limits import Limits
 from ..channel import uptime
 from ..models import Node
 from ..registry import by_scope
@@ -34,11 +35,9 @@ class Store:
         self.database = alias  # as the project knows it; the session has an alias of its own
         self.backend = backend_for(alias)
         self.node_id: uuid.UUID = None  # type: ignore[assignment]  # until ``register``
-        limits = {scope: by_scope()[scope].option("max_running") for scope in scopes}
-        self._limited = {scope for scope, most in limits.items() if most}
-        unlimited = [scope for scope in scopes if scope not in self._limited]
-        self._groups = [([scope], limits[scope]) for scope in sorted(self._limited)]
-        self._groups += [(unlimited, None)] if unlimited else []
+        self._limits = {scope: limits for scope in sorted(scopes) if any(limits := Limits.of(by_scope()[scope]))}
+        self._dispatch = conf.dispatch()({scope: by_scope()[scope].option("priority") for scope in scopes})
+        self._turn = 0  # of limited scopes that are claimed from together, which one is the first
         self.poll_interval = poll_interval or min(by_scope()[scope].option("poll_interval") for scope in scopes)
         self.endings = Endings(self.backend)
         self.streaks = Streaks()
@@ -216,24 +215,39 @@ class Store:
         self.may_have_due = True
 
     def claim(self, limit: int) -> Iterator[list[Claim]]:
-        """Claim up to ``limit`` due queues; yield the claims of each group of scopes.
-
-        Scopes with ``max_running`` are groups of their own; each group is the first in its turn.
-        """
+        """Claim up to ``limit`` due queues, in the order that the dispatch says; yield the claims of each statement."""
         self.woken_at = float("inf")
-        self._groups.append(self._groups.pop(0))
         any_claims = is_left = False
-        for scopes, most in self._groups:
-            if limit <= 0:
-                is_left = True
-                break
-            claims, more = self.backend.claim(scopes, limit, self.node_id, max_running=most)
-            limit -= len(claims)
-            any_claims, is_left = any_claims or bool(claims), is_left or more
-            yield claims
+        self._turn += 1
+        turns = self._dispatch.turns(limit)
+        turn = next(turns, None)
+        while turn and limit > 0:
+            (scopes, most), claimed = turn, 0
+            for group in self._groups_of(scopes):
+                if (room := min(limit, most - claimed)) <= 0:
+                    is_left = True
+                    break
+                claims, more = self.backend.claim(group, room, self.node_id, limits=self._limits.get(group[0]))
+                limit, claimed = limit - len(claims), claimed + len(claims)
+                any_claims, is_left = any_claims or bool(claims), is_left or more
+                yield claims
+            turn = _next_turn(turns, claimed)
         self.may_have_due, self._knows_next = is_left and any_claims, False
         if is_left and not any_claims:
             self.claim_later()
+
+    def _groups_of(self, scopes) -> list[list[str]]:
+        """Return the scopes that are claimed from by one statement each: those without limits, and each with limits."""
+        limited = [[scope] for scope in scopes if scope in self._limits]
+        unlimited = [scope for scope in scopes if scope not in self._limits]
+        groups = limited + ([unlimited] if unlimited else [])
+        first = self._turn % len(groups) if groups else 0  # each is the first in its turn
+        return groups[first:] + groups[:first]
+
+    def may_go_on(self, claim: Claim) -> bool:
+        """True if the claim's queue may go straight on with its next job: no limit of its scope is about starts."""
+        limits = self._limits.get(claim.scope)
+        return limits is None or not limits.counts_starts
 
     def note_recorded(self, recorded) -> None:
         """Note what became due by these endings, count them, and notify followers."""
@@ -248,8 +262,8 @@ class Store:
         self.note_for_followers()
 
     def _note_places(self, claims):
-        """After queues of a scope with ``max_running`` were let go: others may run now."""
-        if self._limited and any(claim.scope in self._limited for claim in claims):
+        """After queues of a scope with a limit were let go: others may run now."""
+        if self._limits and any(claim.scope in self._limits for claim in claims):
             self.may_have_due = True
             if self.has_peers:
                 self.backend.notify()
@@ -267,3 +281,11 @@ class Store:
                     self.endings.add(ending)
         self.may_have_due, self._knows_next = True, False
         self.backend.notify()
+
+
+def _next_turn(turns, claimed):
+    """Tell a dispatch how many queues its last turn brought; return the next (scopes, most), None at the end."""
+    try:
+        return turns.send(claimed)
+    except StopIteration:
+        return None

@@ -39,7 +39,7 @@ class Turns:
 
     def may_keep(self, store: Store, claim: Claim) -> bool:
         """A queue goes straight on with its next job, but while others wait only for a bounded slice."""
-        if self._are_over or not self._pool.workers:
+        if self._are_over or not self._pool.workers or not store.may_go_on(claim):
             return False
         is_wanted_elsewhere = any(s.has_peers for s in self._stores) and self._pool.has_more_than_it_runs()
         if not (self._hands.waiting or is_wanted_elsewhere or any(other.may_have_due for other in self._stores)):

@@ -209,7 +209,7 @@ class Attempt:
                 _repeats.log(logger, logging.ERROR, "setup failed performer=%s\n%s", name, raised(exc), cause=str(exc))
                 self._end(Verdict.RETURN, delay=self.queuetopia.option("setup_retry"), error={"message": str(exc)})
             case exceptions.Snooze():
-                self._end(Verdict.SNOOZE, delay=float(exc.delay))
+                self._end(Verdict.SNOOZE, delay=float(exc.delay), of_scope=exc.scope)
             case exceptions.JobCancelled(job=None):  # not one that it waited for
                 self._end(Verdict.CANCEL)
             case exceptions.Halt():

@@ -755,7 +755,8 @@ class TestVerbs:
         offered = re.compile(r'class="queuetopia-verb">([\w ]+)<')
         assert {verb.lower() for verb in offered.findall(page(boss, f"{of(job)}change/"))} == verbs
         head = ["Retry head", "Skip head"] if "retry" in verbs else []
-        assert offered.findall(page(boss, f"{line_page(job)}change/")) == ["Pause", *head]
+        first = ["Prioritize"] if state == "waiting" else []
+        assert offered.findall(page(boss, f"{line_page(job)}change/")) == [*first, "Pause", *head]
         queues.pause("customer-42")
         assert offered.findall(page(boss, f"{line_page(job)}change/")) == ["Pause", "Resume", *head]
 
@@ -792,6 +793,14 @@ class TestVerbs:
         assert entry.change_message == f"{said} Reason: the provider is back"
         assert "the provider is back" in page(ann, f"{of(job)}history/")
         assert "the provider is back" in page(ann, f"{of(job)}change/")
+
+    def test_prioritize_a_queue(self, queues):
+        ann = client_of("view_queue", "prioritize_queue")
+        line = line_page(put(queues, "waiting"))
+        assert "prioritize/" in page(ann, f"{line}change/")
+        answer = ann.post(f"{line}prioritize/", {"confirmed": "yes", "reason": "a complaint"})
+        assert told(answer) == ["tests.mail/customer-42 has a head start of 60 min in line."]
+        assert JobEvent.objects.get().by == "ann"
 
     @pytest.mark.capability("E5", "H29")
     def test_pause_and_resume_a_queue(self, queues):
@@ -1003,7 +1012,8 @@ class TestNothingElse:
         )
         assert {name for name in codenames if name.endswith(("_job", "_queue", "_params"))} == {
             "view_job", "delete_job", "retry_job", "skip_job", "cancel_job", "mark_done_job", "edit_job",
-            "move_to_end_job", "run_now_job", "view_params", "view_queue", "pause_queue", "resume_queue",
+            "move_to_end_job", "run_now_job", "view_params", "view_queue", "prioritize_queue", "pause_queue",
+            "resume_queue",
         }  # fmt: skip
 
 

@@ -34,6 +34,7 @@ from queuetopia.backends.base import Backend
 from queuetopia.decisions import DECISIONS
 from queuetopia.jobs import bulk
 from queuetopia.models import Job, JobEvent, Queue, Scope
+from queuetopia.testing import drain
 from tests.conftest import REPOSITORY
 from tests.states import ENDED, HOUR, NODE, STATES, UNFINISHED, mail_queue, put
 
@@ -579,8 +580,54 @@ class TestSignals:
 
 
 @pytest.mark.django_db
+class TestPrioritize:
+    def test_moves_a_ready_queue_forward_in_line_and_leaves_who_and_why(self, queues):
+        job = put(queues, "waiting")
+        before = line_of(job)
+        queues.prioritize("customer-42", timedelta(minutes=5), by="ann", reason="a complaint")
+        after = line_of(job)
+        assert (before.due_at - after.due_at, after.rev) == (timedelta(minutes=5), before.rev + 1)
+        event = JobEvent.objects.get()
+        assert (event.verb, event.queue, event.by, event.reason) == ("prioritize", "customer-42", "ann", "a complaint")
+        assert event.before["due_at"] > event.after["due_at"]
+
+    @pytest.mark.parametrize(
+        ("state", "why"),
+        [
+            ("running first", "runs job"),
+            ("halted", "is ready to start"),
+            ("scheduled", "is ready"),
+            ("backing off", "ready"),
+        ],
+    )
+    def test_refuses_a_queue_that_waits_for_no_worker(self, queues, state, why):
+        put(queues, state)
+        with pytest.raises(Refused, match=why):
+            queues.prioritize("customer-42")
+        assert not JobEvent.objects.exists()
+
+    def test_refuses_a_queue_that_is_not_there_and_no_number_of_seconds(self, queues):
+        with pytest.raises(Refused, match=r"There is no queue customer-4 in tests\.mail"):
+            queues.prioritize("customer-4")
+        put(queues, "waiting")
+        with pytest.raises(InvalidJob) as info:
+            queues.prioritize("customer-42", 0)
+        assert info.value.message_dict == {"seconds": ["0 is not more than 0 seconds."]}
+
+
+@pytest.mark.django_db
 @pytest.mark.capability("H29")
 class TestPauseAndResume:
+    def test_resuming_a_scope_that_a_job_has_snoozed_ends_that_too(self, queues):
+        put(queues, "waiting")
+        Scope.objects.create(name=queues.scope, snoozed_until=timezone.now() + timedelta(hours=1))
+        assert drain(queues) == []
+        queues.resume(by="ann")
+        assert Scope.objects.get().snoozed_until is None
+        assert len(drain(queues)) == 1
+        with pytest.raises(Refused, match="is not paused"):
+            queues.resume()
+
     @pytest.mark.parametrize("state", STATES)
     def test_of_a_queue_leave_its_job_and_its_time_alone(self, queues, state):
         job = put(queues, state)

@@ -231,6 +231,14 @@ def put_elsewhere(queuetopia, **columns):
     return job
 
 
+def test_prioritize_gives_a_queue_a_head_start(queues):
+    put(queues, "waiting")
+    text, _ = run("prioritize", "tests.mail", "customer-42", "--seconds", "10m", "--reason", "a complaint")
+    assert text == "tests.mail/customer-42 has a head start of 10 min in line.\n"
+    assert JobEvent.objects.get().reason == "a complaint"
+    assert "There is no queue nobody" in run("prioritize", "tests.mail", "nobody")[1]
+
+
 @pytest.mark.capability("H29")
 class TestPauseAndResume:
     def test_of_a_queue(self, queues):

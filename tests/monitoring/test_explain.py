@@ -11,7 +11,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from queuetopia import conf, pause_all
-from queuetopia.models import Node, Queue
+from queuetopia.models import Job, Node, Queue, Scope
 from queuetopia.monitoring import explain
 from queuetopia.monitoring.explain import Cause
 from queuetopia.testing import drain
@@ -21,7 +21,7 @@ from tests.testapp.queues import LEDGER, SlowRetryQueue
 
 pytestmark = [pytest.mark.django_db, pytest.mark.capability("H26")]
 
-MINUTE = timedelta(minutes=1)
+SECOND, MINUTE = timedelta(seconds=1), timedelta(minutes=1)
 NAME = "customer-42"
 
 
@@ -176,11 +176,44 @@ class TestWaiting:
         job = put(queues, "waiting")
         causes, sentence = said(queues)
         assert causes == [Cause.NO_PLACE]
-        assert f"customer-42 is ready to run job {job.pk} (send_mail), and waits for a place" in sentence
-        assert "; 1 of 1 queues of tests.mail run (max_running);" in sentence
-        assert queues.explain(NAME)["places"] == {"taken": 1, "most": 1}
+        assert sentence == (
+            f"customer-42 is ready to run job {job.pk} (send_mail), as the next one; it waits for a place: 1 of 1 "
+            "queues of tests.mail run (max_running); 1 job waits, the oldest for 60 min."
+        )
+        assert queues.explain(NAME)["limit"] == {"cause": "no place", "until": None, "taken": 1, "most": 1}
         Queue.objects.filter(name=other.queue).update(held_by=None)
         assert said(queues)[0] == [Cause.READY]
+
+    def test_for_a_start_that_its_scopes_rate_lets_says_when_that_is(self, queues, node):
+        queues.rate = (1, 3600)
+        Scope.objects.create(name=queues.scope, next_start_at=timezone.now() + 31 * MINUTE)
+        put(queues, "waiting")
+        causes, sentence = said(queues)
+        assert causes == [Cause.RATE]
+        assert "; 1 job of tests.mail may start in 60 min, the next one in 30 min (rate);" in sentence
+
+    def test_for_the_spacing_of_its_queue_says_how_long(self, queues, node):
+        queues.spacing = 60
+        put(queues, "waiting")
+        Queue.objects.update(spaced_until=timezone.now() + 20 * MINUTE + SECOND)
+        causes, sentence = said(queues)
+        assert causes == [Cause.SPACING]
+        assert "; its next start may come in 20 min (spacing);" in sentence
+
+    def test_for_the_end_of_a_snooze_of_its_scope_says_how_long(self, queues, node):
+        Scope.objects.create(name=queues.scope, snoozed_until=timezone.now() + 20 * MINUTE + SECOND)
+        put(queues, "waiting")
+        causes, sentence = said(queues)
+        assert causes == [Cause.SCOPE_SNOOZED]
+        assert "; all of tests.mail is snoozed for another 20 min, by one of its jobs;" in sentence
+
+    def test_a_blocked_queue_whose_next_try_is_due_says_what_holds_it_up(self, queues, node):
+        put(queues, "backing off")
+        Job.objects.update(next_attempt_at=timezone.now() - SECOND)
+        Scope.objects.create(name=queues.scope, snoozed_until=timezone.now() + 20 * MINUTE + SECOND)
+        causes, sentence = said(queues)
+        assert causes == [Cause.BACKING_OFF, Cause.SCOPE_SNOOZED]
+        assert sentence.endswith("; all of tests.mail is snoozed for another 20 min, by one of its jobs.")
 
     def test_without_a_node_that_serves_its_scope_says_so(self, queues):
         put_node(scopes=["tests.other"])

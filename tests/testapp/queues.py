@@ -107,12 +107,12 @@ class LedgerPerformer(Performer):
         ]
 
     @action
-    def snooze_once(self, job, delay=0.0):
+    def snooze_once(self, job, delay=0.0, scope=False):
         note("attempt", job.queue, job.attempts, job.fence)
         path = f"{os.environ[LEDGER]}.{job.pk}"
         if not os.path.exists(path):
             open(path, "w").close()
-            raise Snooze(delay)
+            raise Snooze(delay, scope=scope)
 
     @action
     def write_when_told(self, job, seq):

@@ -34,7 +34,7 @@ pytest.register_assert_rewrite(*(f"{__name__}.{topic}" for topic in (*TOPICS, "t
 from .claiming import Claiming  # noqa: E402
 from .corrupt import Corrupt  # noqa: E402
 from .due import Due  # noqa: E402
-from .limits import Limits  # noqa: E402
+from .limits import Limited  # noqa: E402
 from .locking import Locking  # noqa: E402
 from .names import Names  # noqa: E402
 from .nodes import Nodes  # noqa: E402
@@ -49,7 +49,7 @@ from .waking import Waking  # noqa: E402
 
 class BackendContract(
     Claiming,
-    Limits,
+    Limited,
     Racing,
     Recording,
     Corrupt,

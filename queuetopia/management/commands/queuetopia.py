@@ -20,7 +20,7 @@ from ... import jobs
 from ...backends.trouble import database_trouble
 from ...channel import uptime
 from ...conf import DAY
-from ...decisions import DECISIONS, decisions_on
+from ...decisions import DECISIONS, HEAD_START, decisions_on
 from ...exceptions import Refused
 from ...models import Job, Scope
 from ...monitoring import health, statistics, status
@@ -104,6 +104,13 @@ class Command(TerminalCommand):
             verb.add_argument("--database", choices=tuple(connections), help="where the ids are looked up")
         for name in decisions_on("queue"):
             verb = _add_verb(verbs, name, DECISIONS[name].help, decides=True)
+            if name == "prioritize":
+                verb.add_argument("scope", metavar="SCOPE")
+                verb.add_argument("queue", metavar="QUEUE")
+                verb.add_argument(
+                    "--seconds", type=duration, default=HEAD_START, metavar="TIME", help="the head start (1h)"
+                )
+                continue
             verb.add_argument("scope", nargs="?", metavar="SCOPE")
             verb.add_argument("queue", nargs="?", metavar="QUEUE", help="the whole scope if left out")
             verb.add_argument("--all", action="store_true", help="all scopes, those to come included, instead of SCOPE")
@@ -205,6 +212,10 @@ class Command(TerminalCommand):
 
     def has_bar(self):
         return bool(self.verbosity) and sys.stderr.isatty()
+
+    def answer_prioritize(self, scope, queue, seconds, by, reason, **options):
+        why = {"by": _person(by), "reason": reason, "seconds": seconds}
+        yield tried(partial(on_queue, "prioritize", known(scope), queue, **why), scope=scope, queue=queue)
 
     def answer_pause(self, **options):
         return _one_queue_or_all("pause", **options)
@@ -434,7 +445,9 @@ class Command(TerminalCommand):
                 "  QUEUETOPIA['ENABLED'] is False for it: nodes with these settings run none of it", self.style.WARNING
             )
         waits = _waits(found["oldest"], scope["at"])
-        limit = f"; at most {scope['max_running']} run at once" if scope["max_running"] else ""
+        if scope["snoozed_until"]:
+            self.write(f"  snoozed until {local(scope['snoozed_until'])} by one of its jobs", self.style.WARNING)
+        limit = "".join(f"; {words}" for words in scope["limits"])
         self.write(
             f"  unfinished jobs: {found['unfinished']} ({found['waiting']} waiting, {found['running']} running, "
             f"{found['backing_off']} backing off, {found['halted']} halted)"

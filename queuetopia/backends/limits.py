@@ -1,0 +1,185 @@
+"""What the limits of a scope let start: ``max_running``, ``rate`` and ``spacing``. The same on every database.
+
+Only the claim of a limited scope comes here. It locks the scope's row until the heads are marked, so that nodes count
+one after the other; nothing that records, gives back or takes over has to know of limits.
+"""
+
+import math
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+
+from django.db import OperationalError, transaction
+from django.db.models import F
+
+from ..channel import uptime
+from ..models import Queue, Scope
+
+# A share of the span of ``rate``: a start may come so much before its turn, to make up for one that came late …
+EARLY = 0.02
+# … and this much after its claim, without more starts than may be in any span.
+LATE = 0.02
+
+
+class Limits(NamedTuple):
+    """The limits of one scope.
+
+    max_running: so many of its queues are held at once, by all nodes together.
+    rate: (number, seconds): so many of its jobs start in any span of so many seconds.
+    spacing: seconds from one start in a queue to the next in that queue.
+    """
+
+    max_running: int | None = None
+    rate: tuple[int, float] | None = None
+    spacing: float = 0.0
+
+    @classmethod
+    def of(cls, queuetopia) -> "Limits":
+        return cls(*map(queuetopia.option, cls._fields))
+
+    @property
+    def counts_starts(self) -> bool:
+        """True if a queue may not go straight on with its next job, because a limit is about starts."""
+        return bool(self.rate or self.spacing)
+
+
+class Rate:
+    """The generic cell rate algorithm: one time says how many starts are due.
+
+    That time is the next start's turn if they came evenly, ``interval`` seconds apart. A start may come ``early``
+    seconds before its turn. In any span of T seconds there are then at most (T + early) / interval + 1, rounded down;
+    the interval is a little longer than seconds / number, so that this is the number. The algorithm is that of ITU-T
+    I.371, as rate limiters have it.
+    """
+
+    def __init__(self, number: int, seconds: float):
+        self.interval = seconds * (1 + EARLY + LATE) / number
+        self.early = seconds * EARLY
+
+    def due(self, turn: datetime | None, now: datetime) -> int:
+        """Return how many starts may come now."""
+        ahead = max(0.0, (turn - now).total_seconds()) if turn else 0.0
+        return max(0, math.floor((self.early - ahead) / self.interval) + 1)
+
+    def after(self, turn: datetime | None, now: datetime, starts: int) -> datetime:
+        """Return the next turn after so many starts."""
+        return max(turn or now, now) + timedelta(seconds=starts * self.interval)
+
+    def wait(self, turn: datetime, now: datetime) -> float:
+        """Return the seconds until a start is due; for many a second, until several are."""
+        return max((turn - now).total_seconds() - self.early, self.early / 2)
+
+
+class Closed:
+    """The scopes of which nothing more may start now, as the last claims found, and until which uptime."""
+
+    def __init__(self):
+        self._until: dict[str, float] = {}
+
+    def close(self, scope: str, seconds: float = float("inf")) -> None:
+        """Note that nothing of the scope may start for so long; without end: until a queue of it is let go."""
+        self._until[scope] = uptime() + seconds
+
+    def forget(self, scopes: Iterable[str]) -> None:
+        for scope in scopes:
+            self._until.pop(scope, None)
+
+    def without(self, scopes: Iterable[str]) -> set[str]:
+        """Return those of the scopes that are not closed."""
+        return set(scopes) - self._until.keys()
+
+    def or_opening(self, scopes: Iterable[str], seconds: float | None) -> float | None:
+        """Return the seconds, or those until the first of the scopes opens by time if that is sooner."""
+        opens = min((until for scope, until in self._until.items() if scope in scopes), default=float("inf"))
+        if opens == float("inf"):
+            return seconds
+        return min(max(0.0, opens - uptime()), float("inf") if seconds is None else seconds)
+
+
+class Locked(Exception):
+    """Another transaction has locked what a claim needs: claim again later."""
+
+
+def take_limited(backend, scope: str, limits: Limits, room: int, holder, now, only, passed) -> tuple[list, list, list]:
+    """Take what the limits let; return as ``Backend.take`` does. Raise Locked while another node counts.
+
+    A scope of which nothing may start now is noted as closed in the backend, for as long as that is known to last.
+    """
+    places = Queue.objects.using(backend.alias).filter(scope=scope, has_place=True)
+    row = Scope.objects.using(backend.alias).filter(name=scope)
+    if _is_closed(backend, scope, limits, places, row, now):  # which costs no lock
+        return [], [], []
+    if not row.exists():
+        Scope.objects.using(backend.alias).bulk_create([Scope(name=scope)], ignore_conflicts=True)
+    held = set(backend.held)
+    try:
+        with transaction.atomic(using=backend.alias):
+            found = row.select_for_update(skip_locked=True).first()
+            if found is None:
+                raise Locked  # another node counts just now
+            return _take(backend, found, limits, places, room, holder, now, only, passed)
+    except OperationalError as exc:
+        if not backend.is_busy(exc):
+            raise
+        backend.unlock(backend.held - held)  # the transaction is undone, and with it the claims on these
+        raise Locked from exc
+
+
+def _is_closed(backend, scope, limits, places, row, now) -> bool:
+    if limits.max_running and places.with_a_place().count() >= limits.max_running:
+        backend.closed.close(scope)
+        return True
+    if limits.rate and (turn := row.values_list("next_start_at", flat=True).first()):
+        rate, now = Rate(*limits.rate), now or backend.now()
+        if not rate.due(turn, now):
+            backend.closed.close(scope, rate.wait(turn, now))
+            return True
+    return False
+
+
+def _take(backend, row, limits, places, room, holder, now, only, passed):
+    """Take with the scope's row locked."""
+    scope, moment, free, due = row.name, now or backend.now(), room + 1, room + 1
+    if limits.max_running:
+        let_go = places.filter(held_by=None)
+        unlocked = let_go.select_for_update(skip_locked=True).values_list("pk", flat=True)
+        let_go.filter(pk__in=[*unlocked]).update(has_place=False)
+        free = limits.max_running - places.with_a_place().count()
+    if limits.rate:
+        rate = Rate(*limits.rate)
+        due = rate.due(row.next_start_at, moment)
+    if limits.spacing:
+        passed = [*passed, *_put_off(backend, scope, moment)]
+    taken: tuple[list, list, list] = ([], [], [])
+    if (most := min(room, free, due)) > 0:
+        taken = backend.take([scope], most, holder, now, only, passed)
+    started = [claim.queue_id for claim in taken[1]]
+    _mark(backend, started, limits, moment)
+    if len(started) >= free:
+        backend.closed.close(scope)
+    if limits.rate and started:
+        turn = rate.after(row.next_start_at, moment, len(started))
+        Scope.objects.using(backend.alias).filter(pk=row.pk).update(next_start_at=turn)
+        if due <= len(started) < free:
+            backend.closed.close(scope, rate.wait(turn, moment))
+    return taken
+
+
+def _mark(backend, started, limits, now):
+    marks: dict[str, Any] = {}
+    if limits.max_running:
+        marks["has_place"] = True
+    if limits.spacing:
+        marks["spaced_until"] = now + timedelta(seconds=limits.spacing)
+    if started and marks:
+        Queue.objects.using(backend.alias).filter(pk__in=started).update(**marks)
+
+
+def _put_off(backend, scope, now) -> list[int]:
+    """Make the queues that started something too recently due when they may start the next; return their ids."""
+    early = Queue.objects.using(backend.alias).due(now).filter(scope=scope, spaced_until__gt=now)
+    ids = list(early.values_list("pk", flat=True))
+    if ids:
+        unlocked = early.filter(pk__in=ids).select_for_update(skip_locked=True).values_list("pk", flat=True)
+        early.filter(pk__in=[*unlocked]).update(due_at=F("spaced_until"))
+    return ids
