@@ -23,6 +23,8 @@ _HOMES = {
     "JobHalted": "exceptions",
     "JobSkipped": "exceptions",
     "JobCancelled": "exceptions",
+    "Deferred": "outside",
+    "External": "outside",
     "Retry": "exceptions",
     "Snooze": "exceptions",
     "Halt": "exceptions",

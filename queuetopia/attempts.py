@@ -51,6 +51,7 @@ class Claim(NamedTuple):
     on_exhausted: str | None
     attempted: bool  # it was attempted before: it is the head until it ends
     failed_at: str | None  # when an attempt of it failed first: since then its queue is blocked
+    outside: str | None = None  # JSON: its last attempt was deferred, and what was reported of it: ``jobs.deferring``
 
 
 class Verdict(StrEnum):
@@ -62,6 +63,7 @@ class Verdict(StrEnum):
     SKIP = "skip"  # failed; given up, the queue goes on
     CANCEL = "cancel"  # stopped because an operator asked for it
     SNOOZE = "snooze"  # not now: again after ``delay``; not counted
+    DEFER = "defer"  # goes on outside, until that is reported, or for ``delay`` at most; counted when it has ended
     INTERRUPT = "interrupt"  # cut short by our own stop; again at once, not counted
     RETURN = "return"  # never started; again after ``delay``; nothing is written to the job
 
@@ -105,6 +107,7 @@ MEANING = {
     ),
     Verdict.CANCEL: Meaning("cancelled", counters=("cancelled",), signals=("job_cancelled",)),
     Verdict.SNOOZE: Meaning(counted=False, again=True),
+    Verdict.DEFER: Meaning(counted=False, again=True),
     Verdict.INTERRUPT: Meaning(counted=False, again=True),
     Verdict.RETURN: Meaning(counted=False, again=True),
 }  # fmt: skip

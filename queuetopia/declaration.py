@@ -276,6 +276,22 @@ class Queuetopia:
 
     @classmethod
     @_sync
+    def complete(cls, token, result=None):
+        """Report the success of an attempt that returned ``Deferred``. See ``jobs.complete``."""
+        from . import jobs
+
+        return jobs.complete(cls, token, result)
+
+    @classmethod
+    @_sync
+    def fail(cls, token, error=""):
+        """Report the failure of an attempt that returned ``Deferred``. See ``jobs.fail``."""
+        from . import jobs
+
+        return jobs.fail(cls, token, error)
+
+    @classmethod
+    @_sync
     def retry(cls, job, *, by="", reason=""):
         """Make the next attempt of a backing-off or halted job now; see ``jobs.retry``."""
         from . import jobs

@@ -18,6 +18,8 @@ QueuetopiaError
 │   ├── NodeDied            its whole node vanished
 │   ├── JobCancelled        an operator asked to stop it
 │   ├── JobInterrupted      our own stop cut it short; it is not counted
+│   ├── FailedOutside       a deferred attempt was reported as failed, by ``fail(token)``
+│   ├── ExternalFailed      the program of ``External`` did not exit with 0
 │   ├── OpenTransaction     the performer returned with a transaction still open
 │   └── Unfinished          the performer returned work that was not done: a generator, an open future, …
 └── Verdict                 raised *by* a performer to say what comes next
@@ -128,6 +130,14 @@ class JobCancelled(AttemptEnded, NoResult):
 
 class JobInterrupted(AttemptEnded):
     """The node was stopped; the attempt goes back to the head of its queue, not counted."""
+
+
+class FailedOutside(AttemptEnded):
+    """A deferred attempt was reported as failed."""
+
+
+class ExternalFailed(AttemptEnded):
+    """The program of an ``External`` did not exit with 0."""
 
 
 class OpenTransaction(AttemptEnded):

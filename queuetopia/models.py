@@ -17,6 +17,7 @@ from .backends.columns import DatabaseNow, ExactCharField, PartialIndex, WideCha
 from .conf import LONGEST
 from .decisions import permissions_on
 from .exceptions import ReadOnlyJob
+from .outside import token_of
 from .params import ParamsField
 from .text import visible
 from .times import local
@@ -48,8 +49,8 @@ class JobQuerySet(BoundedQuerySet):
         return self.filter(state=Job.State.HALTED)
 
     def kept_from_running(self, now):
-        """Heads that wait for an operator or for their next attempt."""
-        return self.filter(models.Q(state=Job.State.HALTED) | models.Q(next_attempt_at__gt=now))
+        """Heads that wait for an operator or for their next attempt; not those whose attempt goes on outside."""
+        return self.filter(models.Q(state=Job.State.HALTED) | models.Q(next_attempt_at__gt=now), outside__isnull=True)
 
     def in_queue(self, scope, queue):
         return self.filter(scope=scope, queue=queue)
@@ -95,6 +96,7 @@ class Job(models.Model):
     error = WideTextField(_("last error"), default="")
     errors = models.JSONField(_("errors"), default=list)
     failed_at = models.DateTimeField(_("first failed at"), null=True)
+    outside = models.JSONField(_("outside"), null=True)
     result = ParamsField(_("result"), null=True)
 
     fence: int | None = None  # set on the job a performer is handed
@@ -190,6 +192,20 @@ class Job(models.Model):
         import queuetopia
 
         return (await queuetopia.await_many([self], timeout))[0]
+
+    @property
+    def token(self) -> str:
+        """What ``MailQueue.complete(token)`` and ``.fail(token)`` take, for an attempt that returns ``Deferred``.
+
+        For the job that a performer is handed. Signed with SECRET_KEY, of this attempt only, and fit for a URL.
+        """
+        if self._claim is None:
+            raise RuntimeError(f"Job {self.pk} runs nowhere here: a token is of the attempt that a performer makes.")
+        return token_of(self.scope, self.pk, self._claim.fence)
+
+    def is_outside(self):
+        """True while an attempt of it goes on elsewhere, or what came of that is about to be recorded."""
+        return self.outside is not None and not self.is_ended()
 
     def completing(self):
         """Make an attempt's own writes and its success one transaction: ``with job.completing() as done: …``.

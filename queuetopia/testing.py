@@ -20,10 +20,12 @@ from .backends import backend_for, upkeep
 from .backends.values import Ending
 from .completion import completed, must_await
 from .conf import JOB_OPTIONS
+from .jobs import settled
 from .models import Job
 from .monitoring import status
 from .monitoring.events import Event
 from .monitoring.follow import Follower
+from .outside import ended
 from .params import Unreadable, dumps
 from .performer import known_actions
 from .registry import by_scope, registered
@@ -157,7 +159,7 @@ def _performed(performer, handed):
         if inspect.iscoroutine(returned):
             returned.close()  # it would warn that it was never awaited
         raise RuntimeError("Run an async action in an event loop by: await sync_to_async(perform_job)(job)")
-    return completed(returned, who)
+    return ended(completed(returned, who))
 
 
 def _claim_of(job):
@@ -202,10 +204,11 @@ def drain(queuetopia, queue: str | None = None, *, now: datetime | None = None, 
     while claim := _next_claim(backend, queuetopia, queue, holder, now):
         if len(jobs) == limit:
             raise RuntimeError(f"{limit} attempts made and more are due; does a job fail with a max_backoff of 0?")
-        attempt = _attempt(claim)
-        recorded = backend.record([Ending(claim, attempt.outcome)], holder, "drain", lambda claim: False, now)
+        attempt = _attempt(claim) if claim.outside is None else None
+        outcome = attempt.outcome if attempt else settled(claim)
+        recorded = backend.record([Ending(claim, outcome)], holder, "drain", lambda claim: False, now)
         for ending in recorded.written:
-            notify(ending.claim, ending.outcome, attempt.exc)
+            notify(ending.claim, ending.outcome, attempt and attempt.exc)
         jobs.append(claim.job_id)
     stored = queuetopia.jobs().in_bulk(jobs)
     return [stored[pk] for pk in jobs if pk in stored]

@@ -52,7 +52,6 @@ from .values import (
     Recorded,
     Wake,
     alert_of,
-    as_completed,
     claim_of,
     has_no_time,
     is_late,
@@ -524,8 +523,8 @@ class Backend:
                 else:
                     result.stale.append(ending)
                 continue
-            if was_run and ending.outcome.verdict != Verdict.DONE and rows.is_completed(self.alias, ending.claim):
-                ending = as_completed(ending)
+            if was_run and ending.outcome.verdict != Verdict.DONE:
+                ending = rows.with_what_is_known(self.alias, ending)
             rows.write_job(self.alias, ending, node, now, was_run)
             if ending.outcome.of_scope:
                 rows.snooze_scope(self.alias, queue.scope, later(now, ending.outcome))

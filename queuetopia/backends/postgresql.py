@@ -62,6 +62,7 @@ _CLAIM = ", ".join(
         "scheduled_at": "scheduled_at::text",
         "attempted": "attempted_at IS NOT NULL",
         "failed_at": "failed_at::text",
+        "outside": "outside::text",
     }.get(name, name)
     for name in Claim._fields
 )
@@ -218,7 +219,7 @@ _FINISH = f"""
                   q.fence, q.rev, {_HEAD_OF_CLAIM}
     ), d AS (
         UPDATE {JOB} j SET state = 'done', attempts = q.fattempt, attempted_at = {NOW}, attempted_by = %(node)s,
-               next_attempt_at = NULL, done_at = {NOW}, result = q.fresult::jsonb, error = ''
+               next_attempt_at = NULL, done_at = {NOW}, result = q.fresult::jsonb, error = '', outside = NULL
         FROM q WHERE j.id = q.fid AND j.state IN ('pending', 'halted')
     )
     SELECT fid, go, due, {_CLAIM} FROM q

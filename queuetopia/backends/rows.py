@@ -10,7 +10,7 @@ from django.db.models.functions import Cast
 from ..attempts import Claim, Verdict
 from ..models import Job, Queue, Scope
 from .columns import DatabaseNow
-from .values import HEAD_COLUMNS, claim_of, history, job_values, next_attempt
+from .values import HEAD_COLUMNS, as_done, claim_of, history, job_values, next_attempt
 
 
 def note_problem(alias: str, queue_id: int, text: str) -> None:
@@ -53,9 +53,21 @@ def holder_of(alias, claim):
     return _held_by(alias, [claim]).values_list("held_by", flat=True).first()
 
 
-def is_completed(alias, claim) -> bool:
-    """True for a job that its own attempt has written as done: see ``Job.completing``."""
-    return Job.objects.using(alias).filter(pk=claim.job_id, state=Job.State.DONE).exists()
+def with_what_is_known(alias, ending):
+    """Return an ending that is no success as one if its job is done all the same.
+
+    Its own attempt has written it so (``Job.completing``), or that was reported from outside before the attempt ended
+    (``jobs.deferring``): then a deferral has nothing to wait for.
+    """
+    found = Job.objects.using(alias).filter(pk=ending.claim.job_id).values_list("state", "outside").first()
+    state, outside = found or (None, None)
+    if state == Job.State.DONE:
+        return as_done(ending)
+    if outside and "result" in outside and ending.outcome.verdict != Verdict.CANCEL:
+        return as_done(ending, outside["result"])
+    if outside and ending.outcome.verdict == Verdict.DEFER:
+        return ending._replace(outcome=ending.outcome._replace(delay=0.0))
+    return ending
 
 
 def _held_by(alias, claims):
@@ -74,6 +86,8 @@ def write_job(alias, ending, node, now, was_run) -> None:
     job = Job.objects.using(alias).filter(pk=claim.job_id, done_at=None)
     errors = history(job.values_list("errors", flat=True).first()) if outcome.error else []
     values = job_values(claim, outcome, node, now, errors)
+    if outcome.verdict == Verdict.DEFER:
+        values["outside"] = job.values_list("outside", flat=True).first() or {}  # it may have been reported already
     if not was_run:  # cancelled before it began: there was no attempt
         values = {name: values[name] for name in ("state", "done_at", "next_attempt_at")}
     job.update(**values)

@@ -16,7 +16,7 @@ from ..params import ParamsDecoder
 # What is read of a queue's head: for its claim, and to decide whether it is due.
 HEAD_COLUMNS = (
     "id", "action", "scheduled_at", *conf.JOB_OPTIONS, "attempted_at", "failed_at", "attempts", "state",
-    "next_attempt_at",
+    "next_attempt_at", "outside",
 )  # fmt: skip
 
 Wake = tuple[str, str, datetime]  # scope, queue, due at
@@ -54,9 +54,9 @@ def is_plain(ending: Ending) -> bool:
     return ending.outcome.verdict == Verdict.DONE and not ending.passed_over
 
 
-def as_completed(ending: Ending) -> Ending:
-    """Return the ending of an attempt that has written its job as done, however it ended after that."""
-    outcome = ending.outcome._replace(verdict=Verdict.DONE, delay=0.0, error=None, result=None, exhausted=False)
+def as_done(ending: Ending, result: str | None = None) -> Ending:
+    """Return the ending of an attempt whose job is known to be done, however it ended after that."""
+    outcome = ending.outcome._replace(verdict=Verdict.DONE, delay=0.0, error=None, result=result, exhausted=False)
     return ending._replace(outcome=outcome)
 
 
@@ -131,6 +131,7 @@ def claim_of(queue, head) -> Claim:
         **{name: head[name] for name in conf.JOB_OPTIONS},
         attempted=head["attempted_at"] is not None,
         failed_at=head["failed_at"] and head["failed_at"].isoformat(),
+        outside=None if head["outside"] is None else json.dumps(head["outside"]),
     )
 
 
@@ -139,6 +140,7 @@ def job_values(claim: Claim, outcome: Outcome, node: str, now: datetime, errors:
     meaning = MEANING[Verdict(outcome.verdict)]
     values: dict[str, Any] = {"attempted_at": now, "attempted_by": node, "state": meaning.state}
     values["next_attempt_at"] = later(now, outcome) if meaning.again else None
+    values["outside"] = {} if outcome.verdict == Verdict.DEFER else None
     if meaning.counted:
         values["attempts"] = claim.attempt
     if outcome.error:

@@ -20,13 +20,14 @@ from .deciding import (
     run_now,
     skip,
 )
+from .deferring import complete, fail, settled
 from .failing import failed, timeout_text, was_cut_short
 from .retention import delete_ended, prune
 from .sending import keep_hook_error, number_waiting, send, send_unblocked
 
 __all__ = [
-    "again_after_deadlock", "batches", "blocking", "build", "cancel", "create", "create_many", "decide",
-    "delete_ended", "edit", "failed", "keep_hook_error", "mark_done", "move_to_end", "number_waiting", "pause",
+    "again_after_deadlock", "batches", "blocking", "build", "cancel", "complete", "create", "create_many", "decide",
+    "delete_ended", "edit", "fail", "failed", "keep_hook_error", "mark_done", "move_to_end", "number_waiting", "pause",
     "pause_all", "prioritize", "prune", "refusals", "resume", "resume_all", "retry", "retry_all", "run_now", "send",
-    "send_unblocked", "skip", "skip_all", "timeout_text", "was_cut_short",
+    "send_unblocked", "settled", "skip", "skip_all", "timeout_text", "was_cut_short",
 ]  # fmt: skip

@@ -99,11 +99,11 @@ def _decide_rows(queuetopia, verb, jobs, queue_ids):
         most = Coalesce("max_attempts", Value(queuetopia.option("max_attempts")))
         exhausted = rows.annotate(most=most).filter(state=Job.State.HALTED, attempts__gte=F("most"))
         exhausted.update(max_attempts=F("attempts") + 1)
-        rows.update(state=Job.State.PENDING, next_attempt_at=now)
+        rows.update(state=Job.State.PENDING, next_attempt_at=now, outside=None)
         queues.update(due_at=now, rev=F("rev") + 1)
         new_state = Job.State.PENDING
     else:
-        rows.update(state=Job.State.SKIPPED, done_at=now, next_attempt_at=None)
+        rows.update(state=Job.State.SKIPPED, done_at=now, next_attempt_at=None, outside=None)
         queues.update(current_job=None, due_at=now, rev=F("rev") + 1)
         new_state = Job.State.SKIPPED
     for job in jobs:

@@ -228,10 +228,11 @@ def _cancel(queuetopia, job, *, by, reason) -> str:
         if verb.is_running():
             verb.update_queue(stop_requested=True)
             return "running"
-        if verb.job.attempted_at is not None:
+        if verb.job.attempted_at is not None and not verb.job.is_outside():
             raise Refused(f"Job {verb.job.pk} has been attempted and holds its queue: skip it, or retry it.")
         verb.end(Job.State.CANCELLED)
         verb.send_after_commit(signals.job_cancelled, job=verb.job)
+        verb.tell_unblocked()
     return "cancelled"
 
 
@@ -284,7 +285,8 @@ class _Verb:
             job.max_attempts = job.attempts + 1
         job.state = Job.State.PENDING
         job.next_attempt_at = self.now
-        job.save(using=self.alias, update_fields=["state", "next_attempt_at", "max_attempts"])
+        job.outside = None
+        job.save(using=self.alias, update_fields=["state", "next_attempt_at", "max_attempts", "outside"])
         self.update_queue(current_job=job.pk, due_at=self.now)
 
     def skip(self):
@@ -343,7 +345,8 @@ class _Verb:
 
     def end(self, state):
         self.job.state, self.job.done_at, self.job.next_attempt_at = state, self.now, None
-        self.job.save(using=self.alias, update_fields=["state", "done_at", "next_attempt_at"])
+        self.job.outside = None
+        self.job.save(using=self.alias, update_fields=["state", "done_at", "next_attempt_at", "outside"])
         if self.queue.current_job == self.job.pk:
             # Due, not cleared: the next claim finds the new head or empties the queue, and checks again.
             self.update_queue(current_job=None, due_at=self.now)

@@ -35,6 +35,7 @@ class Cause(StrEnum):
     NODE_DEAD = "node dead"  # … has run out, or the node is gone
     HALTED = "halted"
     BACKING_OFF = "backing off"
+    OUTSIDE = "outside"  # its head's attempt goes on elsewhere: a performer returned ``Deferred``
     CORRUPT = "corrupt"  # its rows contradict each other, or the head's params cannot be read
     PROBLEM = "problem"  # a node gave its head back: unknown action, a setup() that failed
     UNKNOWN_SCOPE = "unknown scope"
@@ -332,11 +333,25 @@ def _main(facts):
     if facts.state is QueueState.HALTED:
         held = f"{name} is held by {facts.job_name()}, halted: {facts.last_attempt()}"
         return Cause.HALTED, f"{held}; an operator must retry or skip it"
+    if facts.state is QueueState.BACKING_OFF and facts.head.is_outside():
+        return Cause.OUTSIDE, _outside(facts)
     if facts.state is QueueState.BACKING_OFF:
         return Cause.BACKING_OFF, f"{name} is held by {facts.job_name()}, {facts.last_attempt()}; {_next_try(facts)}"
     if facts.head is None:
         return _empty(facts)
     return _waiting(facts)
+
+
+def _outside(facts):
+    """Return for what a deferred attempt waits."""
+    held = f"{facts.name} is held by {facts.job_name()}, attempt {facts.head.attempts + 1}"
+    if facts.head.outside:
+        return f"{held}, whose end was reported from outside: a node is to record it"
+    since = span(facts.ago(facts.head.attempted_at))
+    if facts.is_due():
+        return f"{held}, which waited {since} for its completion from outside; its deadline is over"
+    left = _in(facts, facts.due_at)
+    return f"{held}, which has waited {since} for its completion from outside, and does so for another {left}"
 
 
 def _waiting(facts):

@@ -7,6 +7,7 @@ error has lost from it.
 import logging
 from collections import deque
 
+from .. import jobs
 from ..attempts import Claim, Outcome, Verdict
 from ..backends.values import Ending
 from ..channel import uptime
@@ -53,6 +54,9 @@ class Hands:
     def take(self, store: Store, claims: list[Claim]) -> None:
         """Take claims to hand them out; let go of those whose action this code does not have."""
         for claim in claims:
+            if claim.outside is not None:  # its attempt was deferred, and is over: any worker may call the hooks
+                store.endings.add(Ending(claim, jobs.settled(claim), (None, 0)))
+                continue
             known = known_actions(by_scope()[claim.scope].performer)
             if known is None or claim.action in known:
                 self.waiting.append((store, claim))

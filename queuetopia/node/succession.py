@@ -96,7 +96,10 @@ def _take_over(store, name, node):
             exc = exceptions.NodeDied(f"node {node} vanished while it ran the job")
             # The first attempt after a crash is made at once; a job that keeps killing its nodes backs off.
             delay = None if last_error == "NodeDied" else 0.0
-            outcome = jobs.failed(by_scope()[claim.scope], claim, exc, delay=delay)
+            if claim.outside is None:
+                outcome = jobs.failed(by_scope()[claim.scope], claim, exc, delay=delay)
+            else:  # what it did was done, or not to be done, outside
+                outcome = jobs.settled(claim)
             store.endings.add(Ending(claim, outcome, (None, 0)))
     if locked:
         logger.warning("taking over node=%s dead=%s queues=%d", name, node, len(locked))

@@ -20,6 +20,7 @@ from ..attempts import Claim, Outcome, Verdict, current_job, describe, raised, r
 from ..completion import acompleted, completed
 from ..jobs import failed, was_cut_short
 from ..models import Job
+from ..outside import Deferred, aended, ended
 from ..params import Unreadable
 from ..performer import Performer, action_methods, has_own_perform
 from ..registry import by_scope
@@ -124,7 +125,7 @@ class Attempt:
                 self._succeeded(None)
                 return
             perform = wrapped(performer, self._who(), is_async=False)
-            self._succeeded(completed(perform(self.job), self._who()))
+            self._succeeded(ended(completed(perform(self.job), self._who())))
         except BaseException as exc:
             self.end_by(exc)
 
@@ -136,7 +137,7 @@ class Attempt:
                 self._succeeded(None)
                 return
             perform = wrapped(performer, self._who(), is_async=True)
-            self._succeeded(await acompleted(perform(self.job), self._who()))
+            self._succeeded(await aended(await acompleted(perform(self.job), self._who())))
         except BaseException as exc:
             await self._aended_by(exc)
 
@@ -177,6 +178,9 @@ class Attempt:
 
     def _succeeded(self, result):
         done = self.job._completed
+        if isinstance(result, Deferred) and done is None:
+            self._end(Verdict.DEFER, delay=result.timeout)
+            return
         self._end(Verdict.DONE, result=result_text(result) if done is None else done.text)
 
     def _end(self, verdict, **values):

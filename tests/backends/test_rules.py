@@ -26,7 +26,7 @@ from hypothesis.stateful import (
 )
 
 from queuetopia import jobs
-from queuetopia.attempts import ENDINGS, Claim, Verdict, describe
+from queuetopia.attempts import ENDINGS, MEANING, Claim, Verdict, describe
 from queuetopia.backends import backend_for, nodes, upkeep
 from queuetopia.backends.contract.toolkit import HOUR, SECOND, Node, claim, end, record
 from queuetopia.exceptions import NodeDied, Refused
@@ -211,7 +211,7 @@ class Rules(RuleBasedStateMachine):
         """A batch of results of one node, most of them successes."""
         holder = self.line_of(self.choose_running(data)).holder
         batch = [line.running for line in self.model.lines.values() if line.holder == holder]
-        kinds = st.sampled_from([*[Verdict.DONE] * 4, Verdict.RETRY, Verdict.HALT, Verdict.SNOOZE])
+        kinds = st.sampled_from([*[Verdict.DONE] * 4, Verdict.RETRY, Verdict.HALT, Verdict.SNOOZE, Verdict.DEFER])
         self.record([self.ending(one, data.draw(kinds), 0.0) for one in batch], keep)
 
     @precondition(is_holding)
@@ -284,9 +284,9 @@ class Rules(RuleBasedStateMachine):
             line.not_before, line.has_problem = later, bool(outcome.error)
         elif outcome.verdict != Verdict.RETURN:
             job.attempted_at = self.now
-            job.attempts += verdict not in (Verdict.SNOOZE, Verdict.INTERRUPT)
+            job.attempts += MEANING[verdict].counted
             job.next_attempt_at = None
-        if verdict in (Verdict.RETRY, Verdict.SNOOZE, Verdict.INTERRUPT):
+        if verdict in (Verdict.RETRY, Verdict.SNOOZE, Verdict.DEFER, Verdict.INTERRUPT):
             job.next_attempt_at = later
         elif verdict == Verdict.HALT:
             job.state = "halted"

@@ -15,7 +15,7 @@ from importlib import import_module
 from asgiref.sync import sync_to_async
 from django.db import connections, models, transaction
 
-from queuetopia import Halt, JobTimeout, Performer, Queuetopia, Retry, Skip, Snooze, action, signals
+from queuetopia import Deferred, External, Halt, JobTimeout, Performer, Queuetopia, Retry, Skip, Snooze, action, signals
 
 LEDGER = "QUEUETOPIA_TEST_LEDGER"
 CODE = "QUEUETOPIA_TEST_CODE"  # name of a module of the test's own: code that changes between two nodes, or breaks
@@ -98,6 +98,29 @@ class LedgerPerformer(Performer):
             done.result = job.fence
             perish(chance / 3)
         perish(chance / 3)
+
+    @action
+    def defer(self, job, timeout=3600, then=None):
+        """Go on elsewhere; the token is written beside the ledger. ``then`` comes before the return."""
+        note("attempt", job.queue, job.attempts, job.fence)
+        with open(f"{os.environ[LEDGER]}.token.{job.queue}", "w") as file:
+            file.write(job.token)
+        if then == "complete":
+            LedgerQueue.complete(job.token, {"early": True})
+        return Deferred(timeout)
+
+    @action
+    def run_program(self, job, code):
+        """Run a program of Python, which gets the path of a file to write its pid to."""
+        note("attempt", job.queue, job.attempts, job.fence)
+        path = f"{os.environ[LEDGER]}.pid"
+        code = f"import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); {code}"
+        return External(subprocess.Popen([sys.executable, "-c", code, path], start_new_session=True))
+
+    @action
+    async def run_program_async(self, job, code):
+        process = await asyncio.create_subprocess_exec(sys.executable, "-c", code)
+        return External(process)
 
     @action
     def say(self, job, verdict, delay=0.0):

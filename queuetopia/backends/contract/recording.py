@@ -10,6 +10,7 @@ from django.utils import timezone
 from ...attempts import ERRORS_KEPT, ERRORS_LIMIT, Verdict, describe
 from ...exceptions import NodeDied
 from ...models import Job, Queue
+from ...outside import token_of
 from ...testing import wait_until
 from .. import nodes, upkeep
 from .. import rows as rows_of_queues
@@ -39,6 +40,44 @@ from .toolkit import (
 
 
 class Recording(Contract):
+    def test_what_is_reported_of_a_deferred_attempt_comes_with_the_next_claim_of_its_queue(self, backend):
+        put()
+        following = put()
+        one = claim_one(backend)
+        finish(backend, one, Verdict.DEFER, delay=3600.0)
+        assert claim(backend) == []
+        ContractQueue.complete(token_of(SCOPE, one.job_id, one.fence), {"n": 1})
+        two = claim_one(backend)
+        assert (two.job_id, json.loads(two.outside), two.attempt) == (one.job_id, {"result": '{"n": 1}'}, 1)
+        finish(backend, two, result='{"n": 1}')
+        job = stored(one)
+        assert (job.state, job.attempts, job.result, job.outside) == ("done", 1, {"n": 1}, None)
+        three = claim_one(backend)
+        assert (three.job_id, three.outside) == (following.pk, None)
+
+    def test_a_deferred_attempt_whose_deadline_is_over_is_claimed_as_one_that_nothing_was_reported_of(self, backend):
+        put()
+        now = backend.now()
+        finish(backend, claim_one(backend), Verdict.DEFER, delay=60.0, now=now)
+        assert claim(backend, now=now + 59 * SECOND) == []
+        (two,) = claim(backend, now=now + 60 * SECOND)
+        assert (two.outside, two.attempt) == ("{}", 1)
+
+    @pytest.mark.parametrize("verdict", [Verdict.DEFER, Verdict.RETRY, Verdict.HALT, Verdict.INTERRUPT])
+    def test_a_success_reported_before_the_attempt_has_ended_is_its_end(self, backend, verdict):
+        put()
+        one = claim_one(backend)
+        ContractQueue.complete(token_of(SCOPE, one.job_id, one.fence), [1])
+        (written,) = finish(backend, one, verdict, delay=60.0, error=describe(ValueError("boom"))).written
+        assert (written.outcome.verdict, stored(one).state, stored(one).result) == (Verdict.DONE, "done", [1])
+
+    def test_a_failure_reported_before_the_attempt_is_deferred_makes_its_queue_due_at_once(self, backend):
+        put()
+        one = claim_one(backend)
+        ContractQueue.fail(token_of(SCOPE, one.job_id, one.fence), "no")
+        finish(backend, one, Verdict.DEFER, delay=3600.0)
+        assert json.loads(claim_one(backend).outside) == {"error": "no"}
+
     @pytest.mark.parametrize("verdict", Verdict)
     def test_the_rows_after_each_verdict(self, backend, verdict):
         put()

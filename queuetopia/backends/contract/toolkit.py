@@ -31,7 +31,7 @@ EDITED = {"edited": True}
 
 # Verdicts: those that are failures, that hold their queue, that end their job.
 FAILED = (Verdict.RETRY, Verdict.HALT, Verdict.SKIP)
-HOLDING = (Verdict.RETRY, Verdict.HALT, Verdict.SNOOZE, Verdict.INTERRUPT)
+HOLDING = (Verdict.RETRY, Verdict.HALT, Verdict.SNOOZE, Verdict.DEFER, Verdict.INTERRUPT)
 ENDING = (Verdict.DONE, Verdict.SKIP, Verdict.CANCEL)
 
 ODD_NAMES = (
@@ -58,6 +58,7 @@ AFTER = {
         {"current_job": "job", "due_at": None},
     ),
     Verdict.SNOOZE: ({**UNCHANGED, "next_attempt_at": "later"}, {"current_job": "job", "due_at": "later"}),
+    Verdict.DEFER: ({**UNCHANGED, "next_attempt_at": "later"}, {"current_job": "job", "due_at": "later"}),
     Verdict.INTERRUPT: ({**UNCHANGED, "next_attempt_at": "later"}, {"current_job": "job", "due_at": "later"}),
     Verdict.RETURN: (UNCHANGED, {"current_job": "job", "due_at": "later"}),
 }
