@@ -58,16 +58,23 @@ class Rate:
 
     def due(self, turn: datetime | None, now: datetime) -> int:
         """Return how many starts may come now."""
-        ahead = max(0.0, (turn - now).total_seconds()) if turn else 0.0
-        return max(0, math.floor((self.early - ahead) / self.interval) + 1)
+        return max(0, math.floor((self.early - self._ahead(turn, now)) / self.interval) + 1)
 
     def after(self, turn: datetime | None, now: datetime, starts: int) -> datetime:
         """Return the next turn after so many starts."""
-        return max(turn or now, now) + timedelta(seconds=starts * self.interval)
+        return now + timedelta(seconds=self._ahead(turn, now) + starts * self.interval)
 
-    def wait(self, turn: datetime, now: datetime) -> float:
+    def wait(self, turn: datetime | None, now: datetime) -> float:
         """Return the seconds until a start is due; for many a second, until several are."""
-        return max((turn - now).total_seconds() - self.early, self.early / 2)
+        return max(self._ahead(turn, now) - self.early, self.early / 2)
+
+    def _ahead(self, turn, now) -> float:
+        """Return the seconds until the turn, or 0 if it is over.
+
+        Also if it is further ahead than starts can bring it: the database's clock was set back, or the rate was slower.
+        """
+        ahead = (turn - now).total_seconds() if turn else 0.0
+        return ahead if 0 < ahead <= 2 * (self.early + self.interval) else 0.0
 
 
 class Closed:
@@ -149,7 +156,7 @@ def _take(backend, row, limits, places, room, holder, now, only, passed):
         rate = Rate(*limits.rate)
         due = rate.due(row.next_start_at, moment)
     if limits.spacing:
-        passed = [*passed, *_put_off(backend, scope, moment)]
+        passed = [*passed, *_put_off(backend, scope, limits.spacing, moment)]
     taken: tuple[list, list, list] = ([], [], [])
     if (most := min(room, free, due)) > 0:
         taken = backend.take([scope], most, holder, now, only, passed)
@@ -175,9 +182,14 @@ def _mark(backend, started, limits, now):
         Queue.objects.using(backend.alias).filter(pk__in=started).update(**marks)
 
 
-def _put_off(backend, scope, now) -> list[int]:
-    """Make the queues that started something too recently due when they may start the next; return their ids."""
-    early = Queue.objects.using(backend.alias).due(now).filter(scope=scope, spaced_until__gt=now)
+def _put_off(backend, scope, spacing, now) -> list[int]:
+    """Make the queues that started something too recently due when they may start the next; return their ids.
+
+    A time further ahead than the spacing is of a clock that was set back since, or of a longer spacing.
+    """
+    latest = now + timedelta(seconds=spacing)
+    early = Queue.objects.using(backend.alias).due(now).filter(scope=scope)
+    early = early.filter(spaced_until__gt=now, spaced_until__lte=latest)
     ids = list(early.values_list("pk", flat=True))
     if ids:
         unlocked = early.filter(pk__in=ids).select_for_update(skip_locked=True).values_list("pk", flat=True)

@@ -219,7 +219,8 @@ class _Facts:
         limits, row = Limits.of(self.queuetopia), Scope.objects.using(self.alias).filter(name=self.scope).first()
         if row and row.snoozed_until and row.snoozed_until > self.now:
             return {"cause": Cause.SCOPE_SNOOZED, "until": row.snoozed_until}
-        if self.line.spaced_until and self.line.spaced_until > self.now:
+        latest = self.now + timedelta(seconds=limits.spacing)
+        if self.line.spaced_until and self.now < self.line.spaced_until <= latest:
             return {"cause": Cause.SPACING, "until": self.line.spaced_until}
         if limits.max_running:
             taken = Queue.objects.using(self.alias).with_a_place().filter(scope=self.scope).count()

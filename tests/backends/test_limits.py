@@ -41,6 +41,14 @@ def test_who_asks_often_gets_nearly_all(numbers):
     assert len(found) >= 0.95 * 3 * number - 1
 
 
+@given(rates, st.floats(10, 10**6))
+def test_a_turn_that_is_too_far_ahead_is_of_a_clock_that_was_set_back_or_of_a_slower_rate(numbers, spans):
+    rate = Rate(*numbers)
+    far = BEGAN + timedelta(seconds=spans * (rate.early + rate.interval))
+    assert rate.due(far, BEGAN) == rate.due(None, BEGAN) >= 1
+    assert rate.after(far, BEGAN, 1) == rate.after(None, BEGAN, 1)
+
+
 @given(rates)
 def test_a_start_is_due_after_the_wait_that_is_told(numbers):
     rate, now = Rate(*numbers), BEGAN

@@ -193,7 +193,7 @@ class TestWaiting:
         assert "; 1 job of tests.mail may start in 60 min, the next one in 30 min (rate);" in sentence
 
     def test_for_the_spacing_of_its_queue_says_how_long(self, queues, node):
-        queues.spacing = 60
+        queues.spacing = 3600
         put(queues, "waiting")
         Queue.objects.update(spaced_until=timezone.now() + 20 * MINUTE + SECOND)
         causes, sentence = said(queues)
