@@ -173,7 +173,7 @@ class Limited(Contract):
             return claimed
 
         theirs = node.start(work, node.backend, node.id)
-        assert 18 <= work(backend, NODE) + theirs.result(PATIENCE) <= 20
+        assert 10 <= work(backend, NODE) + theirs.result(PATIENCE) <= 20  # fewer where nodes lock each other out
 
     # spacing
 
