@@ -1,19 +1,19 @@
 """The stream of events: what happens, for ``for`` and ``async for``, and from where it may go on."""
 
 import asyncio
-import threading
 import time
 from datetime import datetime, timedelta
 
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
-from django.db import connection, connections
+from django.db import connection
 from django.utils import timezone
 
 from queuetopia import Performer, Queuetopia, action
 from queuetopia.monitoring.events import Event, Events
 from queuetopia.monitoring.follow import Follower
 from queuetopia.testing import drain
+from tests.threads import elsewhere
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.capability("J25")]
 
@@ -40,20 +40,6 @@ def ran(queues, number, action="note"):
     jobs = [queues.create_job(f"queue-{each}", action).pk for each in range(number)]
     drain(queues)
     return jobs
-
-
-def elsewhere(function, *arguments):
-    """Call the function in a thread, with a database connection of its own."""
-
-    def run():
-        try:
-            function(*arguments)
-        finally:
-            connections.close_all()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    return thread
 
 
 def test_a_loop_tells_what_happens_after_it_began_and_ends_when_it_is_left(queues):

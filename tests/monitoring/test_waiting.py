@@ -6,7 +6,7 @@ import threading
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
 from django.core.exceptions import SynchronousOnlyOperation
-from django.db import OperationalError, connection, connections, transaction
+from django.db import OperationalError, connection, transaction
 from django.db.models.functions import Now
 
 from queuetopia import (
@@ -24,6 +24,7 @@ from queuetopia import (
 )
 from queuetopia.models import Job
 from queuetopia.testing import drain, perform_job, wait_until
+from tests.threads import elsewhere
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.capability("H5", "H21", "H33")]
 
@@ -65,20 +66,6 @@ def queues(declare_only):
 
 def watchers():
     return [thread for thread in threading.enumerate() if thread.name.startswith("queuetopia-wait-")]
-
-
-def elsewhere(function, *arguments):
-    """Call the function in a thread, with a database connection of its own."""
-
-    def run():
-        try:
-            function(*arguments)
-        finally:
-            connections.close_all()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    return thread
 
 
 def drain_when_watched(queues, count=1):
