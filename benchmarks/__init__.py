@@ -24,6 +24,7 @@ Workloads, each in a new database of its own, run three times (once with ``--qui
   behind each (one with ``--quick``); ``drain-done``: beside 1,000,000 done jobs (100,000);
 - ``memory``: what the scheduler occupies while 100,000 jobs pass through it;
 - ``idle``: what a node costs that has nothing to do;
+- ``limits``: how much of ``max_running`` and of ``rate`` three nodes use, and what they cost while no place is free;
 - ``admin``: server time and queries of the admin's pages beside 1,000,000 jobs in 100,000 blocked queues (a tenth with
   ``--quick``);
 - ``curves``, on PostgreSQL: throughput over the number of blocked queues, of waiting jobs and of nodes, and latency

@@ -13,7 +13,8 @@ from .servers import PRIVATE, url_of
 from .tables import print_beside, print_figures
 
 WORKLOADS = (
-    "create", "bulk", "drain", "rounds", "line", "latency", "crowded", "waits", "cluster", "memory", "idle", "admin",
+    "create", "bulk", "drain", "rounds", "line", "latency", "crowded", "waits", "cluster", "memory", "idle",
+    "limits", "admin",
 )  # fmt: skip
 # What may stand beside a workload's jobs, in the same tables.
 BESIDE = {"blocked": {"blocked": 100_000, "behind": 9}, "done": {"done": 1_000_000}}

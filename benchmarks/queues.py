@@ -7,6 +7,7 @@ from queuetopia import Performer, Queuetopia, action
 
 # The file (a FIFO) to which starts are written: its name is in the environment of the node that is to write.
 START_FILE = "BENCHMARK_START_FILE"
+OPTIONS = "BENCHMARK_OPTIONS"  # JSON: options of the class, for nodes
 START = struct.Struct("qq")  # job id, nanoseconds of CLOCK_MONOTONIC
 
 
@@ -30,6 +31,12 @@ class BenchmarkPerformer(Performer):
     @action
     async def wait(self, job, seconds):
         await asyncio.sleep(seconds)
+
+    @action
+    def last(self, job, seconds):
+        began = time.monotonic()
+        time.sleep(seconds)
+        return [began, time.monotonic()]
 
     @action
     def rest(self, job, seconds):

@@ -1,3 +1,4 @@
+import json
 import os
 import sys
 
@@ -20,6 +21,7 @@ if sys.argv[1:2] == ["admin"]:  # of benchmarks.run: the other workloads measure
 
     ROOT_URLCONF = "tests.urls"
     STATIC_URL = "static/"
+QUEUETOPIA = {"SCOPES": {"benchmarks.BenchmarkQueue": json.loads(os.environ.get("BENCHMARK_OPTIONS", "{}"))}}
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,

@@ -116,10 +116,10 @@ def take_limited(backend, scope: str, limits: Limits, room: int, holder, now, on
     row = Scope.objects.using(backend.alias).filter(name=scope)
     if _is_closed(backend, scope, limits, places, row, now):  # which costs no lock
         return [], [], []
-    if not row.exists():
-        Scope.objects.using(backend.alias).bulk_create([Scope(name=scope)], ignore_conflicts=True)
     held = set(backend.held)
     try:
+        if not row.exists():
+            Scope.objects.using(backend.alias).bulk_create([Scope(name=scope)], ignore_conflicts=True)
         with transaction.atomic(using=backend.alias):
             found = row.select_for_update(skip_locked=True).first()
             if found is None:
