@@ -361,7 +361,9 @@ def _read(alias, known):
             for group in groups[:MOST_GROUPS]
         ],
         "more_groups": max(0, len(groups) - MOST_GROUPS),
-        "not_grouped": max(0, totals["halted"] + totals["backing_off"] - sum(group.number for group in groups)),
+        "not_grouped": max(
+            0, totals["halted"] + totals["backing_off"] - facts.outside - sum(group.number for group in groups)
+        ),
     }
 
 

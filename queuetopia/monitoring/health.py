@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django.db import Error
-from django.db.models import Count, Exists, Max, Min, OuterRef, Q, Subquery, Value
+from django.db.models import BooleanField, Count, Exists, ExpressionWrapper, Max, Min, OuterRef, Q, Subquery, Value
 from django.db.models.functions import Coalesce, Substr
 from django.utils import timezone
 
@@ -57,6 +57,7 @@ class Facts:
     counts: dict[str, dict[str, Any]]  # by scope: numbers of queues
     errors: list[dict[str, Any]]  # of blocked queues: scope, error, number, since, long, one, other
     problems: list[dict[str, Any]]  # of queues: scope, problem, number, queue
+    outside: int = 0  # queues whose head's attempt goes on elsewhere: no error blocks them
     deaths: Counter[str] = field(default_factory=Counter)  # of nodes lately, by host
     standbys: list[dict[str, Any]] = field(default_factory=list)  # nodes that wait for their turn: node, scopes
     not_woken: dict[str, dict[str, Any]] = field(default_factory=dict)  # by scope: number of queues, queue
@@ -131,9 +132,11 @@ def read(alias: str, scopes: list[str], limits: Limits | None = None, *, in_dept
     counts = {row["of"]: row for row in _counts(alias, now, limits)}
     has_problem = any(row["problems"] for row in counts.values())
     is_blocked = any(row["halted"] or row["backing_off"] for row in counts.values())
+    errors = list(_errors(alias, now, limits)) if is_blocked else []
     facts = Facts(
         alias, now, nodes, pauses, snoozes, counts,
-        errors=list(_errors(alias, now, limits)) if is_blocked else [],
+        errors=[row for row in errors if not row["is_outside"]],
+        outside=sum(row["number"] for row in errors if row["is_outside"]),
         problems=list(_problems_of_queues(alias)) if has_problem else [],
         clock=max(0.0, ahead) - max(0.0, behind),
     )  # fmt: skip
@@ -166,11 +169,15 @@ def _counts(alias, now, limits):
 
 
 def _errors(alias, now, limits):
-    """Yield the errors that block queues, the most frequent first, with the number of queues."""
+    """Yield the errors that block queues, the most frequent first, with the number of queues.
+
+    ``is_outside``: these wait for no operator, but for an attempt that goes on elsewhere.
+    """
     current = Queue.objects.using(alias).blocked().values("current_job")
     long = Q(state=Job.State.PENDING, failed_at__lt=now - timedelta(seconds=limits.blocked))
     heads = Job.objects.using(alias).unfinished().filter(pk__in=current).order_by()
-    rows = heads.values("scope", text=Substr("error", 1, ERROR_READ)).annotate(
+    is_outside = ExpressionWrapper(Q(outside__isnull=False), output_field=BooleanField())
+    rows = heads.values("scope", is_outside=is_outside, text=Substr("error", 1, ERROR_READ)).annotate(
         number=Count("id"),
         long=Count("id", filter=long),
         since=Min("failed_at"),

@@ -245,6 +245,13 @@ class TestGroups:
     def test_say_when_there_is_none(self, boss, queues):
         assert "No queue is blocked." in words(boss)
 
+    def test_do_not_count_queues_whose_attempt_goes_on_elsewhere(self, boss, queues):
+        job = put(queues, "backing off")
+        Job.objects.filter(pk=job.pk).update(outside={}, error="", failed_at=None)
+        text = words(boss)
+        assert "No queue is blocked." in text
+        assert "no error recorded" not in text
+
     def test_are_bounded_and_say_so(self, boss, queues, monkeypatch):
         monkeypatch.setattr(health, "MOST_ERRORS", 2)
         self.put_blocked(queues)
