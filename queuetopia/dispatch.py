@@ -15,21 +15,19 @@ class Dispatch:
     priorities: the scopes that the node serves there, each with its option ``priority``.
 
     ``turns`` is a generator. It yields (scopes, most): claim from these scopes together, up to so many queues; it is
-    sent how many were claimed. A node claims as long as it has room and the generator goes on.
+    sent how many were claimed. A node claims as long as it has room and the generator goes on. That of this class
+    claims from all scopes together.
     """
 
     def __init__(self, priorities: Mapping[str, int]):
         self.priorities = dict(priorities)
 
     def turns(self, room: int) -> Iterator[tuple[list[str], int]]:
-        raise NotImplementedError
+        yield [*self.priorities], room
 
 
 class LongestDueFirst(Dispatch):
     """All scopes together: the queue that has been due longest is next, whatever ``priority`` says."""
-
-    def turns(self, room):
-        yield [*self.priorities], room
 
 
 class ByPriority(Dispatch):

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from queuetopia.dispatch import SHARE, ByPriority, LongestDueFirst, RoundRobin
+from queuetopia.dispatch import SHARE, ByPriority, Dispatch, LongestDueFirst, RoundRobin
 
 pytestmark = pytest.mark.capability("H24", "J2")
 
@@ -28,6 +28,7 @@ def claimed(dispatch, room, work):
 
 def test_scopes_of_one_priority_are_claimed_from_together():
     assert [*ByPriority({"a": 0, "b": 0}).turns(7)] == [(["a", "b"], 7)]
+    assert [*Dispatch({"a": 5, "b": 0}).turns(7)] == [(["a", "b"], 7)]
     assert [*LongestDueFirst({"a": 5, "b": 0}).turns(7)] == [(["a", "b"], 7)]
 
 
