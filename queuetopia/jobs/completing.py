@@ -1,6 +1,5 @@
 """Exactly once: what an attempt writes, and that it was made, are one transaction."""
 
-import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -16,8 +15,6 @@ from ..exceptions import StaleAttempt
 from ..models import Job, Node, Once
 from ..registry import by_scope
 from ..text import visible
-
-logger = logging.getLogger("queuetopia.jobs")
 
 
 class Completion:

@@ -87,6 +87,6 @@ def _refuse_unless_open(job, queue, fence):
     if job.outside:
         raise Refused(f"{cannot}: that was reported before.")
     if queue.current_job != job.pk or queue.fence != fence:
-        raise Refused(f"{cannot}: this attempt is over, by its deadline, and a later one has its queue.")
+        raise Refused(f"{cannot}: this attempt is over, by its deadline or an operator, and a later one has its queue.")
     if queue.held_by is None and job.outside is None:
         raise Refused(f"{cannot}: this attempt has ended, and the job waits for its next one or for an operator.")
