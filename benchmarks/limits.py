@@ -9,13 +9,13 @@ from itertools import accumulate
 
 from django.db import connection
 
-from queuetopia.models import Job, Node
+from queuetopia.models import Job, Node, Queue
 from queuetopia.node.supervisor import start_node
 from queuetopia.testing import wait_until
 
 from .figures import Figure
 from .fresh import fresh_database
-from .idle import share_of, transactions
+from .idle import SETTLING, share_of, transactions
 from .queues import OPTIONS, BenchmarkQueue
 
 NODES, QUEUES, MOST, NUMBER = 3, 200, 3, 50
@@ -85,7 +85,8 @@ def _full(seconds):
         BenchmarkQueue.create_jobs(
             [BenchmarkQueue.job(f"queue-{n}", "rest", {"seconds": 10 * seconds}) for n in range(QUEUES)]
         )
-        time.sleep(2.0)
+        wait_until(Queue.objects.with_a_place().exists)
+        time.sleep(SETTLING)
         pids = [node.pid for node in Node.objects.all()]
         before = transactions()
         share = share_of(pids, seconds) / NODES
