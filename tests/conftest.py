@@ -19,7 +19,7 @@ hypothesis.settings.register_profile("queuetopia", deadline=None, print_blob=Tru
 hypothesis.settings.load_profile("queuetopia")
 
 REPOSITORY = Path(__file__).parents[1]
-CAPABILITY = re.compile(r"[EHJQW][1-9]\d?")
+CAPABILITY = re.compile(r"[EHJQWX][1-9]\d?")
 
 
 def pytest_addoption(parser):

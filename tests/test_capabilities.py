@@ -54,7 +54,7 @@ def rows():
     """Return {ID: tests named in its row} of the page; a row may carry several IDs."""
     page = {}
     for line in PAGE.read_text().splitlines():
-        if match := re.match(r"\| ((?:[WEJHQ]\d+ ?)+)\|[^|]*\|(.*)\|$", line):
+        if match := re.match(r"\| ((?:[WEJHQX]\d+ ?)+)\|[^|]*\|(.*)\|$", line):
             tests = set(re.findall(r"`([^`]+)`", match[2]))
             page |= dict.fromkeys(match[1].split(), tests)
     return page
@@ -64,7 +64,7 @@ def written_page(intro_and_rows):
     """Return the page with the tests of each row filled in anew; ``python -m tests.test_capabilities`` writes it."""
     marked, lines = marked_tests(), []
     for line in intro_and_rows.splitlines():
-        if match := re.match(r"\| ((?:[WEJHQ]\d+ ?)+)\|([^|]*)\|", line):
+        if match := re.match(r"\| ((?:[WEJHQX]\d+ ?)+)\|([^|]*)\|", line):
             tests = sorted(set().union(*(marked[name] for name in match[1].split())))
             line = f"| {match[1]}|{match[2]}| {'<br>'.join(f'`{test}`' for test in tests) or 'not yet'} |"
         lines.append(line)
