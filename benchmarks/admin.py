@@ -1,4 +1,7 @@
-"""The pages of the admin beside a million jobs in 100,000 queues, every one of them blocked: the worst case."""
+"""The pages of the admin, and the figures for Prometheus, in the worst case.
+
+That is beside a million jobs in 100,000 queues, every one of them blocked, and a month of statistics of two nodes.
+"""
 
 import uuid
 from datetime import timedelta
@@ -19,6 +22,8 @@ from .queues import BenchmarkQueue
 
 QUEUES = 100_000
 MOST_QUERIES, MOST_MS = 10, 300.0
+FIGURES = "figures for Prometheus"
+MOST_QUERIES_OF_FIGURES, MOST_MS_OF_FIGURES = 12, 500.0
 REQUESTS = 5
 ADMIN = "/admin/queuetopia"
 
@@ -48,10 +53,17 @@ def create_rows(queues):
     Queue.objects.filter(pk__in=held).update(held_by=node.pk, held_since=now)
     span = now.replace(minute=now.minute // 5 * 5, second=0, microsecond=0)
     counted = {"started": 900, "done": 880, "failed": 20, "waits": {"9": 900}, "runs": {"7": 900}, "blocks": {"30": 9}}
+    spans = 8_640 if queues >= QUEUES else 288  # a month's, or a day's
+    kinds = [(step, action, node) for step in range(spans) for action in range(10) for node in (1, 2)]
     Statistic.objects.bulk_create(
-        Statistic(scope=BenchmarkQueue.scope, at=span - timedelta(minutes=5 * step), action=f"a{action}", node=holder,
-                  **counted)
-        for step in range(288) for action in range(10) for holder in (uuid.UUID(int=1), uuid.UUID(int=2))
+        (
+            Statistic(
+                scope=BenchmarkQueue.scope, at=span - timedelta(minutes=5 * step), action=f"a{action}",
+                node=uuid.UUID(int=node), **counted,
+            )
+            for step, action, node in kinds
+        ),
+        batch_size=5_000,
     )  # fmt: skip
 
 
@@ -89,6 +101,7 @@ def pages(queues):
         "queues, searched": f"{ADMIN}/queue/?q={middle}",
         "queues, nothing found": f"{ADMIN}/queue/?q=nothing",
         "a queue": f"{ADMIN}/queue/{line.pk}/change/",
+        FIGURES: "/metrics",
     }
 
 
@@ -103,5 +116,6 @@ def measured(client, name, path):
             times.append(1000 * (perf_counter() - began))
         assert answer.status_code == 200, (path, answer.status_code)
     # The first one imports and compiles templates.
-    yield Figure(name, "ms", median(times[1:]), goal=MOST_MS)
-    yield Figure(name, "queries", len(queries), goal=MOST_QUERIES - 1)
+    is_page = name != FIGURES
+    yield Figure(name, "ms", median(times[1:]), goal=MOST_MS if is_page else MOST_MS_OF_FIGURES)
+    yield Figure(name, "queries", len(queries), goal=MOST_QUERIES - 1 if is_page else MOST_QUERIES_OF_FIGURES)

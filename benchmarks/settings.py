@@ -19,7 +19,7 @@ if sys.argv[1:2] == ["admin"]:  # of benchmarks.run: the other workloads measure
     INSTALLED_APPS += [f"django.contrib.{name}" for name in ("admin", "auth", "contenttypes", "messages", "sessions")]
     from tests.admin_settings import MIDDLEWARE, TEMPLATES  # noqa: F401 - settings
 
-    ROOT_URLCONF = "tests.urls"
+    ROOT_URLCONF = "benchmarks.urls"
     STATIC_URL = "static/"
 QUEUETOPIA = {"SCOPES": {"benchmarks.BenchmarkQueue": json.loads(os.environ.get("BENCHMARK_OPTIONS", "{}"))}}
 LOGGING = {

@@ -5,7 +5,7 @@ neither reads nor locks a Queue row. This module reads only; ``jobs`` and ``back
 """
 
 import uuid
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from django.apps import apps
@@ -441,23 +441,27 @@ class Statistic(models.Model):
     """What one node did of one action in one span of time. See ``monitoring.statistics``.
 
     node: NOBODY in the rows of what no node records: see ``monitoring.census``.
+    at: BEGINNING in the rows that keep the counts of those that were deleted: a sum of all rows never falls.
     waits, runs, blocks: histograms: {number of a bin: how many times}.
     """
 
     NOBODY = uuid.UUID(int=0)
+    BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
+    COUNTS = ("created", "started", "done", "failed", "halted", "skipped", "cancelled")
+    SECONDS = ("run_seconds", "blocked_seconds")
 
     id = models.BigAutoField(primary_key=True)
     scope = ExactCharField(_("scope"), max_length=128)
     at = models.DateTimeField(_("at"))
     action = ExactCharField(_("action"), max_length=255)
     node = models.UUIDField(_("node"))
-    created = models.PositiveIntegerField(_("created"), default=0)
-    started = models.PositiveIntegerField(_("started"), default=0)
-    done = models.PositiveIntegerField(_("done"), default=0)
-    failed = models.PositiveIntegerField(_("failed"), default=0)
-    halted = models.PositiveIntegerField(_("halted"), default=0)
-    skipped = models.PositiveIntegerField(_("skipped"), default=0)
-    cancelled = models.PositiveIntegerField(_("cancelled"), default=0)
+    created = models.PositiveBigIntegerField(_("created"), default=0)
+    started = models.PositiveBigIntegerField(_("started"), default=0)
+    done = models.PositiveBigIntegerField(_("done"), default=0)
+    failed = models.PositiveBigIntegerField(_("failed"), default=0)
+    halted = models.PositiveBigIntegerField(_("halted"), default=0)
+    skipped = models.PositiveBigIntegerField(_("skipped"), default=0)
+    cancelled = models.PositiveBigIntegerField(_("cancelled"), default=0)
     run_seconds = models.FloatField(_("run time (s)"), default=0)
     blocked_seconds = models.FloatField(_("blocked time (s)"), default=0)
     waits = models.JSONField(_("wait times"), default=dict)

@@ -104,6 +104,7 @@ ROOMS: dict[str, set[str]] = {
     "worker": {"backends", "jobs", "monitoring"},
     "admin": {"backends", "jobs", "monitoring", "doors"},
     "management": {"backends", "jobs", "monitoring", "doors", "node"},
+    "contrib": {"backends", "monitoring"},
     "doors": {"backends", "jobs", "monitoring", "worker"},
     "ground": {"ground"},
 }
@@ -113,6 +114,7 @@ DOORS = {
     "testing.py",
     "checks.py",
     "verbs.py",
+    "views.py",
     "terminal.py",
     "apps.py",
     "__main__.py",

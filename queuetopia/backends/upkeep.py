@@ -4,13 +4,14 @@ Each function takes the Backend whose session, or connection, it goes through.
 """
 
 import logging
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 from django.db import DatabaseError, transaction
-from django.db.models import Q
+from django.db.models import F, Q
 
 from .. import conf
 from ..attempts import Claim
@@ -215,13 +216,35 @@ def _add_to_statistic(backend, scope, action, at, more):
 
 
 def prune_statistics(backend, scopes: list[str], keep: float, limit: int = 1_000) -> int:
-    """Delete up to ``limit`` rows that are older than ``keep`` seconds; return how many."""
-    old = Statistic.objects.using(backend.alias).filter(scope__in=scopes)
-    old = old.filter(at__lt=backend.now() - timedelta(seconds=keep))
+    """Delete up to ``limit`` rows that are older than ``keep`` seconds; return how many.
+
+    Their numbers, but not their histograms, are added to one row of each action: see ``Statistic.BEGINNING``.
+    """
+    statistics = Statistic.objects.using(backend.alias)
+    before = backend.now() - timedelta(seconds=keep)
+    old = statistics.filter(scope__in=scopes, at__gt=Statistic.BEGINNING, at__lt=before)
     ids = list(old.values_list("pk", flat=True)[:limit])
-    if ids:
-        old.filter(pk__in=ids)._raw_delete(backend.alias)
-    return len(ids)
+    if not ids:
+        return 0
+    with transaction.atomic(using=backend.alias):
+        # Nodes prune the same scopes: each row is counted by the one that has it locked.
+        found = list(old.filter(pk__in=ids).select_for_update(skip_locked=True))
+        _keep_counts(statistics, found)
+        old.filter(pk__in=[row.pk for row in found])._raw_delete(backend.alias)
+    return len(found)
+
+
+def _keep_counts(statistics, found):
+    sums: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    for row in found:
+        counts = {name: getattr(row, name) for name in (*Statistic.COUNTS, *Statistic.SECONDS)}
+        sums[row.scope, row.action].update(counts)
+    key: dict[str, Any] = {"at": Statistic.BEGINNING, "node": Statistic.NOBODY}
+    new = [Statistic(scope=scope, action=action, **key) for scope, action in sums]
+    statistics.bulk_create(new, ignore_conflicts=True)
+    for scope, action in sorted(sums):  # rows are locked in one order everywhere
+        more = {name: F(name) + number for name, number in sums[scope, action].items()}
+        statistics.filter(scope=scope, action=action, **key).update(**more)
 
 
 def has_work(backend, scopes: list[str]) -> bool:

@@ -22,8 +22,7 @@ LAST_DAY = timedelta(days=1)
 MOST_STEPS = 10_000
 MOST_JOBS = 20_000  # ended jobs read for the figures of queues
 
-COUNTS = ("created", "started", "done", "failed", "halted", "skipped", "cancelled")
-SECONDS = ("run_seconds", "blocked_seconds")
+COUNTS, SECONDS = Statistic.COUNTS, Statistic.SECONDS
 HISTOGRAMS = {"waits": "wait", "runs": "run", "blocks": "blocked"}
 PERCENTILES = (50, 90, 99)
 

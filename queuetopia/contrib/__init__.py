@@ -1,0 +1,1 @@
+"""What joins Queuetopia with other libraries; each module names the extra that brings its library."""
