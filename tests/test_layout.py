@@ -171,6 +171,8 @@ ASSIGNED_BY_OTHERS = {
     ("backends/postgresql.py", "job"): ROW,
     ("backends/postgresql.py", "job._state"): ROW,
     ("backends/rows.py", "queue"): ROW,
+    ("backends/standby.py", "beside"): FOREIGN,
+    ("backends/standby.py", "driver"): FOREIGN,
     ("backends/sqlite.py", "queue"): ROW,
     ("backends/upkeep.py", "queue"): ROW,
     ("backends/upkeep.py", "row"): ROW,

@@ -80,6 +80,7 @@ class Backend:
     # Seconds between two polls for a wake-up where the database cannot push one; None where it can.
     looks_every: float | None = None
     most_held = 1_000  # queues that one session may hold
+    fences_above = 0  # a failover may have undone fences up to this one
     notifies_as_it_wakes = False
 
     def __init__(self, alias: str):
@@ -129,6 +130,10 @@ class Backend:
         """Return the connection's settings as a session needs them: kept open, never pooled or checked."""
         settings["OPTIONS"].pop("pool", None)
         return {**settings, "CONN_MAX_AGE": None, "CONN_HEALTH_CHECKS": False, "AUTOCOMMIT": True}
+
+    def beat_while_waiting(self, beat: Callable[[str], None], every: float) -> None:
+        """While a commit of this session waits for a standby, call ``beat``, about each ``every`` seconds, with the
+        alias of a connection whose commits do not. Does nothing where that cannot be, or cannot be known."""
 
     def close_session(self) -> None:
         """Close the session's connection; the server frees its locks. Never raises."""
@@ -434,7 +439,7 @@ class Backend:
             for queue in queues.filter(~models.Exists(resting), pk__in=queue_ids, held_by=None, paused_at=None):
                 head, current_job, due_at = rows.next_head(self.alias, queue, now)
                 if head:
-                    claims.append(rows.mark_started(self.alias, queue, head, holder, now))
+                    claims.append(rows.mark_started(self, queue, head, holder, now))
                 else:
                     Queue.objects.using(self.alias).filter(pk=queue.pk).update(current_job=current_job, due_at=due_at)
         started = {claim.queue_id for claim in claims}
@@ -561,7 +566,7 @@ class Backend:
         queue.current_job = None
         head, current_job, due_at = rows.next_head(self.alias, queue, now)
         if head and may_go_on:
-            return rows.mark_started(self.alias, queue, head, holder, now), None, None
+            return rows.mark_started(self, queue, head, holder, now), None, None
         return None, now if head else due_at, current_job
 
     def look_again(self, queue_ids: Iterable[int]) -> bool:

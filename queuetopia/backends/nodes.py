@@ -26,9 +26,9 @@ def register(backend, node_id: UUID, host: str, pid: int, scopes: list[str]) -> 
     Node.objects.using(backend.alias).bulk_create([node])  # create() would call the project's receivers
 
 
-def beat(backend, node_id: UUID, workers: list[dict]) -> bool:
-    """Prove that the node lives; False when a successor has fenced it."""
-    nodes = Node.objects.using(backend.alias).filter(pk=node_id, fenced_at=None)
+def beat(backend, node_id: UUID, workers: list[dict], alias: str | None = None) -> bool:
+    """Prove that the node lives; False when a successor has fenced it. alias: None means that of the session."""
+    nodes = Node.objects.using(alias or backend.alias).filter(pk=node_id, fenced_at=None)
     try:
         return bool(nodes.update(last_seen=DatabaseNow(), workers=workers))
     except OperationalError as exc:

@@ -37,6 +37,7 @@ from ..models import Job, Queue, Scope
 from ..params import as_text
 from ..text import brief
 from . import base, values
+from .standby import Patience
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +137,8 @@ _START = f"""
           AND j.state = 'pending' AND coalesce(j.next_attempt_at, j.scheduled_at) <= {NOW}
           AND NOT {_is_resting("q.scope")}
     ), q AS (
-        UPDATE {QUEUE} q SET fence = q.fence + 1, current_job = h.id, attempt = least(h.attempts, {MOST_ATTEMPTS}) + 1,
+        UPDATE {QUEUE} q SET fence = greatest(q.fence, %(floor)s) + 1, current_job = h.id,
+               attempt = least(h.attempts, {MOST_ATTEMPTS}) + 1,
                held_by = %(holder)s, held_since = {NOW}, stop_requested = false, problem = ''
         FROM h WHERE q.id = h.qid AND h.paused_at IS NULL AND q.rev = h.qrev AND q.held_by IS NULL
         RETURNING q.id, q.scope, q.name, q.attempt, q.fence, q.rev, {_HEAD_OF_CLAIM}
@@ -160,6 +162,11 @@ _ISOLATION = {"default_transaction_isolation": "read committed"}
 # result be lost. A heartbeat that waited for one that is away would cost what runs, and what else a node writes is
 # found out again after a failover.
 _REMOTE = {"on", "remote_write", "remote_apply"}
+
+# A standby that is promoted begins a new timeline, and so does a restored backup. Fences that were not replicated are
+# all below those of the new one.
+_TIMELINE = "SELECT left(pg_walfile_name(pg_current_wal_lsn()), 8)"
+_FENCES_OF_A_TIMELINE = 2**32
 
 _PROBES = 100  # probes for a pooler: under load a session may be lent to another client just then, every other time
 
@@ -207,7 +214,7 @@ _FINISH = f"""
         ) j ON true
     ), q AS (
         UPDATE {QUEUE} q SET
-            fence = CASE WHEN go THEN q.fence + 1 ELSE q.fence END,
+            fence = CASE WHEN go THEN greatest(q.fence, %(floor)s) + 1 ELSE q.fence END,
             current_job = CASE WHEN go OR h.state = 'halted' THEN h.id END,
             attempt = CASE WHEN go THEN least(h.attempts, {MOST_ATTEMPTS}) + 1 ELSE 0 END,
             held_by = CASE WHEN go THEN q.held_by END,
@@ -369,6 +376,7 @@ class Backend(base.Backend):
             if in_recovery:
                 raise SessionRefused(f"Database {self.alias!r} is a read-only standby; point it at the primary.")
             self._refuse_pooler()
+            self.fences_above = self._first_of_the_timeline(cursor)
             for name, value in {**_PLANS, **_ISOLATION}.items():
                 cursor.execute("SELECT set_config(%s, %s, false)", [name, value])
             cursor.execute("SELECT current_setting('synchronous_commit')")
@@ -394,6 +402,20 @@ class Backend(base.Backend):
             logger.error("ids run into rows that are there, table=%s remedy=%r", table, base.RESET_SEQUENCES)
         # A notification that arrives while some statement runs is read by the driver: no descriptor shows it.
         self.connection.connection.add_notify_handler(self._note_notification)
+
+    def _first_of_the_timeline(self, cursor) -> int:
+        try:
+            cursor.execute(_TIMELINE)
+        except DatabaseError as exc:  # a server that is PostgreSQL in name only has no such files
+            logger.warning(
+                "timeline unknown, a failover may give fences again alias=%s cause=%r", self.alias, brief(exc)
+            )
+            return 0
+        return (int(cursor.fetchone()[0], 16) - 1) * _FENCES_OF_A_TIMELINE
+
+    def beat_while_waiting(self, beat, every):
+        if self._durably in _REMOTE:
+            Patience(self.connection, self._pid, every, beat)
 
     def is_busy(self, exc):
         return getattr(exc.__cause__, "sqlstate", None) in _BUSY
@@ -643,7 +665,9 @@ class Backend(base.Backend):
         if not queue_ids:
             return [], []
         try:
-            rows = self._run(_START, {"ids": queue_ids, "holder": holder, "now": now, "commit": self._durably})
+            rows = self._run(_START, {
+                "ids": queue_ids, "holder": holder, "now": now, "commit": self._durably, "floor": self.fences_above,
+            })  # fmt: skip
         except OperationalError as exc:
             if not self.is_busy(exc):
                 raise
@@ -715,6 +739,7 @@ class Backend(base.Backend):
             "now": now,
             "node": node,
             "commit": self._durably,
+            "floor": self.fences_above,
         }, meanwhile)  # fmt: skip
         let_go = {row[_QUEUE_ID]: bool(row[2]) for row in rows if not row[1]}  # queue -> is it due?
         written = {row[0] for row in rows}

@@ -140,10 +140,10 @@ def next_head(alias, queue, now):
     return (head if head["scheduled_at"] <= now else None), None, head["scheduled_at"]
 
 
-def mark_started(alias, queue, head, holder, now) -> Claim:
+def mark_started(backend, queue, head, holder, now) -> Claim:
     """Mark the head as running, under a new fence; return its claim."""
-    queue.fence += 1
-    Queue.objects.using(alias).filter(pk=queue.pk).update(
+    queue.fence = max(queue.fence, backend.fences_above) + 1
+    Queue.objects.using(backend.alias).filter(pk=queue.pk).update(
         fence=queue.fence,
         current_job=head["id"],
         attempt=next_attempt(head["attempts"]),

@@ -169,7 +169,7 @@ class Scheduler:
     def open(self) -> None:
         """Open the sessions, announce the node, start the workers: they inherit the locks' descriptors."""
         for store in self.stores:
-            store.open(self.lease, self._selector)
+            store.open(self.lease, self._selector, self._beat_aside)
         opened_at = uptime()
         if self.options.standby and not wait_for_turn(self.stores, self.lease, self.node, self._is_stopped_within):
             return
@@ -401,12 +401,18 @@ class Scheduler:
 
     # Beat
 
-    def beat(self) -> None:
-        """Prove in every database that this node lives; until the fence time after that, workers may start jobs."""
+    def beat(self, aside: tuple[Store, str] | None = None) -> None:
+        """Prove in every database that this node lives; until the fence time after that, workers may start jobs.
+
+        aside: a database whose session is busy, and the alias to beat through instead.
+        """
         began = uptime()
         if began < self._beat_at:
             return
         for store in self.stores:
+            if aside and store is aside[0]:
+                store.beat(self.pool.report(), aside[1])
+                continue
             with store.session():
                 store.beat(self.pool.report())
         self.pool.extend_lease(began + self.lease.fence)
@@ -415,6 +421,14 @@ class Scheduler:
             self._deadline.set(began + self.lease.fence + self.lease.kill / 2)
         self._beat_at = began + self.lease.heartbeat
         self._report_to_supervisor()
+
+    def _beat_aside(self, store, alias):
+        """Go on with what runs while a commit of the store waits for a standby."""
+        try:
+            self.beat((store, alias))
+        except Exception as exc:
+            self._log_error("heartbeat failed node=%s\n%s", exc)
+        self.work_meanwhile()
 
     def _clear_deadline(self):
         """No worker runs any more."""

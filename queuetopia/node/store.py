@@ -5,9 +5,10 @@ import os
 import selectors
 import socket
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 
 from django.db import DatabaseError, InterfaceError, OperationalError
 
@@ -60,8 +61,10 @@ class Store:
 
     # The session
 
-    def open(self, lease, selector) -> None:
+    def open(self, lease, selector, beat_aside: Callable[["Store", str], None]) -> None:
+        """beat_aside: called, with an alias to beat through, while a commit waits for a standby; it must not raise."""
         self.backend.open_session(lease)
+        self.backend.beat_while_waiting(partial(beat_aside, self), every=lease.heartbeat / 2)
         if (descriptor := self.backend.fileno()) is not None:
             selector.register(descriptor, selectors.EVENT_READ, self)
 
@@ -78,8 +81,9 @@ class Store:
         self.backend.tell_followers()  # who then ask this node, too, to notify them
         self.may_have_due = True
 
-    def beat(self, workers: list[dict]) -> None:
-        if not nodes.beat(self.backend, self.node_id, workers):
+    def beat(self, workers: list[dict], alias: str | None = None) -> None:
+        """alias: the connection to beat through; None means the session."""
+        if not nodes.beat(self.backend, self.node_id, workers, alias):
             raise exceptions.SessionLost("a successor has fenced this node")
         if self._file is not None:
             self._file.keep()

@@ -306,14 +306,14 @@ def _rows_read(backend):
             transaction.set_rollback(True, using=backend.alias)
 
     measure("_CANDIDATES", scopes=[SCOPE], limit=WORK, only=None, now=now, base=backend.lock_key(0), passed=[])
-    measure("_START", ids=ids, holder=NODE, now=now, commit=None)
+    measure("_START", ids=ids, holder=NODE, now=now, commit=None, floor=0)
     claims, _ = backend.claim([SCOPE], WORK, NODE)
     assert len(claims) == WORK
     measure(
         "_FINISH",
         jobs=[claim.job_id for claim in claims], queues=[claim.queue_id for claim in claims],
         fences=[claim.fence for claim in claims], revs=[claim.rev for claim in claims],
-        attempts=[1] * WORK, results=[None] * WORK, keeps=[True] * WORK, now=now, node="web1:7", commit=None,
+        attempts=[1] * WORK, results=[None] * WORK, keeps=[True] * WORK, now=now, node="web1:7", commit=None, floor=0,
     )  # fmt: skip
     backend.held.clear()  # pg_advisory_unlock_all() has given them back
     record(backend, claims, [Verdict.DONE] * WORK, keep=False)

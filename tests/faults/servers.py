@@ -198,6 +198,18 @@ class PostgresWithStandby(Postgres):
         self._standby = folder
 
     @contextlib.contextmanager
+    def without_standby(self):
+        """Stop the standby, and have no commit wait for it: a failover loses what it has not received."""
+        folder = self._standby
+        self._ask("ALTER SYSTEM SET synchronous_standby_names = ''")
+        self._ask("SELECT pg_reload_conf()")
+        self._run("pg_ctl", "stop", "-w", "-m", "fast", "-D", f"{folder}/data")
+        try:
+            yield
+        finally:
+            self._serve(folder, "data")
+
+    @contextlib.contextmanager
     def standby_away(self):
         """Freeze the standby: commits wait for it."""
         pid = int(Path(self._standby, "data/postmaster.pid").read_text().splitlines()[0])

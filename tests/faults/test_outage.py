@@ -44,6 +44,11 @@ def nodes(server, tmp_path):
     nodes.put_away()
 
 
+def create(jobs, nodes):
+    code = f"from tests.testapp.queues import LedgerQueue\n{jobs}"
+    subprocess.run([sys.executable, "-m", "django", "shell", "-c", code], env=nodes.environment, check=True)
+
+
 @pytest.fixture
 def proxy(server):
     """The way to the server, which counts the connections that were tried."""
@@ -90,21 +95,43 @@ def test_a_scheduler_that_dies_during_a_failover_costs_no_node(server, nodes):
 
 
 @with_standby
-def test_a_standby_that_is_away_costs_a_running_job_nothing(server, nodes, ledger):
-    node = nodes.start(LedgerQueue, processes=1, env=ledger.environment | {"QUEUETOPIA_TEST_LEASE": "6"})
+def test_a_fence_that_a_failover_has_undone_is_not_given_again(server, nodes, ledger):
+    node = nodes.start(LedgerQueue, processes=1, env=ledger.environment)
     node.wait_for_log("node started")
-    create = "from tests.testapp.queues import *; LedgerQueue.create_job('a', 'write_when_told', {'seq': 1})"
-    subprocess.run([sys.executable, "-m", "django", "shell", "-c", create], env=nodes.environment, check=True)
-    wait_until(lambda: ledger.attempts() == 1, PATIENCE)
+    with server.without_standby():
+        create("for seq in range(3): LedgerQueue.create_job('a', 'write', {'seq': seq})", nodes)
+        wait_until(lambda: ledger.attempts() == 3, PATIENCE)
+        server.fail_over()
+    server.promote()
+    node.wait_for_log("node started", times=2)
+    create("LedgerQueue.create_job('a', 'write', {'seq': 3})", nodes)
+    wait_until(lambda: ledger.attempts() == 4, PATIENCE)
+
+    fences = [record.fence for record in ledger.records("start")]
+    assert fences == sorted(set(fences))
+    assert node.stop() == 0
+
+
+@with_standby
+def test_a_standby_that_is_away_costs_a_running_job_nothing_not_even_while_a_result_waits_for_it(server, nodes, ledger):
+    node = nodes.start(LedgerQueue, processes=2, env=ledger.environment | {"QUEUETOPIA_TEST_LEASE": "6"})
+    node.wait_for_log("node started")
+    create("LedgerQueue.create_job('a', 'write_when_told', {'seq': 1}); LedgerQueue.create_job('b', 'hang')", nodes)
+    wait_until(lambda: ledger.attempts() == 2, PATIENCE)
     seen = lambda: server._ask("SELECT last_seen FROM queuetopia_node")[0][0]  # noqa: E731
+    beats_for = lambda since, seconds: wait_until(lambda: (seen() - since).total_seconds() > seconds, PATIENCE)  # noqa: E731
+    is_waiting = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'queuetopia' AND wait_event = 'SyncRep'"
 
-    stopped_at = seen()
     with server.standby_away():
-        wait_until(lambda: (seen() - stopped_at).total_seconds() > 5, PATIENCE)  # longer than the fence time
+        beats_for(seen(), 5)  # longer than the fence time
         ledger.go()
-        is_waiting = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'queuetopia' AND wait_event = 'SyncRep'"
         wait_until(lambda: server._ask(is_waiting), PATIENCE, message="the result does not wait")
+        beats_for(seen(), 5)
+        assert server._ask(is_waiting)
 
-    wait_until(lambda: server._ask("SELECT state, attempts FROM queuetopia_job") == [("done", 1)], PATIENCE)
-    assert ledger.attempts() == 1
+    wait_until(
+        lambda: server._ask("SELECT state, attempts FROM queuetopia_job ORDER BY id")[0] == ("done", 1), PATIENCE
+    )
+    assert ledger.attempts() == 2
+    assert node.log().count("node started") == 1
     assert node.stop() == 0
