@@ -43,7 +43,7 @@ class Message(StrEnum):
     READY = "ready"  # pid
     END = "end"  # ticket, outcome
     RETURNED = "returned"  # [ticket, …]: taken back before they began
-    TOLD = "told"  # one of NEWS, ALERT and MAIL is handled
+    NOTIFIED = "notified"  # one of NEWS, ALERT and MAIL is handled
     RETIRING = "retiring"  # why it begins no other job
     USED_UP = "used up"  # why: the same, but nothing is wrong with it
 

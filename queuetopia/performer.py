@@ -20,7 +20,7 @@ _NO_METHODS = (staticmethod, classmethod, property, cached_property)  # marked, 
 PERFORMER_HINT = (
     "Write class MailPerformer(Performer), and set performer to the class itself: performer = MailPerformer."
 )
-_told_shadows: set[tuple[type, str]] = set()
+_logged_shadows: set[tuple[type, str]] = set()
 
 
 def action(function_or_name: Callable | str | None = None) -> Any:
@@ -116,8 +116,8 @@ def _bound(performer, name):
     cls = type(performer)
     if name not in vars(performer):
         return getattr(performer, name)
-    if (cls, name) not in _told_shadows:
-        _told_shadows.add((cls, name))
+    if (cls, name) not in _logged_shadows:
+        _logged_shadows.add((cls, name))
         logger.warning(
             "self.%s was set, and is the name of an action's method, which runs all the same; rename one performer=%s",
             name,

@@ -78,7 +78,7 @@ class Backend:
     # Whether the server ends a session that has been silent for the lease, and so frees its locks.
     ends_silent_sessions = True
     # Seconds between two polls for a wake-up where the database cannot push one; None where it can.
-    looks_every: float | None = None
+    polls_every: float | None = None
     most_held = 1_000  # queues that one session may hold
     fences_above = 0  # a failover may have undone fences up to this one
     notifies_as_it_wakes = False
@@ -86,7 +86,7 @@ class Backend:
     def __init__(self, alias: str):
         self.alias = alias
         self.held: set[int] = set()
-        self.unseen: set[int] = set()  # cleared queues to check again: the row was locked
+        self.unchecked: set[int] = set()  # cleared queues to check again: the row was locked
         self.repeats = Repeats()
         self.refused = Refusals(self.repeats)
         self.closed = Closed()
@@ -158,7 +158,7 @@ class Backend:
         return connection.connection is self._driver and not is_in_transaction and connection.is_usable()
 
     def fileno(self) -> int | None:
-        """Return the descriptor that becomes readable on a wake-up, or None: then ``looks_every`` holds."""
+        """Return the descriptor that becomes readable on a wake-up, or None: then ``polls_every`` holds."""
         return None
 
     def descriptors(self) -> list[int]:
@@ -306,10 +306,10 @@ class Backend:
         return None
 
     def is_followed(self) -> bool:
-        """True while a follower wants to be notified, by ``tell_followers``, of what is recorded."""
+        """True while a follower wants to be notified, by ``notify_followers``, of what is recorded."""
         return False
 
-    def tell_followers(self) -> None:
+    def notify_followers(self) -> None:
         """Notify followers of news, where the database can."""
 
     def commit_durably(self) -> None:
@@ -353,7 +353,7 @@ class Backend:
                     found, started, rest = take_limited(self, scopes[0], limits, room, holder, now, only, passed)
             except Locked:
                 return claims, True
-            _try_to_look_again(self, rest)
+            _try_to_recheck(self, rest)
             self.unlock(rest)
             claims += started
             others = set(found) - {claim.queue_id for claim in started}
@@ -548,7 +548,7 @@ class Backend:
         return result._replace(released_due=due), released, cleared
 
     def _after_commit(self, result, released, cleared, holder) -> Recorded:
-        due = _try_to_look_again(self, cleared) or result.released_due
+        due = _try_to_recheck(self, cleared) or result.released_due
         stale = {ending.claim.queue_id for ending in result.stale}
         if stale:  # an old result of ours may be refused while the queue's next job is ours
             running = Queue.objects.using(self.alias).filter(pk__in=stale, held_by=holder)
@@ -569,7 +569,7 @@ class Backend:
             return rows.mark_started(self, queue, head, holder, now), None, None
         return None, now if head else due_at, current_job
 
-    def look_again(self, queue_ids: Iterable[int]) -> bool:
+    def recheck(self, queue_ids: Iterable[int]) -> bool:
         """Make cleared queues due that have got a job meanwhile; True if one is due now.
 
         In a new snapshot, after the commit that cleared them: a creator of jobs found the queue held before that commit
@@ -577,7 +577,7 @@ class Backend:
         call.
         """
         due = False
-        queue_ids, self.unseen = {*queue_ids, *self.unseen}, set()
+        queue_ids, self.unchecked = {*queue_ids, *self.unchecked}, set()
         for queue in Queue.objects.using(self.alias).idle().filter(pk__in=queue_ids):
             jobs = Job.objects.using(self.alias).unfinished().in_queue(queue.scope, queue.name).in_order()
             first = jobs.values_list("scheduled_at", flat=True).first()
@@ -657,21 +657,21 @@ def _make_one_due(backend, queue_id, due_at) -> bool:
     except OperationalError as exc:
         if not (backend.in_session and backend.is_busy(exc)):
             raise
-    backend.unseen.add(queue_id)
+    backend.unchecked.add(queue_id)
     return False
 
 
-def _try_to_look_again(backend, queue_ids) -> bool:
+def _try_to_recheck(backend, queue_ids) -> bool:
     """Check again; a failure now must not cost what has been committed before."""
     try:
-        return backend.look_again(queue_ids)
+        return backend.recheck(queue_ids)
     except DatabaseError as exc:
         if not backend.is_busy(exc):
             if not backend.in_session or not backend.is_alive():
                 raise
             backend.repeats.log(logger, logging.WARNING, "second check failed cause=%r", brief(exc), cause=str(exc))
         if not backend.is_of_the_row(exc):  # else the sweep comes to them
-            backend.unseen.update(queue_ids)
+            backend.unchecked.update(queue_ids)
         return False
 
 

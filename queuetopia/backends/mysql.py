@@ -18,7 +18,7 @@ _OF_THE_ROW = {1366, 1267, 1264, 1406, 3819, 4025, 1644}
 
 
 class Backend(base.Backend):
-    looks_every = 0.2  # no LISTEN here; one poll is one index look-up
+    polls_every = 0.2  # no LISTEN here; one poll is one index look-up
 
     def __init__(self, alias):
         super().__init__(alias)

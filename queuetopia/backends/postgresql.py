@@ -235,7 +235,7 @@ _FINISH = f"""
 _QUEUE_ID = 3 + Claim._fields.index("queue_id")
 
 # Rows that another transaction has locked are skipped, and returned.
-_LOOK_AGAIN = f"""
+_RECHECK = f"""
     WITH h AS MATERIALIZED (
         SELECT q.id, j.scheduled_at FROM {QUEUE} q CROSS JOIN LATERAL (
             SELECT scheduled_at FROM {JOB} WHERE scope = q.scope AND queue = q.name AND done_at IS NULL
@@ -627,7 +627,7 @@ class Backend(base.Backend):
     def is_followed(self):
         return uptime() < self._followed_until
 
-    def tell_followers(self):
+    def notify_followers(self):
         self._run(_NOTIFY, {"channel": FOLLOWERS})
 
     def commit_durably(self):
@@ -753,13 +753,13 @@ class Backend(base.Backend):
         rest = [ending for ending in done if ending.claim.job_id not in written]
         return result, list(let_go), [queue_id for queue_id, is_due in let_go.items() if not is_due], rest
 
-    def look_again(self, queue_ids):
-        queue_ids = {*queue_ids, *self.unseen}
+    def recheck(self, queue_ids):
+        queue_ids = {*queue_ids, *self.unchecked}
         if not queue_ids:
             return False
-        rows = self._run(_LOOK_AGAIN, {"ids": list(queue_ids)})
-        self.unseen = {queue_id for queue_id, is_locked in rows if is_locked}
-        return len(rows) > len(self.unseen)
+        rows = self._run(_RECHECK, {"ids": list(queue_ids)})
+        self.unchecked = {queue_id for queue_id, is_locked in rows if is_locked}
+        return len(rows) > len(self.unchecked)
 
     def _run_meanwhile(self, sql, arguments, meanwhile):
         """Run a statement, and do what a session has to do while the server works on it."""

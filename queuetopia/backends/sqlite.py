@@ -25,7 +25,7 @@ _TIMEOUT = 0.5  # seconds that a statement of a scheduler waits for another writ
 
 class Backend(base.Backend):
     # PRAGMA data_version costs some microseconds and no disk access; it changes with every foreign commit.
-    looks_every = 0.02
+    polls_every = 0.02
     ends_silent_sessions = False  # the locks are the kernel's
 
     def __init__(self, alias):

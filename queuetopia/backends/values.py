@@ -23,11 +23,11 @@ Wake = tuple[str, str, datetime]  # scope, queue, due at
 
 
 class Ending(NamedTuple):
-    """A claim and how its attempt ended, to be recorded; ``teller`` is the worker that waits for the commit."""
+    """A claim and how its attempt ended, to be recorded; ``notifier`` is the worker that waits for the commit."""
 
     claim: Claim
     outcome: Outcome
-    teller: Any = None
+    notifier: Any = None
     passed_over: bool = False  # its rows were locked when it was to be recorded
 
 

@@ -11,7 +11,7 @@ from .. import signals
 from ..backends import backend_for
 from ..models import Job, JobEvent, Queue
 from ..text import storable
-from .deciding import look_again_all, persons_verb, why_not_at_rest, why_not_blocked
+from .deciding import persons_verb, recheck_all, why_not_at_rest, why_not_blocked
 from .sending import send, send_unblocked
 
 logger = logging.getLogger("queuetopia.jobs")
@@ -85,7 +85,7 @@ def decide(queuetopia, verb, ids, *, by="", reason="") -> list[int]:
             )
             for job, was in sorted(zip(jobs, before, strict=True), key=lambda pair: (pair[0].scheduled_at, pair[0].pk))
         )  # fmt: skip
-        transaction.on_commit(partial(look_again_all, alias, [*queues.values()]), using=alias, robust=True)
+        transaction.on_commit(partial(recheck_all, alias, [*queues.values()]), using=alias, robust=True)
     return done
 
 
@@ -110,10 +110,10 @@ def _decide_rows(queuetopia, verb, jobs, queue_ids):
         job.state = new_state
         if verb == "skip":
             job.done_at, job.next_attempt_at = now, None
-            transaction.on_commit(partial(_tell_skipped, queuetopia, job), using=alias, robust=True)
+            transaction.on_commit(partial(_notify_skipped, queuetopia, job), using=alias, robust=True)
 
 
-def _tell_skipped(queuetopia, job):
+def _notify_skipped(queuetopia, job):
     send(signals.job_skipped, queuetopia, job=job, exc=None)
     if job.error:
         send_unblocked(queuetopia, job, job.failed_at or job.attempted_at)

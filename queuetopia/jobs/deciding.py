@@ -187,7 +187,7 @@ def mark_done(queuetopia, job, *, by="", reason="") -> Job:
         verb.forget_error()
         verb.end(Job.State.DONE)
         verb.send_after_commit(signals.job_done, job=verb.job)
-        verb.tell_unblocked()
+        verb.notify_unblocked()
     return verb.job
 
 
@@ -232,7 +232,7 @@ def _cancel(queuetopia, job, *, by, reason) -> str:
             raise Refused(f"Job {verb.job.pk} has been attempted and holds its queue: skip it, or retry it.")
         verb.end(Job.State.CANCELLED)
         verb.send_after_commit(signals.job_cancelled, job=verb.job)
-        verb.tell_unblocked()
+        verb.notify_unblocked()
     return "cancelled"
 
 
@@ -292,7 +292,7 @@ class _Verb:
     def skip(self):
         self.end(Job.State.SKIPPED)
         self.send_after_commit(signals.job_skipped, job=self.job, exc=None)
-        self.tell_unblocked()
+        self.notify_unblocked()
 
     def schedule_now(self):
         job = self.job
@@ -359,7 +359,7 @@ class _Verb:
         self.job.error = ""
         self.job.save(using=self.alias, update_fields=["error"])
 
-    def tell_unblocked(self):
+    def notify_unblocked(self):
         if self.had_failed:
             unblocked = partial(send_unblocked, self.queuetopia, self.job, self.job.failed_at or self.job.attempted_at)
             transaction.on_commit(unblocked, using=self.alias, robust=True)
@@ -394,7 +394,7 @@ def _verb(queuetopia, job, verb, by, reason):
         work = _Verb(queuetopia, alias, jobs.select_for_update().get(), queue)
         yield work
         work.leave_event(verb, by, reason)
-        transaction.on_commit(partial(_look_again, alias, queue.pk), using=alias, robust=True)
+        transaction.on_commit(partial(_recheck, alias, queue.pk), using=alias, robust=True)
 
 
 def _locked_queue(alias, scope, name) -> Queue:
@@ -404,16 +404,16 @@ def _locked_queue(alias, scope, name) -> Queue:
     return row.select_for_update().get()
 
 
-def _look_again(alias, queue_id):
+def _recheck(alias, queue_id):
     """Check for jobs whose creator gave up waiting for the row lock."""
     backend = backend_for(alias)
-    again_after_deadlock(alias, partial(backend.look_again, [queue_id]))
+    again_after_deadlock(alias, partial(backend.recheck, [queue_id]))
     backend.notify()
 
 
-def look_again_all(alias, queue_ids):
+def recheck_all(alias, queue_ids):
     backend = backend_for(alias)
-    again_after_deadlock(alias, partial(backend.look_again, queue_ids))
+    again_after_deadlock(alias, partial(backend.recheck, queue_ids))
     backend.notify()
 
 
@@ -519,7 +519,7 @@ def _set_pause(alias, scope, queue, verb, by, reason):
             after_commit = backend_for(alias).notify
         else:
             row = _locked_queue(alias, scope, queue)
-            after_commit = partial(_look_again, alias, row.pk)
+            after_commit = partial(_recheck, alias, row.pk)
         is_snoozed = isinstance(row, Scope) and row.snoozed_until and row.snoozed_until > backend_for(alias).now()
         if verb == "resume" and row.paused_at is None and not is_snoozed:
             raise Refused(f"{_paused_place(alias, scope, queue)} is not paused.")

@@ -9,7 +9,7 @@ from asgiref.sync import sync_to_async
 from django.utils import timezone
 
 from ..channel import uptime
-from .follow import PAUSE, UNTOLD, Follower, wait_for_news
+from .follow import PAUSE, UNNOTIFIED, Follower, wait_for_news
 
 EVERY = 1.0  # seconds between two polls, where the database does not notify
 
@@ -109,6 +109,6 @@ async def _news(follower, pause, longest):
     """Wait as ``wait_for_news`` does, without holding up the event loop or a thread."""
     await sync_to_async(follower.listen)()
     await asyncio.sleep(min(pause, longest))
-    until = uptime() + min(UNTOLD if follower.is_told() else EVERY, longest)
+    until = uptime() + min(UNNOTIFIED if follower.is_notified() else EVERY, longest)
     while uptime() < until and not await sync_to_async(follower.has_news)():
         await asyncio.sleep(min(PAUSE, max(0.0, until - uptime())))

@@ -30,7 +30,7 @@ from .status import MOST_NODES
 logger = logging.getLogger(__name__)
 
 RECENT, WINDOW = 1.0, 15.0  # seconds
-UNTOLD = 5.0  # seconds until a poll without a notification, and between two polls that reach far back
+UNNOTIFIED = 5.0  # seconds until a poll without a notification, and between two polls that reach far back
 PAUSE = 0.1  # seconds between two polls at least, and twice as long as a poll takes
 ASK = 1.0  # seconds between two requests for notifications
 PAGE = 1_000  # rows of one query
@@ -76,9 +76,9 @@ class Listening:
     def _stop_listening(self, exc):
         logger.info("cannot listen, polling alias=%s cause=%r", self.alias, brief(exc))
         self.close()
-        self._listen_at = uptime() + UNTOLD
+        self._listen_at = uptime() + UNNOTIFIED
 
-    def is_told(self) -> bool:
+    def is_notified(self) -> bool:
         """True while nodes notify: the last request was received."""
         return self._listener is not None and self._listener.is_heard
 
@@ -149,7 +149,7 @@ class Follower(Listening):
         now = uptime() if now is None else now
         back = RECENT
         if now >= self._far_at:
-            back, self._far_at = WINDOW, now + UNTOLD
+            back, self._far_at = WINDOW, now + UNNOTIFIED
         started = list(self._started())
         failed = list(self._failures())
         ended = [event for scope in self.scopes for event in self._ends(scope, back)]
@@ -250,7 +250,7 @@ class Follower(Listening):
         self._events = {number for number in self._events if number > self._event - MOST_LATE}
 
 
-def wait_for_news(followers: list[Follower], every: float, pause: float = PAUSE, longest: float = UNTOLD) -> None:
+def wait_for_news(followers: list[Follower], every: float, pause: float = PAUSE, longest: float = UNNOTIFIED) -> None:
     """Sleep until something may have happened, without notifications for ``every`` seconds at most.
 
     pause: seconds to sleep in any case, so that a busy node does not make its followers poll all the time.
@@ -261,7 +261,7 @@ def wait_for_news(followers: list[Follower], every: float, pause: float = PAUSE,
     time.sleep(pause)
     began = uptime()
     while not any([follower.has_news() for follower in followers]):
-        bound = UNTOLD if all(follower.is_told() for follower in followers) else every
+        bound = UNNOTIFIED if all(follower.is_notified() for follower in followers) else every
         if (left := began + min(bound, longest) - uptime()) <= 0:
             return
         descriptors = [number for follower in followers if (number := follower.fileno()) is not None]

@@ -106,18 +106,18 @@ class StopRequests(Chore):
         return self.parts.until_next_poll()
 
 
-class Unseen(Chore):
+class Unchecked(Chore):
     """Check again the queues that got a job while their rows were locked."""
 
     while_stopping = True
 
     def run(self):
-        if self.store.backend.unseen and self.store.backend.look_again([]):
+        if self.store.backend.unchecked and self.store.backend.recheck([]):
             self.store.claim_soon()
         return self.parts.until_next_poll()
 
     def is_left(self):
-        return bool(self.store.backend.unseen)
+        return bool(self.store.backend.unchecked)
 
 
 class Sweep(Chore):
@@ -161,9 +161,9 @@ class Alerts(Chore):
     """Give workers the signals of queues that are still blocked."""
 
     def run(self):
-        if self.parts.pool.may_tell():
+        if self.parts.pool.may_notify():
             for claim, duration, threshold in upkeep.due_alerts(self.store.backend, self.store.scopes):
-                self.parts.pool.tell_any(Message.ALERT, claim, duration, threshold)
+                self.parts.pool.notify_any(Message.ALERT, claim, duration, threshold)
         return min([POLL_ALERTS, *conf.alert_after()])
 
 
@@ -171,8 +171,8 @@ class Mail(Chore):
     """Give a worker the mail about blocked queues."""
 
     def run(self):
-        if (every := conf.mail_admins_every()) and self.parts.pool.may_tell():
-            self.parts.pool.tell_any(Message.MAIL, self.store.database, every)
+        if (every := conf.mail_admins_every()) and self.parts.pool.may_notify():
+            self.parts.pool.notify_any(Message.MAIL, self.store.database, every)
             return POLL_MAIL
         return POLL_MAIL if not every else POLL_ALERTS
 

@@ -89,17 +89,17 @@ class Hands:
         """Take back claims that no worker has begun; they are handed out before all others, in their order."""
         self.waiting.extendleft(reversed([self.in_flight.pop(ticket) for ticket in tickets]))
 
-    def end(self, ticket: int, outcome: Outcome, teller=None) -> None:
+    def end(self, ticket: int, outcome: Outcome, notifier=None) -> None:
         """Keep the ending of an attempt until it is recorded."""
         store, claim = self.in_flight.pop(ticket)
         if not self.to_record():
             self.ended_at = uptime()
-        store.endings.add(store.endings.apart(Ending(claim, outcome, teller)))
+        store.endings.add(store.endings.apart(Ending(claim, outcome, notifier)))
 
-    def awaits(self, teller) -> bool:
+    def awaits(self, notifier) -> bool:
         """True while something that this worker is to tell hooks and receivers of is not recorded."""
         endings = (ending for store in self._stores for ending in store.endings.all())
-        return any(ending.teller and ending.teller[0] is teller for ending in endings)
+        return any(ending.notifier and ending.notifier[0] is notifier for ending in endings)
 
     def drop(self, ticket: int) -> None:
         """Drop a claim after a report with a wrong fence; ``Forgotten`` then lets its queue go."""

@@ -16,13 +16,13 @@ from .chores import (
     StatisticsRetention,
     StopRequests,
     Sweep,
-    Unseen,
+    Unchecked,
 )  # fmt: skip
 from .succession import DeadNodes, Forgotten, Orphans
 
 CHORES: list[type[Chore]] = [
     StopRequests,
-    Unseen,
+    Unchecked,
     Sweep,
     DeadNodes,
     Alerts,
@@ -47,7 +47,7 @@ class Housekeeping:
         for store in self._stores:
             store.wake_by_time()
             with store.session():
-                store.tell_followers()
+                store.notify_followers()
         now = uptime()  # one for all: what is due at the same intervals stays due at the same moments
         for chore in self._chores:
             if chore.while_stopping or not is_stopping:

@@ -59,7 +59,7 @@ class Pool:
         self._repeats = Repeats()
         self._suspects = 0  # workers replaced because they were suspect, in a row
         self._next_suspect_at = 0.0  # uptime
-        self._untold: list[Ending] = []  # ends whose worker is dead: any other calls their hooks
+        self._unnotified: list[Ending] = []  # ends whose worker is dead: any other calls their hooks
 
     # Hand out
 
@@ -145,16 +145,16 @@ class Pool:
         match message:
             case [Message.READY, _]:
                 self._note_start(worker)
-                untold, self._untold = self._untold, []
-                for ending in untold:
-                    self.tell(ending)
+                unnotified, self._unnotified = self._unnotified, []
+                for ending in unnotified:
+                    self.notify(ending)
             case [Message.END, int(ticket), [*outcome]] if len(outcome) == len(Outcome._fields):
                 try:
                     self._ended(worker, ticket, checked(Outcome._make(outcome)))
                 except ValueError as exc:
                     self._garbled(worker, exc)
-            case [Message.TOLD]:
-                worker.note_told()
+            case [Message.NOTIFIED]:
+                worker.note_notified()
             case [Message.RETIRING, str(why)]:
                 self._retire(worker, logging.ERROR, visible(why[:500]))
             case [Message.USED_UP, str(why)]:
@@ -323,9 +323,9 @@ class Pool:
                 worker.dismiss(until=now + CONDEMNED_TIME)
             if worker.condemned_at is not None and (now >= worker.condemned_at or worker.is_done_with()):
                 self.kill(worker)
-            elif worker.condemned_at is None and worker.telling and now >= worker.hook_ends_at():
+            elif worker.condemned_at is None and worker.notifying and now >= worker.hook_ends_at():
                 logger.error(
-                    "a hook or receiver hangs, replacing its worker pid=%d untold=%d", worker.pid, worker.telling
+                    "a hook or receiver hangs, replacing its worker pid=%d unnotified=%d", worker.pid, worker.notifying
                 )
                 self._condemn(worker, now + worker.longest_timeout())
             elif now >= worker.useless_from():
@@ -335,7 +335,7 @@ class Pool:
                 self.recall(worker)
 
     def _has_work(self, worker):
-        return bool(worker.assigned or worker.telling) or (worker.used_up and self._hands.awaits(worker))
+        return bool(worker.assigned or worker.notifying) or (worker.used_up and self._hands.awaits(worker))
 
     def _check_times(self, worker, now):
         """Stop what is overdue; what was asked to end and does not takes its worker with it."""
@@ -377,8 +377,8 @@ class Pool:
         self.bury(worker)
 
     def kill_all(self) -> None:
-        if untold := sum(worker.telling for worker in self.workers):
-            logger.warning("killed before their hooks had ended node=%s untold=%d", self._node, untold)
+        if unnotified := sum(worker.notifying for worker in self.workers):
+            logger.warning("killed before their hooks had ended node=%s unnotified=%d", self._node, unnotified)
         for worker in self.workers:
             worker.kill()
         for worker in list(self.workers):
@@ -387,35 +387,35 @@ class Pool:
 
     # What follows the commit
 
-    def tell(self, ending: Ending) -> None:
+    def notify(self, ending: Ending) -> None:
         """Have the worker that ran the attempt, else any other, call the hooks and send the signals of its end."""
-        worker, ticket = ending.teller
+        worker, ticket = ending.notifier
         if worker not in self.workers or worker.is_spoilt():
-            worker, ticket = next(iter(self._tellers()), None), 0
+            worker, ticket = next(iter(self._notifiers()), None), 0
         if worker is None:
-            self._untold.append(ending)
+            self._unnotified.append(ending)
         else:
-            worker.tell(Message.NEWS, ticket, ending.claim, ending.outcome)
+            worker.notify(Message.NEWS, ticket, ending.claim, ending.outcome)
 
-    def may_tell(self) -> bool:
+    def may_notify(self) -> bool:
         """True when a worker has time for alerts."""
-        return any(worker.telling < MOST_ALERTS for worker in self._tellers())
+        return any(worker.notifying < MOST_ALERTS for worker in self._notifiers())
 
-    def tell_any(self, *message) -> None:
+    def notify_any(self, *message) -> None:
         """Give an alert to a worker that is ready."""
-        worker = min(self._tellers(), key=lambda worker: worker.telling)
-        worker.tell(*message)
+        worker = min(self._notifiers(), key=lambda worker: worker.notifying)
+        worker.notify(*message)
 
-    def _tellers(self):
+    def _notifiers(self):
         return [worker for worker in self.workers if worker.ready and not worker.retires]
 
-    def is_telling(self) -> bool:
+    def is_notifying(self) -> bool:
         """True while hooks and signals of recorded ends are still to follow."""
-        return bool(self._untold) or any(worker.telling for worker in self.workers)
+        return bool(self._unnotified) or any(worker.notifying for worker in self.workers)
 
     def forget(self, ending: Ending) -> None:
         """Tell the worker that no commit will follow: its result was refused."""
-        worker, ticket = ending.teller
+        worker, ticket = ending.notifier
         if worker in self.workers:
             worker.send(Message.FORGET, ticket)
 
@@ -450,7 +450,7 @@ class Pool:
                 yield worker.boots_until
             if worker.condemned_at is not None:
                 yield worker.condemned_at
-            elif worker.telling:
+            elif worker.notifying:
                 yield worker.hook_ends_at()
             if worker.settles_at is not None:
                 yield worker.settles_at

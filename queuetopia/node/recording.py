@@ -80,7 +80,7 @@ class Recording:
         store.note_recorded(recorded)
         for ending in recorded.stale:
             logger.warning("stale result refused node=%s %s", self._node, text_of(ending.claim))
-            if ending.teller:
+            if ending.notifier:
                 self._pool.forget(ending)
         for ending in recorded.written:
             self._follow(ending)
@@ -94,8 +94,8 @@ class Recording:
             _log_failure(claim, outcome)
         elif outcome.verdict == Verdict.INTERRUPT:
             logger.warning("attempt interrupted, not counted node=%s %s", self._node, text_of(claim))
-        if ending.teller and outcome.verdict in FAILURES | ENDINGS:
-            self._pool.tell(ending)
+        if ending.notifier and outcome.verdict in FAILURES | ENDINGS:
+            self._pool.notify(ending)
 
 
 def _log_failure(claim: Claim, outcome):

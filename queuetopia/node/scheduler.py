@@ -338,7 +338,7 @@ class Scheduler:
         if any(store.endings.put_off for store in self.stores) and not self._has_waited_long_enough():
             return False
         if not self.is_stopping and self.options.until_empty:
-            if self.pool.is_telling() or not self.housekeeping.is_empty():
+            if self.pool.is_notifying() or not self.housekeeping.is_empty():
                 return False
             self.exit_code = int(self.housekeeping.has_left_over())
             return True

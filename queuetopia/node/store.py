@@ -27,7 +27,7 @@ from .tally import Tally
 
 logger = logging.getLogger(__name__)
 
-TELL = 0.1  # seconds between two words to followers at least
+NOTIFY_EVERY = 0.1  # seconds between two notifications of followers, at least
 
 
 class Store:
@@ -50,8 +50,8 @@ class Store:
         self._claim_at = float("inf")  # uptime at which the next queue becomes due by time
         self._knows_next = False  # that is right
         self._news_at = 0.0  # uptime at which to poll for a wake-up
-        self.has_told_all = True  # followers know of what has been recorded
-        self._tell_at = 0.0  # uptime
+        self.has_notified_all = True  # followers know of what has been recorded
+        self._notify_at = 0.0  # uptime
         self._seen: dict[uuid.UUID, tuple[datetime, float]] = {}  # by node: its last_seen, since when we know it
         self._file: NodeFile | None = None
 
@@ -78,7 +78,7 @@ class Store:
         self.tally.set_clock(self.backend.now())
         nodes.register(self.backend, self.node_id, socket.gethostname(), os.getpid(), self.scopes)
         upkeep.forget_problems(self.backend, self.scopes)
-        self.backend.tell_followers()  # who then ask this node, too, to notify them
+        self.backend.notify_followers()  # who then ask this node, too, to notify them
         self.may_have_due = True
 
     def beat(self, workers: list[dict], alias: str | None = None) -> None:
@@ -160,12 +160,12 @@ class Store:
 
     def note_for_followers(self) -> None:
         """Note that rows have changed that followers poll."""
-        self.has_told_all = self.has_told_all and not self.backend.is_followed()
+        self.has_notified_all = self.has_notified_all and not self.backend.is_followed()
 
-    def tell_followers(self) -> None:
-        if not self.has_told_all and uptime() >= self._tell_at:
-            self.backend.tell_followers()
-            self.has_told_all, self._tell_at = True, uptime() + TELL
+    def notify_followers(self) -> None:
+        if not self.has_notified_all and uptime() >= self._notify_at:
+            self.backend.notify_followers()
+            self.has_notified_all, self._notify_at = True, uptime() + NOTIFY_EVERY
 
     # What is to be done
 
@@ -174,7 +174,7 @@ class Store:
         now = uptime()
         if now < self._news_at:
             return
-        self._news_at = now + (self.backend.looks_every or 0.0)
+        self._news_at = now + (self.backend.polls_every or 0.0)
         if self.backend.has_news():
             self.may_have_due = True
             self.woken_at = min(self.woken_at, now)
@@ -186,9 +186,9 @@ class Store:
                 self._ask_when_next_is_due()
             yield self._claim_at
         yield from self.endings.timers()
-        if not self.has_told_all:
-            yield self._tell_at
-        if self.backend.looks_every is not None:
+        if not self.has_notified_all:
+            yield self._notify_at
+        if self.backend.polls_every is not None:
             yield self._news_at
         if self.backend.was_notified:
             yield 0.0

@@ -86,7 +86,7 @@ class Supervisor:
                 failures = failures + 1 if uptime() - began < STEADY else 0
                 delay = 0.0 if failures < 2 else pause(failures, 0.1, LONGEST_DELAY)
                 logger.error("scheduler died code=%d; starting it again in %.1f s", code, delay)
-                if delay and self._is_told_to_stop(delay):
+                if delay and self._is_stopped_within(delay):
                     return 1
         finally:
             kill_descendants()
@@ -188,7 +188,7 @@ class Supervisor:
                     code = self._scheduler.returncode = os.waitstatus_to_exitcode(status)
         return code
 
-    def _is_told_to_stop(self, seconds):
+    def _is_stopped_within(self, seconds):
         until = uptime() + seconds
         while (left := until - uptime()) > 0:
             numbers = self._signals.wait(left)

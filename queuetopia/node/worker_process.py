@@ -25,7 +25,7 @@ LONGEST_UNBEGUN = 0.2  # seconds; what a worker has not begun by then is taken b
 LONGEST_SILENCE = 5.0  # seconds; a worker is replaced that runs nothing, and begins nothing for so long
 MOST_AHEAD = 512  # jobs handed to a worker beyond those it can run at once
 SHORTEST = 0.00005  # seconds; a shorter average is mostly the clock's error
-MOST_TELLING = 1_000  # ends whose hooks a worker may still have to call; then it gets no more jobs
+MOST_NOTIFYING = 1_000  # ends whose hooks a worker may still have to call; then it gets no more jobs
 SUSPECT = 3  # queues of which attempts fail in a row, after successes, make a worker suspect
 ON_PURPOSE = ("Retry", "Halt", "Skip")  # what a performer raises to decide, by name
 YIELD_TIME = 1.0  # seconds an attempt has to end after it was asked to stop
@@ -74,8 +74,8 @@ class WorkerProcess:
     refusals: int = 0  # claims in a row that it would not begin, though the lease stands
     has_succeeded: bool = False  # a job was done in it
     failed_queues: set[int] = field(default_factory=set)  # of its failures since then, by id
-    telling: int = 0  # ends whose hooks and signals it has not done with
-    told_at: float = 0.0  # uptime since which it is at the first of them
+    notifying: int = 0  # ends whose hooks and signals it has not done with
+    notifying_since: float = 0.0  # uptime since which it is at the first of them
     _frames: Frames = field(default_factory=lambda: Frames(MAX_FRAME))
     _unsent: deque = field(default_factory=deque)
 
@@ -116,7 +116,7 @@ class WorkerProcess:
         """Return how many more jobs it may be handed."""
         if not self.ready or self.condemned_at is not None or self.killed or self.closed:
             return 0
-        if self.telling >= MOST_TELLING or self.silent_since is not None:
+        if self.notifying >= MOST_NOTIFYING or self.silent_since is not None:
             return 0
         return self.board.slots + self._ahead() - len(self.assigned)
 
@@ -261,19 +261,19 @@ class WorkerProcess:
 
     # What follows the commit
 
-    def tell(self, *message) -> None:
+    def notify(self, *message) -> None:
         """Have it call the hooks and send the signals of an end, or of a queue that is still blocked."""
-        if not self.telling:
-            self.told_at = uptime()
-        self.telling += 1
+        if not self.notifying:
+            self.notifying_since = uptime()
+        self.notifying += 1
         self.send(*message)
 
-    def note_told(self) -> None:
-        self.telling, self.told_at = self.telling - 1, uptime()
+    def note_notified(self) -> None:
+        self.notifying, self.notifying_since = self.notifying - 1, uptime()
 
     def hook_ends_at(self) -> float:
         """Return the uptime until which its present hook must have ended."""
-        return self.told_at + HOOK_TIME
+        return self.notifying_since + HOOK_TIME
 
     # Messages
 

@@ -21,7 +21,7 @@ MOST_MAILED = 20  # queues that a mail explains …
 MOST_LOOKED_AT = 5_000  # … and that are read in each scope
 
 
-def tell_blocked(queuetopia, job, exc) -> None:
+def notify_blocked(queuetopia, job, exc) -> None:
     """Send queue_blocked for a job that has failed for the first time."""
     if signals.queue_blocked.has_listeners(queuetopia):
         waiting = number_waiting(queuetopia, job.queue, backend_for(queuetopia.database()).now())

@@ -20,9 +20,9 @@ def send_signal(name, queuetopia, **arguments):
     whatever_happens(arguments["job"], name, partial(send, getattr(signals, name), queuetopia, **arguments))
 
 
-def whatever_happens(job, name, tell_it):
+def whatever_happens(job, name, send):
     try:
-        tell_it()
+        send()
     except BaseException as exc:  # a receiver that calls sys.exit
         queuetopia = by_scope()[job.scope]
         logger.error("receiver failed job=%d\n%s", job.pk, raised(exc, secrets(queuetopia, job)))

@@ -48,7 +48,7 @@ def notify(claim: Claim, outcome: Outcome, exc: BaseException | None) -> None:
     for name in meaning.signals:
         send_signal(name, queuetopia, job=job, **given)
     if meaning.blocks_queue and not claim.failed_at:
-        whatever_happens(job, "queue_blocked", partial(alerts.tell_blocked, queuetopia, job, exc))
+        whatever_happens(job, "queue_blocked", partial(alerts.notify_blocked, queuetopia, job, exc))
     if meaning.ends_job and claim.failed_at:
         since = datetime.fromisoformat(claim.failed_at)
         whatever_happens(job, "queue_unblocked", partial(send_unblocked, queuetopia, job, since))

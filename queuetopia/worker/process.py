@@ -71,7 +71,7 @@ class Worker:
         self._send_lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_retiring = False  # nothing more begins here
-        self._news_thread = threading.Thread(target=self._tell_news, name="queuetopia-news", daemon=True)
+        self._news_thread = threading.Thread(target=self._send_news, name="queuetopia-news", daemon=True)
 
     def serve(self) -> None:
         """Read the channel until it says goodbye, or ends because the scheduler died."""
@@ -121,7 +121,7 @@ class Worker:
                 run.stop(getattr(exceptions, kind))
 
     def _queue_news(self, ticket, claim, outcome):
-        self._news.put(partial(self._tell_end, ticket, Claim._make(claim), Outcome._make(outcome)))
+        self._news.put(partial(self._notify_of_end, ticket, Claim._make(claim), Outcome._make(outcome)))
 
     def _queue_alert(self, claim, duration, threshold):
         self._news.put(partial(send_alert, Claim._make(claim), duration, threshold))
@@ -132,7 +132,7 @@ class Worker:
     def _forget(self, ticket):
         self._exceptions.pop(ticket, None)
 
-    def _tell_news(self):
+    def _send_news(self):
         while (item := self._news.get()) is not None:
             tidy_before()
             try:
@@ -140,9 +140,9 @@ class Worker:
             except BaseException as exc:  # sys.exit() in a receiver
                 logger.error("hooks, receivers or mail failed\n%s", raised(exc))
             tidy_after()
-            self._send(Message.TOLD)
+            self._send(Message.NOTIFIED)
 
-    def _tell_end(self, ticket, claim, outcome):
+    def _notify_of_end(self, ticket, claim, outcome):
         notify(claim, outcome, self._exceptions.pop(ticket, None))
 
     def _finish_news(self):

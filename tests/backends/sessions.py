@@ -26,7 +26,7 @@ def random_walk(backend, check):
     for _ in range(40):
         put(dice.choice("abcdef"))
         if dice.random() < 0.2:
-            before(backend, dice.choice(["start_heads", "look_again"]), fail)
+            before(backend, dice.choice(["start_heads", "recheck"]), fail)
         with contextlib.suppress(OperationalError):
             for one in claim(backend, dice.randint(1, 3)):
                 running[one.queue_id] = one
@@ -36,7 +36,7 @@ def random_walk(backend, check):
         for following in record(backend, *endings, keep=dice.random() < 0.5).claims:
             running[following.queue_id] = following
         check()
-    for name in ("start_heads", "look_again"):
+    for name in ("start_heads", "recheck"):
         vars(backend).pop(name, None)
     for one, _ in nodes.lost_claims(backend, NODE, [SCOPE], 100):  # those whose claim failed after its commit too
         record(backend, end(one, Verdict.RETURN))

@@ -317,7 +317,7 @@ def _rows_read(backend):
     )  # fmt: skip
     backend.held.clear()  # pg_advisory_unlock_all() has given them back
     record(backend, claims, [Verdict.DONE] * WORK, keep=False)
-    measure("_LOOK_AGAIN", ids=ids)
+    measure("_RECHECK", ids=ids)
     measure("_NEXT_DUE", scopes=[SCOPE], overdue=0.0, refused=[])
     wake = {"commit": None, "timeout": None, "channel": "queuetopia"}
     measure("_WAKE", **wake, scopes=[SCOPE], names=["due 1"], times=[now - 2 * HOUR])

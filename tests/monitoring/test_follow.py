@@ -16,7 +16,7 @@ from queuetopia.channel import uptime
 from queuetopia.management.commands import queuetopia as command
 from queuetopia.models import Job, Queue
 from queuetopia.monitoring import follow
-from queuetopia.monitoring.follow import ASK, UNTOLD, Follower, wait_for_news
+from queuetopia.monitoring.follow import ASK, UNNOTIFIED, Follower, wait_for_news
 from queuetopia.node.store import Store
 from queuetopia.testing import drain, wait_until
 from tests.commands import HOSTILE, run
@@ -63,7 +63,7 @@ class TestEnds:
         newer = end(queues, "newer", at=now + 8 * SECOND)
         assert seen(follower) == [("done", newer.pk)]
         older = end(queues, "older", at=now + 2 * SECOND)
-        assert [event["job"] for event in follower.poll(uptime() + UNTOLD)] == [older.pk]
+        assert [event["job"] for event in follower.poll(uptime() + UNNOTIFIED)] == [older.pk]
         assert seen(follower) == []
 
     def test_that_become_visible_a_little_late_are_told_at_the_next_look(self, queues):
@@ -178,7 +178,7 @@ class TestNews:
         if connection.vendor != "postgresql":
             pytest.skip("LISTEN and NOTIFY are PostgreSQL's")
         follower.listen()
-        wait_until(lambda: follower.has_news() or follower.is_told())
+        wait_until(lambda: follower.has_news() or follower.is_notified())
         return follower
 
     @pytest.fixture
@@ -199,14 +199,14 @@ class TestNews:
 
     def test_are_told_by_a_node_while_somebody_follows_and_not_for_long(self, told, node, monkeypatch):
         node.note_for_followers()
-        assert node.has_told_all
+        assert node.has_notified_all
         told.listen(uptime() + ASK)
         wait_until(lambda: node.backend.has_news() or node.backend.is_followed())
         node.note_for_followers()
         node.note_for_followers()
         with CaptureQueriesContext(node.backend.connection) as queries:
-            node.tell_followers()
-            node.tell_followers()
+            node.notify_followers()
+            node.notify_followers()
         assert len(queries) == 1
         assert wait_until(told.has_news)
         monkeypatch.setattr(postgresql, "uptime", lambda: uptime() + PATIENCE)
@@ -220,7 +220,7 @@ class TestNews:
     @pytest.mark.skipif(connection.vendor == "postgresql", reason="PostgreSQL tells")
     def test_are_looked_for_every_so_often_where_nothing_tells(self, follower):
         wait_for_news([follower], every=0.05)
-        assert not follower.is_told()
+        assert not follower.is_notified()
 
     def test_are_asked_for_anew_after_the_session_was_lost(self, told):
         with connection.cursor() as cursor:
@@ -230,9 +230,9 @@ class TestNews:
                 ["%pg_notify%"],
             )
         wait_until(told.has_news)  # whatever may have been missed
-        assert not told.is_told()
-        told.listen(uptime() + UNTOLD)
-        wait_until(lambda: told.has_news() or told.is_told())
+        assert not told.is_notified()
+        told.listen(uptime() + UNNOTIFIED)
+        wait_until(lambda: told.has_news() or told.is_notified())
 
 
 class TestCommand:

@@ -209,15 +209,15 @@ class Locking(Contract):
                 opened.set()
                 assert released.wait(PATIENCE)
 
-        before(backend, "look_again", lambda: (creators.append(creator.start(lock_row)), opened.wait(PATIENCE)))
+        before(backend, "recheck", lambda: (creators.append(creator.start(lock_row)), opened.wait(PATIENCE)))
         creators = []
         assert finish(backend, one).released_due is False
-        assert backend.unseen == {one.queue_id}
-        assert backend.look_again([]) is False
+        assert backend.unchecked == {one.queue_id}
+        assert backend.recheck([]) is False
         released.set()
         join(creators)
-        assert backend.look_again([]) is True
-        assert backend.unseen == set()
+        assert backend.recheck([]) is True
+        assert backend.unchecked == set()
         assert names(claim(backend)) == ["a"]
 
     def test_wakes_of_the_same_queues_do_not_deadlock(self, backend, elsewhere):
@@ -254,7 +254,7 @@ class Locking(Contract):
         for _ in range(50):
             Queue.objects.update(due_at=None)
             together.wait()
-            backend.look_again(random.sample(ids, len(ids)))
+            backend.recheck(random.sample(ids, len(ids)))
             together.wait()
         waking.result(PATIENCE)
 

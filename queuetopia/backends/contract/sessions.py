@@ -134,7 +134,7 @@ class Sessions(Contract):
         put()
         put()
         one = claim_one(backend)
-        before(backend, "look_again", fail)
+        before(backend, "recheck", fail)
         assert record(backend, end(one)).written
         assert len(record(backend, end(one)).stale) == 1
         following = claim_one(backend)

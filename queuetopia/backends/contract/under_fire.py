@@ -23,10 +23,10 @@ FEWEST = 100  # jobs, however slow the machine is
 class Left(logging.Handler):
     """Notes that a creator has left a wake-up to the sweep, because rows or tables were locked for too long."""
 
-    is_told = False
+    is_notified = False
 
     def emit(self, record):
-        self.is_told = self.is_told or "the sweep finds the jobs" in record.msg
+        self.is_notified = self.is_notified or "the sweep finds the jobs" in record.msg
 
     def __enter__(self):
         logging.getLogger("queuetopia.jobs").addHandler(self)
@@ -137,7 +137,7 @@ class Hammer:
                     left, since = now_left, time.monotonic()
                 for job in Job.objects.unfinished().halted():
                     self.is_done(partial(ContractQueue.retry, job))
-                if self._left.is_told:
+                if self._left.is_notified:
                     self.sweep()
                 self._drained.wait(0.02)
         finally:

@@ -81,7 +81,7 @@ class Waking(Contract):
         put()
         one = claim_one(backend)
         creator = elsewhere()
-        before(backend, "look_again", lambda: creator.run(put_row))
+        before(backend, "recheck", lambda: creator.run(put_row))
         assert finish(backend, one).released_due is True
         assert len(claim(backend)) == 1
 
@@ -89,14 +89,14 @@ class Waking(Contract):
         put()
         Job.objects.all().delete()
         creator = elsewhere()
-        before(backend, "look_again", lambda: creator.run(put_row))
+        before(backend, "recheck", lambda: creator.run(put_row))
         assert claim(backend) == []
         assert len(claim(backend)) == 1
 
     def test_a_job_for_later_created_between_clearing_and_the_second_look_is_found(self, backend, elsewhere):
         put()
         one, creator, now = claim_one(backend), elsewhere(), backend.now()
-        before(backend, "look_again", lambda: creator.run(put_row, scheduled_at=now + HOUR))
+        before(backend, "recheck", lambda: creator.run(put_row, scheduled_at=now + HOUR))
         finish(backend, one)
         assert line().due_at == now + HOUR
 
@@ -108,7 +108,7 @@ class Waking(Contract):
             if one.queue == "blocked":
                 finish(backend, one, Verdict.HALT)
         state = rows()
-        assert backend.look_again(list(Queue.objects.values_list("id", flat=True))) is False
+        assert backend.recheck(list(Queue.objects.values_list("id", flat=True))) is False
         assert rows() == state
 
     def test_a_wake_while_the_queue_is_being_cleared_is_not_lost(self, backend, elsewhere):
@@ -131,13 +131,13 @@ class Waking(Contract):
         backend.has_news()
         elsewhere().run(put)
         assert wait_until(backend.has_news)
-        assert backend.looks_every is not None or backend.fileno() is not None
+        assert backend.polls_every is not None or backend.fileno() is not None
 
     def test_a_session_hears_of_verbs(self, backend, elsewhere):
         job = put()
         person = elsewhere()
         for verb in (ContractQueue.pause, ContractQueue.resume):
-            while backend.looks_every is None and backend.has_news():
+            while backend.polls_every is None and backend.has_news():
                 pass
             backend.has_news()
             person.run(verb)

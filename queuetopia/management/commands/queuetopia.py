@@ -286,7 +286,7 @@ class Command(TerminalCommand):
                 answer["nodes"] += status.nodes(alias)
                 answer["scopes"] += [status.scope_status(queuetopia, queues=queues) for queuetopia in here]
                 answer["unknown_scopes"] += [] if scopes else status.unknown_scopes(alias)
-            except Error as exc:  # the others are still worth telling
+            except Error as exc:  # the others are still worth reporting
                 trouble = database_trouble(exc)
                 answer["unreachable"].append({"database": alias, "problem": trouble.kind, "error": trouble.message})
         if self.as_json or len(answer["unreachable"]) < len(databases):
