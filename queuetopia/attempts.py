@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from django.db import DatabaseError
 
-from .params import ParamsDecoder, ParamsEncoder, Unreadable, check, loads
+from .exceptions import InvalidMemory
+from .params import InvalidParams, ParamsDecoder, ParamsEncoder, Unreadable, as_text, check, loads
 from .text import loggable, masked_end, masked_start, without_rows
 
 ERRORS_KEPT = 20  # entries of job.errors; the oldest go first
@@ -26,6 +27,7 @@ REFUSED = (
     "mark it as done, or skip it."
 )
 RESULT_LIMIT = 262_144  # characters of a result's JSON; a longer one is not kept
+MEMORY_LIMIT = 16_384  # bytes of a queue's memory as JSON: it travels with each claim
 
 
 # The job of the attempt that runs in this context, as its performer is handed it. Threads begun by hand do not have it.
@@ -52,6 +54,7 @@ class Claim(NamedTuple):
     attempted: bool  # it was attempted before: it is the head until it ends
     failed_at: str | None  # when an attempt of it failed first: since then its queue is blocked
     outside: str | None = None  # JSON: its last attempt was deferred, and what was reported of it: ``jobs.deferring``
+    memory: str | None = None  # of its queue, as stored
 
 
 class Verdict(StrEnum):
@@ -129,6 +132,7 @@ class Outcome(NamedTuple):
     exhausted: bool = False
     of_scope: bool = False  # a snooze of the whole scope
     wants_news: bool = False  # the worker has hooks or receivers that wait for the commit
+    memory: str | None = None  # JSON text of the queue's memory, to be stored with a success; None: as it was
 
 
 def checked(outcome: Outcome) -> Outcome:
@@ -201,3 +205,37 @@ def result_text(result) -> str | None:
     except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError):
         return None
     return text if len(text) <= RESULT_LIMIT else None
+
+
+# The memory of a queue
+
+
+def memory_of(text: str | None) -> dict:
+    """Return a queue's memory from its stored text; raise InvalidMemory if that was not written by Queuetopia."""
+    memory = {} if text is None else readable(text)
+    if isinstance(memory, Unreadable):
+        raise InvalidMemory("the stored memory of this queue cannot be read; write it anew by edit_memory")
+    return memory
+
+
+def memory_text(memory: Any) -> str:
+    """Return a queue's memory as text; raise InvalidMemory if it cannot be stored."""
+    if not isinstance(memory, dict):
+        raise InvalidMemory(f"a queue's memory must be a dict, not {type(memory).__name__}")
+    try:
+        check(memory, "memory")
+    except InvalidParams as exc:
+        raise InvalidMemory(str(exc)) from None
+    text = as_text(memory)
+    if len(text) > MEMORY_LIMIT:
+        raise InvalidMemory(
+            f"a queue's memory takes {len(text)} bytes as JSON, over the limit of {MEMORY_LIMIT}: keep a cursor, a "
+            "version or a sum in it, and the data in a model of your own"
+        )
+    return text
+
+
+def changed_memory(memory: Any, was: str | None) -> str | None:
+    """Return the memory as text if it is another one than it ``was``; None if not. Raise as ``memory_text`` does."""
+    text = memory_text(memory)
+    return None if text == memory_text(memory_of(was)) else text

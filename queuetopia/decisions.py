@@ -45,6 +45,9 @@ DECISIONS = {
     "prioritize": Decision(
         "give a queue that is ready a head start in line", {"queue": _("Can give queues a head start in line")}
     ),
+    "edit_memory": Decision(
+        "give a queue another memory, while it does not run", {"queue": _("Can edit the memories of queues")}
+    ),
     "pause": Decision(
         "start nothing new in a queue, a whole scope or everywhere; running jobs finish",
         {"queue": _("Can pause queues"), "scope": _("Can pause scopes")},

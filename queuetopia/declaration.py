@@ -266,6 +266,17 @@ class Queuetopia:
 
     @classmethod
     @_sync
+    def memory(cls, queue):
+        """Return what ``queue`` remembers: the dict that its next attempt is handed as ``job.memory``."""
+        from .attempts import memory_of
+        from .models import Queue
+
+        rows = Queue.objects.using(cls.database()).filter(scope=cls.scope, name=queue)
+        memory = rows.values_list("memory", flat=True).first()
+        return memory_of(memory) if isinstance(memory, str) else memory or {}
+
+    @classmethod
+    @_sync
     def statistics(cls, since=None, until=None, by="action", action=None):
         """Return how many jobs were started, done, failed …, and how long they took: see ``statistics.statistics``."""
         from .monitoring import statistics
@@ -369,6 +380,14 @@ class Queuetopia:
         from . import jobs
 
         return jobs.prioritize(cls, queue, seconds, by=by, reason=reason)
+
+    @classmethod
+    @_sync
+    def edit_memory(cls, queue, memory, *, was=None, by="", reason=""):
+        """Replace what ``queue`` remembers, while it does not run. See ``jobs.edit_memory``."""
+        from . import jobs
+
+        return jobs.edit_memory(cls, queue, memory, was=was, by=by, reason=reason)
 
     @classmethod
     @_sync

@@ -21,6 +21,7 @@ QueuetopiaError
 │   ├── FailedOutside       a deferred attempt was reported as failed, by ``fail(token)``
 │   ├── ExternalFailed      the program of ``External`` did not exit with 0
 │   ├── OpenTransaction     the performer returned with a transaction still open
+│   ├── InvalidMemory       what the performer left in ``job.memory`` cannot be stored
 │   └── Unfinished          the performer returned work that was not done: a generator, an open future, …
 └── Verdict                 raised *by* a performer to say what comes next
     ├── Retry(delay=None)   a failed attempt; the next one after ``delay`` instead of the backoff
@@ -142,6 +143,10 @@ class ExternalFailed(AttemptEnded):
 
 class OpenTransaction(AttemptEnded):
     """The performer returned with a transaction open; it was rolled back, so its work is not stored."""
+
+
+class InvalidMemory(AttemptEnded):
+    """What an attempt left in ``job.memory`` cannot be stored: no dict of JSON, or too much of it."""
 
 
 class Unfinished(AttemptEnded):

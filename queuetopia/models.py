@@ -13,6 +13,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import models
 from django.utils.translation import gettext_lazy as _
 
+from .attempts import changed_memory, memory_of
 from .backends.columns import DatabaseNow, ExactCharField, PartialIndex, WideCharField, WideTextField, are_times
 from .conf import LONGEST
 from .decisions import permissions_on
@@ -102,6 +103,7 @@ class Job(models.Model):
     fence: int | None = None  # set on the job a performer is handed
     _claim: Any = None  # of the attempt, on the job a performer is handed
     _completed: Any = None  # the ``Completion`` that its attempt has committed, once it has
+    _memory: Any = None  # the queue's memory, once the attempt has asked for it
 
     objects = JobQuerySet.as_manager()
 
@@ -203,9 +205,38 @@ class Job(models.Model):
             raise RuntimeError(f"Job {self.pk} runs nowhere here: a token is of the attempt that a performer makes.")
         return token_of(self.scope, self.pk, self._claim.fence)
 
+    @property
+    def memory(self) -> dict:
+        """What the queue remembers: a small JSON object that the attempt may change, or set to another.
+
+        For the job that a performer is handed. It is stored with the success of the attempt, in the same transaction
+        and under its fence, and handed to the next one; what a failed attempt made of it is forgotten. It holds what
+        params can hold, 16,384 bytes of it at most; an attempt that leaves something else has failed by InvalidMemory.
+        """
+        if self._claim is None:
+            raise RuntimeError(
+                f"Job {self.pk} runs nowhere here: its queue's memory is for the attempt that a performer makes. "
+                "MailQueue.memory(queue) reads it."
+            )
+        if "_memory" not in vars(self):
+            self._memory = memory_of(self._claim.memory)
+        return self._memory
+
+    @memory.setter
+    def memory(self, memory):
+        self._memory = memory
+
+    def changed_memory(self) -> str | None:
+        """Return the memory as the attempt has left it, as text; None if it did not change it."""
+        return changed_memory(self._memory, self._claim.memory) if "_memory" in vars(self) else None
+
     def is_outside(self):
         """True while an attempt of it goes on elsewhere, or what came of that is about to be recorded."""
         return self.outside is not None and not self.is_ended()
+
+    def is_reported(self):
+        """True if the end of a deferred attempt was reported from outside, and is not recorded yet."""
+        return not {"result", "error"}.isdisjoint(self.outside or {})
 
     def completing(self):
         """Make an attempt's own writes and its success one transaction: ``with job.completing() as done: …``.
@@ -295,6 +326,7 @@ class Queue(models.Model):
     spaced_until: before that no job of it starts, because one has: its scope's ``spacing``.
     rev: raised by every verb of an operator; whatever was decided before it is decided again.
     alert_at: when to check whether it is still blocked, and report it; set when its head fails first.
+    memory: what its last success has left for the next attempt: see ``Job.memory``.
     """
 
     id = models.BigAutoField(primary_key=True)
@@ -315,6 +347,7 @@ class Queue(models.Model):
     paused_by = WideCharField(_("paused by"), max_length=255, db_default="")
     paused_reason = WideCharField(_("reason"), max_length=500, db_default="")
     alert_at = models.DateTimeField(_("alert at"), null=True)
+    memory = ParamsField(_("memory"), null=True)
 
     objects = QueueQuerySet.as_manager()
 

@@ -15,7 +15,7 @@ from typing import Any
 from asgiref.sync import async_to_sync
 from django.utils import timezone
 
-from .attempts import Claim, current_job
+from .attempts import Claim, current_job, memory_of, memory_text
 from .backends import backend_for, upkeep
 from .backends.values import Ending
 from .completion import completed, must_await
@@ -127,13 +127,15 @@ def _listed(queuetopia, jobs):
 # Run them
 
 
-def perform_job(job: Job) -> Any:
+def perform_job(job: Job, memory: dict | None = None) -> Any:
     """Run one attempt of ``job`` here and now; return what the performer returned, or raise what it raised.
 
     job: a stored Job, or one from ``MailQueue.job(...)``. The performer is a new one, set up by ``setup()``, and
     is handed a read-only copy as in a worker, with the number of the next attempt. Nothing else happens: no queue
     is asked, no row of Queuetopia is written, there is no hook but ``handle_start``, no signal, backoff or timeout.
     ``Retry``, ``Snooze``, ``Halt`` and ``Skip`` are raised too.
+
+    memory: what its queue remembers; changed to what the attempt leaves in ``job.memory``. None means nothing.
 
     An ``async def`` action is run to its end. From an async test: ``await sync_to_async(perform_job)(job)``.
 
@@ -147,7 +149,12 @@ def perform_job(job: Job) -> Any:
         raise LookupError(f"{queuetopia.performer.__name__} has no action {job.action!r}.")
     performer = queuetopia.performer()
     completed(performer.setup(), f"setup() of {type(performer).__name__}")
-    return copy_context().run(_performed, performer, job_of(_claim_of(job)))  # as in a worker, and in ``_attempt``
+    handed = job_of(_claim_of(job, memory))
+    returned = copy_context().run(_performed, performer, handed)  # as in a worker, and in ``_attempt``
+    if memory is not None and (left := handed.changed_memory()) is not None:
+        memory.clear()
+        memory.update(memory_of(left))
+    return returned
 
 
 def _performed(performer, handed):
@@ -162,7 +169,7 @@ def _performed(performer, handed):
     return ended(completed(returned, who))
 
 
-def _claim_of(job):
+def _claim_of(job, memory):
     scheduled_at = job.scheduled_at if job.pk is not None else timezone.now()
     return Claim(
         job_id=job.pk,
@@ -178,6 +185,7 @@ def _claim_of(job):
         **{name: getattr(job, name) for name in JOB_OPTIONS},
         attempted=job.attempted_at is not None,
         failed_at=job.failed_at and job.failed_at.isoformat(),
+        memory=None if memory is None else memory_text(memory),
     )
 
 

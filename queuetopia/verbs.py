@@ -164,11 +164,11 @@ def on_everything(verb: str, alias: str, *, by: str, reason: str) -> dict[str, A
 
 
 def on_queue(verb: str, queuetopia, queue: str | None, *, by: str, reason: str, **more) -> dict[str, Any]:
-    """Pause, resume or prioritize a queue (None: the scope); return a ``message``. Raises Refused and InvalidJob.
+    """Apply a verb to a queue (None: the scope); return a ``message``. Raises Refused and InvalidJob.
 
-    more: for ``prioritize`` the ``seconds``.
+    more: for ``prioritize`` the ``seconds``; for ``edit_memory`` the ``memory``, and what it ``was``.
     """
-    act = {"pause": _pause, "resume": _resume, "prioritize": _prioritize}[verb]
+    act = {"pause": _pause, "resume": _resume, "prioritize": _prioritize, "edit_memory": _edit_memory}[verb]
     return act(queuetopia, queue, {"by": by, "reason": reason, **more})
 
 
@@ -190,6 +190,13 @@ def _resume(queuetopia, queue, why):
 def _prioritize(queuetopia, queue, why):
     queuetopia.prioritize(queue, **why)
     return {"message": f"{_place(queuetopia, queue)} has a head start of {status.span(why['seconds'])} in line."}
+
+
+def _edit_memory(queuetopia, queue, why):
+    is_new = not _exists(queuetopia, queue)
+    queuetopia.edit_memory(queue, why.pop("memory"), **why)
+    note = " It has had no job so far: is the name right?" if is_new else ""
+    return {"message": f"{_place(queuetopia, queue)} has another memory, for its next attempt.{note}"}
 
 
 def _place(queuetopia, queue):

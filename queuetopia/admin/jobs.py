@@ -291,7 +291,7 @@ def _queues_of(jobs, alias):
     if not names:
         return {}
     wanted = Q.create([Q(scope=scope, name__in=found) for scope, found in names.items()], connector=Q.OR)
-    lines = Queue.objects.using(alias).filter(wanted).annotate(**pause_of_scope(alias))
+    lines = Queue.objects.using(alias).filter(wanted).defer("memory").annotate(**pause_of_scope(alias))
     return {(line.scope, line.name): line for line in lines}
 
 
@@ -329,10 +329,10 @@ def _option(job, name, unit):
 
 def _params_text(job):
     if job.scope in by_scope():
-        return _as_json(masked(job.params, by_scope()[job.scope].option("sensitive_params")))
+        return as_json(masked(job.params, by_scope()[job.scope].option("sensitive_params")))
     # Only its class knows which of them are sensitive.
     names = job.params if isinstance(job.params, dict) else ["unreadable"]
-    return _as_json(dict.fromkeys(names, MASK))
+    return as_json(dict.fromkeys(names, MASK))
 
 
 def _result_text(job):
@@ -342,10 +342,10 @@ def _result_text(job):
         return MASK
     sensitive = by_scope()[job.scope].option("sensitive_params")
     result = masked(job.result, sensitive) if isinstance(job.result, dict) else job.result
-    return _as_json(result, secrets_of(job.params, sensitive))
+    return as_json(result, secrets_of(job.params, sensitive))
 
 
-def _as_json(value, secrets=None):
+def as_json(value, secrets=None):
     try:
         text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
     except RecursionError:
@@ -355,42 +355,54 @@ def _as_json(value, secrets=None):
     return visible_json(text) if more <= 0 else f"{visible_json(text[:LONGEST_JSON])}\n… {more} characters more"
 
 
+class JSONInput(forms.Textarea):
+    def __init__(self):
+        super().__init__({"rows": 12, "cols": 80, "class": "vLargeTextField", "spellcheck": "false"})
+
+
 class ParamsForm(forms.Form):
     """All params of a job as JSON text, as they are stored, sensitive ones masked."""
 
+    about = "params"  # the column, and the field
+    have_changed = _("The job's params have changed meanwhile: begin anew.")
+
     params = forms.CharField(
         label=_("Params"),
-        widget=forms.Textarea(attrs={"rows": 12, "cols": 80, "class": "vLargeTextField", "spellcheck": "false"}),
+        widget=JSONInput,
         help_text=_("All of them, as JSON. A value that says ******** stays as it is."),
     )
     was = forms.CharField(widget=forms.HiddenInput, required=False)  # shows whether another user was faster
 
-    def __init__(self, job, data=None):
-        self.old = job.params
-        readable = job.params if isinstance(job.params, dict) else {}
+    def __init__(self, row, data=None):
+        self.old = getattr(row, self.about)
+        readable = self.old if isinstance(self.old, dict) else {}
         # Only its class knows which params are sensitive.
-        is_known = job.scope in by_scope()
-        self.sensitive = by_scope()[job.scope].option("sensitive_params") if is_known else tuple(readable)
+        is_known = row.scope in by_scope()
+        self.sensitive = by_scope()[row.scope].option("sensitive_params") if is_known else tuple(readable)
         shown = covered(readable, self.sensitive)
         text = json.dumps(json.loads(json.dumps(shown, cls=ParamsEncoder)), indent=2, ensure_ascii=False)
         if data is not None:
-            data = {**dict(data.items()), "params": visible_json(data.get("params", ""))}
-        super().__init__(data, initial={"params": visible_json(text), "was": self._mark()})
+            data = {**dict(data.items()), self.about: visible_json(data.get(self.about, ""))}
+        super().__init__(data, initial={self.about: visible_json(text), "was": self._mark()})
 
     def _mark(self):
         # Keyed: a plain hash would let a user find a short secret by trying.
         text = repr(self.old).encode("utf-8", "backslashreplace")
-        return salted_hmac("queuetopia.params", text, algorithm="sha256").hexdigest()
+        return salted_hmac(f"queuetopia.{self.about}", text, algorithm="sha256").hexdigest()
 
     def clean_params(self):
+        return self.read()
+
+    def read(self):
         try:
-            return unmasked(loads(self.cleaned_data["params"]), self.old, self.sensitive)
+            return unmasked(loads(self.cleaned_data[self.about]), self.old, self.sensitive)
         except (ValueError, RecursionError) as exc:
-            raise forms.ValidationError(_("This is no JSON object of params: %s.") % visible(exc)) from exc
+            text = _("This is no JSON object of %s: %s.") % (self.about, visible(exc))
+            raise forms.ValidationError(text) from exc
 
     def clean(self):
         if self.cleaned_data.pop("was", "") != self._mark():
-            raise forms.ValidationError(_("The job's params have changed meanwhile: begin anew."))
+            raise forms.ValidationError(self.have_changed)
         return {**self.cleaned_data, "was": self.old}
 
 

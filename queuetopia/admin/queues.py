@@ -1,5 +1,8 @@
 """The pages of queues."""
 
+import json
+
+from django import forms
 from django.contrib import admin
 from django.core.exceptions import PermissionDenied
 from django.db.models import Case, Count, OuterRef, Subquery, When
@@ -10,12 +13,13 @@ from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 
-from ..decisions import HEAD_START
+from ..decisions import DECISIONS, HEAD_START
 from ..exceptions import Refused
 from ..models import Job, JobEvent, Queue, QueueIs, Scope
 from ..monitoring.explain import Seen, explain_queue
 from ..monitoring.status import QueueState, job_state, queue_state, span
-from ..text import visible
+from ..registry import by_scope
+from ..text import MASK, masked, visible
 from ..verbs import on_job, on_queue, serving
 from .base import (
     MOST_EVENTS,
@@ -30,6 +34,7 @@ from .base import (
     scope_of,
     when,
 )
+from .jobs import JSONInput, ParamsForm, as_json
 from .lists import MOST_LISTED, DatabaseFilter, QueueStateFilter, ScopeFilter, default_database, link_to, link_to_jobs
 
 NEXT_JOBS = 20
@@ -51,11 +56,14 @@ class QueueAdmin(ReadOnlyAdmin):
 
     verbs = {
         "prioritize": "give these queues, which are ready, a head start of an hour in line",
+        "edit_memory": DECISIONS["edit_memory"].help,
         "pause": "start nothing new in these queues; what runs finishes",
         "resume": "serve these queues again, at once",
         "retry_head": "make the next attempt of the jobs that block these queues now",
         "skip_head": "give the jobs up that block these queues; the queues go on",
     }
+    verbs_of_one = ("edit_memory",)
+    heavy = ("memory",)
     verbs_of_many = {"retry_head": "retry", "skip_head": "skip"}
     order_of_verbs = ("scope", "name")
     actions = ["prioritize", "pause", "resume", "retry_head", "skip_head"]
@@ -78,6 +86,13 @@ class QueueAdmin(ReadOnlyAdmin):
 
     def has_prioritize_permission(self, request, obj=None):
         return request.user.has_perm("queuetopia.prioritize_queue")
+
+    def has_edit_memory_permission(self, request, obj=None):
+        # The edit page shows the memory.
+        return request.user.has_perm("queuetopia.edit_memory_queue") and self._sees_memory(request)
+
+    def _sees_memory(self, request):
+        return request.user.has_perm("queuetopia.view_params")
 
     def has_pause_permission(self, request, obj=None):
         return request.user.has_perm("queuetopia.pause_queue")
@@ -116,10 +131,13 @@ class QueueAdmin(ReadOnlyAdmin):
         if verb == "prioritize":
             return on_queue(verb, queuetopia, row.name, by=by, reason=reason, seconds=HEAD_START)
         if not verb.endswith("_head"):
-            return on_queue(verb, queuetopia, row.name, by=by, reason=reason)
+            return on_queue(verb, queuetopia, row.name, by=by, reason=reason, **more)
         if why := self.refusal(verb, row):
             raise Refused(why[1])
         return on_job(verb.removesuffix("_head"), queuetopia, row.current_job, by=by, reason=reason)
+
+    def form_of(self, verb, row, data=None):
+        return MemoryForm(row, data) if verb == "edit_memory" else None
 
     def refusal(self, verb, row):
         if row.current_job is None:
@@ -141,6 +159,9 @@ class QueueAdmin(ReadOnlyAdmin):
             return row.state_seen in (QueueState.HALTED, QueueState.BACKING_OFF)
         if verb == "prioritize":
             return row.state_seen == QueueState.READY
+        if verb == "edit_memory":
+            is_outside = row.head is not None and row.head.is_outside()
+            return row.scope in by_scope() and row.held_by is None and not is_outside
         return verb != "resume" or row.paused_at is not None
 
     def get_search_results(self, request, queryset, search_term):
@@ -238,7 +259,9 @@ class QueueAdmin(ReadOnlyAdmin):
 
     def shown(self, request, row):
         events = JobEvent.objects.using(row._state.db).filter(scope=row.scope, queue=row.name, job=None)
+        sees_memory = self._sees_memory(request)
         return {
+            "memory": _memory_text(row) if sees_memory else None,
             "next_jobs": [
                 {
                     "job": link_to(self.admin_site, job, f"{job.pk} {visible(job.action)}"),
@@ -248,8 +271,55 @@ class QueueAdmin(ReadOnlyAdmin):
                 }
                 for job in _next_jobs(row)
             ],
-            "events": [event_shown(event) for event in events.order_by("-id")[:MOST_EVENTS]],
+            "events": [
+                event_shown(_without_memory(event, sees_memory)) for event in events.order_by("-id")[:MOST_EVENTS]
+            ],
         }
+
+
+class MemoryForm(ParamsForm):
+    """All of a queue's memory as JSON text, as it is stored, sensitive values masked."""
+
+    about = "memory"
+    have_changed = _("The queue's memory has changed meanwhile: begin anew.")
+
+    params = None  # type: ignore[assignment] # not this field of ParamsForm
+    memory = forms.CharField(
+        label=_("Memory"),
+        widget=JSONInput,
+        help_text=_("All of it, as JSON. A value that says ******** stays as it is."),
+    )
+
+    def __init__(self, row, data=None):
+        super().__init__(row, data)
+        self.old = {} if self.old is None else self.old
+
+    def clean_memory(self):
+        return self.read()
+
+
+def _memory_text(queue):
+    """Return what the queue remembers, for its page; None if nothing."""
+    if queue.memory is None:
+        return None
+    if queue.scope in by_scope():
+        return as_json(masked(queue.memory, by_scope()[queue.scope].option("sensitive_params")))
+    # Only its class knows what of it is sensitive.
+    return as_json(dict.fromkeys(queue.memory if isinstance(queue.memory, dict) else ["unreadable"], MASK))
+
+
+def _without_memory(event, sees_memory):
+    """Leave out of an edit what the user may not view; what is sensitive today may not have been then."""
+    for values in (event.before, event.after):
+        if not isinstance(values, dict) or "memory" not in values:
+            continue
+        if not sees_memory or event.scope not in by_scope():
+            values.pop("memory")
+            values.pop("changed", None)
+        else:
+            sensitive = by_scope()[event.scope].option("sensitive_params")
+            values["memory"] = json.dumps(masked(values["memory"], sensitive), ensure_ascii=False)
+    return event
 
 
 def blocked_since(job):

@@ -531,6 +531,8 @@ class Backend:
             if was_run and ending.outcome.verdict != Verdict.DONE:
                 ending = rows.with_what_is_known(self.alias, ending)
             rows.write_job(self.alias, ending, node, now, was_run)
+            if ending.outcome.verdict == Verdict.DONE and ending.outcome.memory is not None:
+                queue.memory = rows.remember(self.alias, ending.claim, ending.outcome.memory)
             if ending.outcome.of_scope:
                 rows.snooze_scope(self.alias, queue.scope, later(now, ending.outcome))
             result.written.append(ending)

@@ -64,6 +64,7 @@ _CLAIM = ", ".join(
         "attempted": "attempted_at IS NOT NULL",
         "failed_at": "failed_at::text",
         "outside": "outside::text",
+        "memory": "memory::text",
     }.get(name, name)
     for name in Claim._fields
 )
@@ -141,7 +142,7 @@ _START = f"""
                attempt = least(h.attempts, {MOST_ATTEMPTS}) + 1,
                held_by = %(holder)s, held_since = {NOW}, stop_requested = false, problem = ''
         FROM h WHERE q.id = h.qid AND h.paused_at IS NULL AND q.rev = h.qrev AND q.held_by IS NULL
-        RETURNING q.id, q.scope, q.name, q.attempt, q.fence, q.rev, {_HEAD_OF_CLAIM}
+        RETURNING q.id, q.scope, q.name, q.attempt, q.fence, q.rev, q.memory, {_HEAD_OF_CLAIM}
     )
     SELECT {_CLAIM} FROM q
 """  # noqa: S608
@@ -196,12 +197,15 @@ _WORTH_A_PIPELINE = 10
 # Queue rows first, under fence, rev and current job; only what that UPDATE returns is written to the jobs. ``go`` is
 # NULL for a queue that must be let go. What an operator touched (rev) or a successor took (fence) is missing from
 # the answer and recorded one by one.
-_FINISH = f"""
+
+
+def _finish(array="", column="", change=""):
+    return f"""
     WITH f AS MATERIALIZED (
         SELECT f.* FROM {_DURABLY},
                       unnest(%(jobs)s::bigint[], %(queues)s::bigint[], %(fences)s::bigint[], %(revs)s::bigint[],
-                             %(attempts)s::int[], %(results)s::text[], %(keeps)s::bool[])
-                      AS f (fid, qid, ffence, frev, fattempt, fresult, keep)
+                             %(attempts)s::int[], %(results)s::text[], %(keeps)s::bool[]{array})
+                      AS f (fid, qid, ffence, frev, fattempt, fresult, keep{column})
     ), p AS MATERIALIZED (
         SELECT name FROM {SCOPE} WHERE {_RESTS.format(now=NOW)}
     ), h AS MATERIALIZED (
@@ -213,7 +217,7 @@ _FINISH = f"""
             ORDER BY scheduled_at, id LIMIT 1
         ) j ON true
     ), q AS (
-        UPDATE {QUEUE} q SET
+        UPDATE {QUEUE} q SET {change}
             fence = CASE WHEN go THEN greatest(q.fence, %(floor)s) + 1 ELSE q.fence END,
             current_job = CASE WHEN go OR h.state = 'halted' THEN h.id END,
             attempt = CASE WHEN go THEN least(h.attempts, {MOST_ATTEMPTS}) + 1 ELSE 0 END,
@@ -223,7 +227,7 @@ _FINISH = f"""
         FROM h WHERE q.id = h.qid AND q.fence = h.ffence AND q.rev = h.frev AND q.current_job = h.fid
                  AND q.held_by IS NOT NULL AND NOT q.stop_requested
         RETURNING h.fid, h.fattempt, h.fresult, h.go, q.due_at <= {NOW} AS due, q.id, q.scope, q.name, q.attempt,
-                  q.fence, q.rev, {_HEAD_OF_CLAIM}
+                  q.fence, q.rev, q.memory, {_HEAD_OF_CLAIM}
     ), d AS (
         UPDATE {JOB} j SET state = 'done', attempts = q.fattempt, attempted_at = {NOW}, attempted_by = %(node)s,
                next_attempt_at = NULL, done_at = {NOW}, result = q.fresult::jsonb, error = '', outside = NULL
@@ -231,6 +235,11 @@ _FINISH = f"""
     )
     SELECT fid, go, due, {_CLAIM} FROM q
 """  # noqa: S608
+
+
+_FINISH = _finish()
+# For a batch in which an attempt has changed its queue's memory; the others do without the column.
+_FINISH_AND_REMEMBER = _finish(", %(memories)s::text[]", ", fmemory", "memory = coalesce(h.fmemory::jsonb, q.memory),")
 
 _QUEUE_ID = 3 + Claim._fields.index("queue_id")
 
@@ -728,7 +737,10 @@ class Backend(base.Backend):
 
     def _finish(self, done, node, keep, now, meanwhile=lambda: None):
         """Record successes whose rows are as claimed; return what came of it, queues let go, to check, and the rest."""
-        rows = self._run_meanwhile(_FINISH, {
+        memories = [ending.outcome.memory for ending in done]
+        remembers = any(memory is not None for memory in memories)
+        rows = self._run_meanwhile(_FINISH_AND_REMEMBER if remembers else _FINISH, {
+            **({"memories": memories} if remembers else {}),
             "jobs": [ending.claim.job_id for ending in done],
             "queues": [ending.claim.queue_id for ending in done],
             "fences": [ending.claim.fence for ending in done],

@@ -7,7 +7,7 @@ from django.db import connections, models
 from django.db.models import Q
 from django.db.models.functions import Cast
 
-from ..attempts import Claim, Verdict
+from ..attempts import Claim, Verdict, memory_of
 from ..models import Job, Queue, Scope
 from .columns import DatabaseNow
 from .values import HEAD_COLUMNS, as_done, claim_of, history, job_values, next_attempt
@@ -87,10 +87,18 @@ def write_job(alias, ending, node, now, was_run) -> None:
     errors = history(job.values_list("errors", flat=True).first()) if outcome.error else []
     values = job_values(claim, outcome, node, now, errors)
     if outcome.verdict == Verdict.DEFER:
-        values["outside"] = job.values_list("outside", flat=True).first() or {}  # it may have been reported already
+        reported = job.values_list("outside", flat=True).first() or {}  # before the attempt has ended
+        values["outside"] = {**values["outside"], **reported}
     if not was_run:  # cancelled before it began: there was no attempt
         values = {name: values[name] for name in ("state", "done_at", "next_attempt_at")}
     job.update(**values)
+
+
+def remember(alias, claim, memory: str) -> dict:
+    """Store what a successful attempt has left in its queue's memory, and return it. The queue's row is locked."""
+    value = memory_of(memory)
+    Queue.objects.using(alias).filter(pk=claim.queue_id, fence=claim.fence).update(memory=value)
+    return value
 
 
 def make_due(queues, due_at) -> int:

@@ -122,6 +122,8 @@ class Backend(base.Backend):
         claims, let_go, cleared, due = [], [], [], False
         for ending in done:
             queue, head = queues[ending.claim.queue_id], heads.get(ending.claim.queue_id)
+            if ending.outcome.memory is not None:
+                queue.memory = rows.remember(self.alias, ending.claim, ending.outcome.memory)
             may_go_on = keep(ending.claim) and queue.scope not in resting
             is_due = head is not None and head["state"] == Job.State.PENDING and head["scheduled_at"] <= now
             if is_due and may_go_on:

@@ -11,7 +11,7 @@ from django.db.models.expressions import DatabaseDefault
 
 from .. import conf
 from ..attempts import ERRORS_KEPT, ERRORS_LIMIT, HOOK, MEANING, REFUSED, Claim, Outcome, Verdict
-from ..params import ParamsDecoder
+from ..params import ParamsDecoder, Unreadable, as_text
 
 # What is read of a queue's head: for its claim, and to decide whether it is due.
 HEAD_COLUMNS = (
@@ -132,7 +132,12 @@ def claim_of(queue, head) -> Claim:
         attempted=head["attempted_at"] is not None,
         failed_at=head["failed_at"] and head["failed_at"].isoformat(),
         outside=None if head["outside"] is None else json.dumps(head["outside"]),
+        memory=_as_stored(queue.memory),
     )
+
+
+def _as_stored(memory):
+    return memory if memory is None or isinstance(memory, Unreadable) else as_text(memory)
 
 
 def job_values(claim: Claim, outcome: Outcome, node: str, now: datetime, errors: list[dict]) -> dict[str, Any]:
@@ -140,7 +145,9 @@ def job_values(claim: Claim, outcome: Outcome, node: str, now: datetime, errors:
     meaning = MEANING[Verdict(outcome.verdict)]
     values: dict[str, Any] = {"attempted_at": now, "attempted_by": node, "state": meaning.state}
     values["next_attempt_at"] = later(now, outcome) if meaning.again else None
-    values["outside"] = {} if outcome.verdict == Verdict.DEFER else None
+    values["outside"] = None
+    if outcome.verdict == Verdict.DEFER:  # what it remembers waits for its success
+        values["outside"] = {} if outcome.memory is None else {"memory": outcome.memory}
     if meaning.counted:
         values["attempts"] = claim.attempt
     if outcome.error:

@@ -9,6 +9,7 @@ from .deciding import (
     again_after_deadlock,
     cancel,
     edit,
+    edit_memory,
     mark_done,
     move_to_end,
     pause,
@@ -27,7 +28,7 @@ from .sending import keep_hook_error, number_waiting, send, send_unblocked
 
 __all__ = [
     "again_after_deadlock", "batches", "blocking", "build", "cancel", "complete", "create", "create_many", "decide",
-    "delete_ended", "edit", "fail", "failed", "keep_hook_error", "mark_done", "move_to_end", "number_waiting", "pause",
-    "pause_all", "prioritize", "prune", "refusals", "resume", "resume_all", "retry", "retry_all", "run_now", "send",
-    "send_unblocked", "settled", "skip", "skip_all", "timeout_text", "was_cut_short",
+    "delete_ended", "edit", "edit_memory", "fail", "failed", "keep_hook_error", "mark_done", "move_to_end",
+    "number_waiting", "pause", "pause_all", "prioritize", "prune", "refusals", "resume", "resume_all", "retry",
+    "retry_all", "run_now", "send", "send_unblocked", "settled", "skip", "skip_all", "timeout_text", "was_cut_short",
 ]  # fmt: skip

@@ -50,6 +50,8 @@ def completing(job: Job) -> Iterator[Completion]:
         _refuse_stale(job, rows.holds_on(alias, claim))
         outcome = Outcome(claim.job_id, claim.fence, Verdict.DONE, result=done.text)
         rows.write_job(alias, Ending(claim, outcome), _node_of(alias, claim), backend_for(alias).now(), True)
+        if (memory := job.changed_memory()) is not None:
+            rows.remember(alias, claim, memory)
     job._note_completion(done)
 
 

@@ -19,9 +19,10 @@ from django.db.models import F
 
 from .. import conf, signals
 from .. import params as params_module
+from ..attempts import memory_text
 from ..backends import backend_for
 from ..decisions import HEAD_START
-from ..exceptions import InvalidJob, Refused
+from ..exceptions import InvalidJob, InvalidMemory, Refused
 from ..models import UNBEGUN, Job, JobEvent, Queue, Scope
 from ..text import masked, storable
 from ..times import local
@@ -339,9 +340,7 @@ class _Verb:
         self.noted_before["params"] = _as_json(masked(old, sensitive))
         self.noted_after["params"] = _as_json(masked(new, sensitive))
         if isinstance(old, dict):  # masked, they look the same
-            self.noted_after["changed"] = sorted(
-                name for name in {*old, *new} if name not in old or name not in new or old[name] != new[name]
-            )
+            self.noted_after["changed"] = _changed_names(old, new)
 
     def end(self, state):
         self.job.state, self.job.done_at, self.job.next_attempt_at = state, self.now, None
@@ -374,6 +373,10 @@ class _Verb:
         if self.leaves_event:
             before, after = {**self.before, **self.noted_before}, {**self._state(), **self.noted_after}
             _leave_event(self.alias, verb, by, reason, self.job.scope, self.job.queue, self.job.pk, before, after)
+
+
+def _changed_names(old: dict, new: dict) -> list[str]:
+    return sorted(name for name in {*old, *new} if name not in old or name not in new or old[name] != new[name])
 
 
 def _as_json(params):
@@ -465,6 +468,50 @@ def _give_head_start(alias, scope, queue, seconds, by, reason):
         before, after = {"due_at": row.due_at.isoformat()}, {"due_at": due_at.isoformat()}
         _leave_event(alias, "prioritize", by, reason, scope, queue, None, before, after)
         transaction.on_commit(backend_for(alias).notify, using=alias, robust=True)
+
+
+def edit_memory(queuetopia, queue, memory, *, was=None, by="", reason="") -> None:
+    """Replace what a queue remembers: its next attempt is handed this as ``job.memory``.
+
+    memory: a dict of what params can hold; {} clears it. The queue may have had no job so far. Old and new ones are
+    kept with who did it and why, sensitive ones masked. Waits up to a second for a job that a node has just claimed.
+    was: the memory this edit began with; it is refused if it is another one by now.
+
+    Raises InvalidJob for a memory that cannot be stored, Refused while a job of the queue runs, or goes on outside: it
+    may change the memory, too.
+    """
+    problems: dict[str, list[str]] = {}
+    check_queue(queue, problems)
+    try:
+        memory_text(memory)
+    except InvalidMemory as exc:
+        problems["memory"] = [f"{exc}."]
+    if problems:
+        raise InvalidJob(problems)
+    alias = queuetopia.database()
+    _wait_for_claims(alias, scope=queuetopia.scope, name=queue)
+    again_after_deadlock(alias, partial(_write_memory, queuetopia, alias, queue, memory, was, by, reason))
+
+
+def _write_memory(queuetopia, alias, queue, memory, was, by, reason):
+    with transaction.atomic(using=alias):
+        row = _locked_queue(alias, queuetopia.scope, queue)
+        head = row.current_job and Job.objects.using(alias).defer("params", "errors").filter(pk=row.current_job).first()
+        if row.held_by is not None or (head and head.is_outside()):
+            raise Refused(
+                f"The memory of {row} cannot be edited: job {row.current_job} runs, and may change it. Wait for its "
+                "end, or cancel it first."
+            )
+        old = {} if row.memory is None else row.memory
+        if was is not None and old != was:
+            raise Refused(f"The memory of {row} cannot be edited: it has changed meanwhile. Look at it again.")
+        Queue.objects.using(alias).filter(pk=row.pk).update(memory=memory)
+        sensitive = queuetopia.option("sensitive_params")
+        before, after = ({"memory": _as_json(masked(value, sensitive))} for value in (old, memory))
+        if isinstance(old, dict):  # masked, they look the same
+            after["changed"] = _changed_names(old, memory)
+        _leave_event(alias, "edit_memory", by, reason, row.scope, row.name, None, before, after)
+        transaction.on_commit(partial(_look_again, alias, row.pk), using=alias, robust=True)
 
 
 def pause(queuetopia, queue=None, *, by="", reason=""):

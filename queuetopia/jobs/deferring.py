@@ -51,7 +51,8 @@ def settled(claim: Claim) -> Outcome:
     """Return how the deferred attempt of a claim has ended, which carries what was reported of it."""
     outside, queuetopia = json.loads(claim.outside or "{}"), by_scope()[claim.scope]
     if "result" in outside:
-        return Outcome(claim.job_id, claim.fence, Verdict.DONE, result=outside["result"])
+        done = Outcome(claim.job_id, claim.fence, Verdict.DONE, result=outside["result"])
+        return done._replace(memory=outside.get("memory"))
     if "error" in outside:
         return failed(queuetopia, claim, exceptions.FailedOutside(outside["error"]))
     return failed(queuetopia, claim, exceptions.JobTimeout("nothing was reported from outside before the deadline"))
@@ -72,7 +73,7 @@ def _keep(queuetopia, job_id, fence, outside):
         queue = found.select_for_update().first() or Queue()
         job = queuetopia.jobs().select_for_update().defer("params", "errors").get(pk=job_id)
         _refuse_unless_open(job, queue, fence)
-        now = backend_for(alias).now()
+        now, outside = backend_for(alias).now(), {**(job.outside or {}), **outside}
         kept = {"outside": outside} if queue.held_by else {"outside": outside, "next_attempt_at": now}
         Job.objects.using(alias).filter(pk=job_id).update(**kept)
         if queue.held_by is None:  # else the attempt is about to return, and its end is recorded with this
@@ -84,7 +85,7 @@ def _refuse_unless_open(job, queue, fence):
     cannot = f"Job {job.pk} cannot be completed or failed from outside"
     if job.is_ended():
         raise Refused(f"{cannot}: it is {job.state} since {local(job.done_at)}.")
-    if job.outside:
+    if job.is_reported():
         raise Refused(f"{cannot}: that was reported before.")
     if queue.current_job != job.pk or queue.fence != fence:
         raise Refused(f"{cannot}: this attempt is over, by its deadline or an operator, and a later one has its queue.")

@@ -346,7 +346,7 @@ def _main(facts):
 def _outside(facts):
     """Return for what a deferred attempt waits."""
     held = f"{facts.name} is held by {facts.job_name()}, attempt {facts.head.attempts + 1}"
-    if facts.head.outside:
+    if facts.head.is_reported():
         return f"{held}, whose end was reported from outside: a node is to record it"
     since = span(facts.ago(facts.head.attempted_at))
     if facts.is_due():

@@ -4,7 +4,7 @@ import logging
 from functools import partial
 
 from .. import signals
-from ..attempts import raised
+from ..attempts import raised, readable
 from ..jobs import keep_hook_error, send
 from ..registry import by_scope
 from ..text import secrets_of
@@ -13,7 +13,18 @@ logger = logging.getLogger(__name__)
 
 
 def secrets(queuetopia, job):
-    return secrets_of(job.params, queuetopia.option("sensitive_params"))
+    sensitive = queuetopia.option("sensitive_params")
+    found = secrets_of(job.params, sensitive)
+    for memory in _memories(job) if sensitive else ():
+        for name in sensitive:
+            found.add(memory.get(name))
+    return found
+
+
+def _memories(job):
+    """Return the memory of the job's queue as it was stored, and as the attempt has it now."""
+    stored = job._claim and job._claim.memory
+    return [memory for memory in (stored and readable(stored), job._memory) if isinstance(memory, dict)]
 
 
 def send_signal(name, queuetopia, **arguments):

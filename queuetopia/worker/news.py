@@ -65,12 +65,17 @@ def _job_as_stored(queuetopia, claim, outcome) -> Job:
         logger.warning("job not read for its hooks job=%d error=%r", claim.job_id, exc)
         stored = None
     if stored is not None and stored.attempts <= claim.attempt:
-        stored.fence, stored._claim = claim.fence, claim
+        stored.fence, stored._claim = claim.fence, _as_left(claim, outcome)
         return stored
-    job = job_of(claim)
+    job = job_of(_as_left(claim, outcome))
     if outcome.error:
         job.error = f"{outcome.error['type']}: {outcome.error['message']}"
     return job
+
+
+def _as_left(claim, outcome):
+    """Return the claim with the queue's memory as the attempt has left it."""
+    return claim if outcome.memory is None else claim._replace(memory=outcome.memory)
 
 
 def send_alert(claim, duration, threshold):

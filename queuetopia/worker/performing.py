@@ -179,9 +179,11 @@ class Attempt:
     def _succeeded(self, result):
         done = self.job._completed
         if isinstance(result, Deferred) and done is None:
-            self._end(Verdict.DEFER, delay=result.timeout)
-            return
-        self._end(Verdict.DONE, result=result_text(result) if done is None else done.text)
+            self._end(Verdict.DEFER, delay=result.timeout, memory=self.job.changed_memory())
+        elif done is None:
+            self._end(Verdict.DONE, result=result_text(result), memory=self.job.changed_memory())
+        else:
+            self._end(Verdict.DONE, result=done.text)
 
     def _end(self, verdict, **values):
         duration = time.perf_counter() - self._began

@@ -756,9 +756,10 @@ class TestVerbs:
         assert {verb.lower() for verb in offered.findall(page(boss, f"{of(job)}change/"))} == verbs
         head = ["Retry head", "Skip head"] if "retry" in verbs else []
         first = ["Prioritize"] if state == "waiting" else []
-        assert offered.findall(page(boss, f"{line_page(job)}change/")) == [*first, "Pause", *head]
+        memory = [] if state == "running again" else ["Edit memory"]
+        assert offered.findall(page(boss, f"{line_page(job)}change/")) == [*first, *memory, "Pause", *head]
         queues.pause("customer-42")
-        assert offered.findall(page(boss, f"{line_page(job)}change/")) == ["Pause", "Resume", *head]
+        assert offered.findall(page(boss, f"{line_page(job)}change/")) == [*memory, "Pause", "Resume", *head]
 
     @pytest.mark.capability("E5", "E27")
     @pytest.mark.parametrize(
@@ -801,6 +802,38 @@ class TestVerbs:
         answer = ann.post(f"{line}prioritize/", {"confirmed": "yes", "reason": "a complaint"})
         assert told(answer) == ["tests.mail/customer-42 has a head start of 60 min in line."]
         assert JobEvent.objects.get().by == "ann"
+
+    @pytest.mark.capability("X4")
+    def test_edit_the_memory_of_a_queue(self, queues):
+        ann = client_of("view_queue", "view_params", "edit_memory_queue")
+        line = line_page(put(queues, "waiting"))
+        assert "Memory</h2>" not in page(ann, f"{line}change/")
+        queues.edit_memory("customer-42", {"token": "open sesame", "html": "<b>"})
+        shown = page(ann, f"{line}change/")
+        assert "open sesame" not in shown and "<b>" not in shown
+        assert "&lt;b&gt;" in shown and "edit_memory/" in shown
+        asked = page(ann, f"{line}edit_memory/")
+        assert "open sesame" not in asked and "<b>" not in asked
+        (was,) = re.findall('name="was" value="([^"]+)"', asked)
+        new = {"confirmed": "yes", "reason": "a gap", "was": was, "memory": '{"token": "********", "sum": 2}'}
+        answer = ann.post(f"{line}edit_memory/", new)
+        assert told(answer) == ["tests.mail/customer-42 has another memory, for its next attempt."]
+        assert queues.memory("customer-42") == {"token": "open sesame", "sum": 2}
+        event = JobEvent.objects.order_by("-pk")[0]
+        assert (event.verb, event.by, event.reason) == ("edit_memory", "ann", "a gap")
+        changed = ann.post(f"{line}edit_memory/", {**new, "memory": "[1]"})
+        assert "has changed meanwhile: begin anew" in changed.content.decode()
+        assert "This is no JSON object of memory" in changed.content.decode()
+        assert "open sesame" not in page(ann, f"{line}change/")
+
+    @pytest.mark.capability("X4")
+    def test_a_memory_is_for_users_who_may_view_params(self, queues):
+        line = line_page(put(queues, "waiting"))
+        queues.edit_memory("customer-42", {"sum": 4711})
+        ann = client_of("view_queue", "edit_memory_queue")
+        shown = page(ann, f"{line}change/")
+        assert "4711" not in shown and "edit_memory/" not in shown
+        assert ann.get(f"{line}edit_memory/").status_code == 403
 
     @pytest.mark.capability("E5", "H29")
     def test_pause_and_resume_a_queue(self, queues):
@@ -1012,8 +1045,8 @@ class TestNothingElse:
         )
         assert {name for name in codenames if name.endswith(("_job", "_queue", "_params"))} == {
             "view_job", "delete_job", "retry_job", "skip_job", "cancel_job", "mark_done_job", "edit_job",
-            "move_to_end_job", "run_now_job", "view_params", "view_queue", "prioritize_queue", "pause_queue",
-            "resume_queue",
+            "move_to_end_job", "run_now_job", "view_params", "view_queue", "prioritize_queue", "edit_memory_queue",
+            "pause_queue", "resume_queue",
         }  # fmt: skip
 
 

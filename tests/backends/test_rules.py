@@ -7,6 +7,7 @@ the test's own, an hour ahead of the database's, so that whatever a person's ver
 """
 
 import contextlib
+import json
 import os
 import uuid
 from dataclasses import dataclass, field
@@ -67,6 +68,7 @@ class Line:
     # Until when its head may be left alone though it is due: a job was given back for later.
     not_before: datetime | None = None
     has_problem: bool = False
+    memory: list[int] | None = None  # the jobs that were done, as each has added itself
     asleep: bool = False  # a wake-up was lost: only a sweep, or the next wake-up, has to find its jobs
 
 
@@ -246,7 +248,12 @@ class Rules(RuleBasedStateMachine):
     def ending(self, one, verdict, delay, problem=""):
         failed = verdict in (Verdict.RETRY, Verdict.HALT, Verdict.SKIP) or (verdict == Verdict.RETURN and problem)
         error = describe(ConnectionError(problem or "refused")) if failed else None
-        return end(one, verdict, delay=delay, error=error)
+        return end(one, verdict, delay=delay, error=error, memory=self.remembering(one))
+
+    def remembering(self, one):
+        """What the queue remembers when this job is done, too; a failed attempt may have got as far."""
+        done = json.loads(one.memory or '{"done": []}')["done"]
+        return json.dumps({"done": [*done, one.job_id]})
 
     def record(self, endings, keep):
         holder = self.line_of(endings[0].claim).holder
@@ -270,6 +277,7 @@ class Rules(RuleBasedStateMachine):
             assert one.job_id == self.model.head(_line(one)).pk, "not the head was run"
             assert one.fence > line.fence, "the fence did not rise"
             assert one.attempt == self.model.jobs[one.job_id].attempts + 1
+            assert json.loads(one.memory or "null") == (line.memory and {"done": line.memory})
             line.running, line.holder, line.fence, line.stop_requested = one, node.id, one.fence, False
             line.not_before, line.asleep = None, False
 
@@ -293,6 +301,8 @@ class Rules(RuleBasedStateMachine):
         elif verdict != Verdict.RETURN:
             job.state = {"done": "done", "skip": "skipped", "cancel": "cancelled"}[verdict]
             job.done_at, job.next_attempt_at = self.now, None
+        if verdict == Verdict.DONE:
+            line.memory = [*(line.memory or []), job.pk]
         line.running = line.holder = None
         line.stop_requested = False
         if verdict != Verdict.RETURN:
@@ -342,7 +352,8 @@ class Rules(RuleBasedStateMachine):
         """A dead node comes back with a result, while another one runs the job again if there is one."""
         self.claim(1 - index, 100)
         node, one = self.nodes[index], data.draw(st.sampled_from(self.stale))
-        recorded = node.run(record, node.backend, end(one, verdict), keep=True, holder=node.id, now=self.now)
+        late = end(one, verdict, memory=self.remembering(one))
+        recorded = node.run(record, node.backend, late, keep=True, holder=node.id, now=self.now)
         assert [ending.claim for ending in recorded.stale] == [one]
         assert not recorded.written and not recorded.claims
 
@@ -475,6 +486,7 @@ class Rules(RuleBasedStateMachine):
                 continue
             assert row.fence == line.fence
             assert row.held_by == line.holder
+            assert row.memory == (line.memory and {"done": line.memory})
             assert row.stop_requested == line.stop_requested
             assert (row.paused_at is not None) == line.paused
             if line.running is not None:

@@ -239,6 +239,20 @@ def test_prioritize_gives_a_queue_a_head_start(queues):
     assert "There is no queue nobody" in run("prioritize", "tests.mail", "nobody")[1]
 
 
+@pytest.mark.capability("X4")
+def test_edit_memory_gives_a_queue_another_one(declare_only):
+    declare_only()
+    queues = mail_queue(sensitive_params=("token",))
+    run("edit-memory", "tests.mail", "customer-42", '{"token": "open sesame", "sum": 1}')
+    new = '{"token": "********", "sum": 2}'
+    text, _ = run("edit-memory", "tests.mail", "customer-42", new, "--by", "ann", "--reason", "a gap")
+    assert text == "tests.mail/customer-42 has another memory, for its next attempt.\n"
+    assert queues.memory("customer-42") == {"token": "open sesame", "sum": 2}
+    event = JobEvent.objects.order_by("-pk")[0]
+    assert (event.verb, event.by, event.reason) == ("edit_memory", "ann", "a gap")
+    assert "MEMORY is no JSON object: " in run("edit-memory", "tests.mail", "customer-42", "[1]")[1]
+
+
 @pytest.mark.capability("H29")
 class TestPauseAndResume:
     def test_of_a_queue(self, queues):

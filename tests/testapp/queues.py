@@ -413,6 +413,57 @@ class AskingQueue(LedgerQueue):
     performer = AskingPerformer
 
 
+class MemoryPerformer(LedgerPerformer):
+    @action
+    def add(self, job, n=1, how="", secret=None):
+        note("attempt", job.queue, job.attempts, job.fence)
+        job.memory = {**job.memory, "sum": job.memory.get("sum", 0) + n, "jobs": [*job.memory.get("jobs", ()), job.pk]}
+        return self.end_as(job, how, secret)
+
+    @action
+    async def add_async(self, job, n=1):
+        job.memory["sum"] = job.memory.get("sum", 0) + n
+
+    def end_as(self, job, how, secret):
+        match how:
+            case "fail once" if job.attempts == 1:
+                raise ConnectionError(f"refused {secret or job.memory.get('secret', '')}")
+            case "die once" if job.attempts == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "skip":
+                raise Skip("not this one")
+            case "large":
+                job.memory["text"] = "x" * 20_000
+            case "wrong":
+                job.memory["exc"] = ValueError()
+            case "none":
+                job.memory = None
+            case "secret":
+                job.memory["secret"] = secret
+            case "complete" | "complete, then die" | "complete, then change":
+                with job.completing():
+                    pass
+                if how == "complete, then die":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                job.memory["sum"] = -1
+            case "fail in the block":
+                with job.completing():
+                    job.memory["text"] = "x" * 20_000
+            case "defer":
+                with open(f"{os.environ[LEDGER]}.token.{job.queue}", "w") as file:
+                    file.write(job.token)
+                return Deferred(timeout=60)
+            case "program":
+                return External(subprocess.Popen(["true"]))
+        return None
+
+
+class MemoryQueue(LedgerQueue):
+    scope = "tests.memory"
+    performer = MemoryPerformer
+    sensitive_params = ("secret",)
+
+
 class PulseQueue(LedgerQueue):
     """Served by nodes that nothing is done to, while others are hurt."""
 

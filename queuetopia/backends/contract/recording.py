@@ -78,6 +78,33 @@ class Recording(Contract):
         finish(backend, one, Verdict.DEFER, delay=3600.0)
         assert json.loads(claim_one(backend).outside) == {"error": "no"}
 
+    @pytest.mark.parametrize("keep", [True, False])
+    @pytest.mark.parametrize("passed_over", [True, False])
+    def test_what_a_success_remembers_comes_with_the_next_claim_of_its_queue(self, backend, keep, passed_over):
+        for queue in ("a", "a", "b", "b"):
+            put(queue)
+        one, other = sorted(claim(backend), key=lambda one: one.queue)
+        assert (one.memory, other.memory) == (None, None)
+        remembering = end(one, memory='{"n": 1}')._replace(passed_over=passed_over)  # written one by one, then
+        recorded = record(backend, remembering, end(other), keep=keep)
+        following = {next_one.queue: next_one for next_one in recorded.claims or claim(backend)}
+        assert (json.loads(following["a"].memory), following["b"].memory) == ({"n": 1}, None)
+        record(backend, end(following["a"]), end(following["b"], memory='{"n": 2}'))
+        assert (line("a").memory, line("b").memory) == ({"n": 1}, {"n": 2})
+
+    @pytest.mark.parametrize("verdict", sorted(set(Verdict) - {Verdict.DONE}))
+    def test_what_another_end_remembers_is_forgotten(self, backend, verdict):
+        put()
+        finish(backend, claim_one(backend), verdict, memory='{"n": 1}', error=describe(ValueError("boom")))
+        assert line().memory is None
+
+    def test_what_a_stale_success_remembers_is_forgotten(self, backend):
+        put()
+        one = claim_one(backend)
+        Queue.objects.update(fence=one.fence + 1)
+        assert record(backend, end(one, memory='{"n": 1}')).stale
+        assert line().memory is None
+
     @pytest.mark.parametrize("verdict", Verdict)
     def test_the_rows_after_each_verdict(self, backend, verdict):
         put()

@@ -103,7 +103,12 @@ class Command(TerminalCommand):
             verb.add_argument("--scope", help="of the jobs; found by their ids if left out")
             verb.add_argument("--database", choices=tuple(connections), help="where the ids are looked up")
         for name in decisions_on("queue"):
-            verb = _add_verb(verbs, name, DECISIONS[name].help, decides=True)
+            verb = _add_verb(verbs, name.replace("_", "-"), DECISIONS[name].help, decides=True)
+            if name == "edit_memory":
+                verb.add_argument("scope", metavar="SCOPE")
+                verb.add_argument("queue", metavar="QUEUE")
+                verb.add_argument("memory", metavar="MEMORY", help=f"all of it, as JSON; {MASK} keeps a masked value")
+                continue
             if name == "prioritize":
                 verb.add_argument("scope", metavar="SCOPE")
                 verb.add_argument("queue", metavar="QUEUE")
@@ -216,6 +221,16 @@ class Command(TerminalCommand):
     def answer_prioritize(self, scope, queue, seconds, by, reason, **options):
         why = {"by": _person(by), "reason": reason, "seconds": seconds}
         yield tried(partial(on_queue, "prioritize", known(scope), queue, **why), scope=scope, queue=queue)
+
+    def answer_edit_memory(self, scope, queue, memory, by, reason, **options):
+        try:
+            memory = loads(memory)
+        except ValueError as exc:
+            raise Refused(f"MEMORY is no JSON object: {exc}.") from exc
+        queuetopia = known(scope)
+        memory = unmasked(memory, queuetopia.memory(queue), queuetopia.option("sensitive_params"))
+        why = {"by": _person(by), "reason": reason, "memory": memory}
+        yield tried(partial(on_queue, "edit_memory", queuetopia, queue, **why), scope=scope, queue=queue)
 
     def answer_pause(self, **options):
         return _one_queue_or_all("pause", **options)
