@@ -511,7 +511,7 @@ def _write_memory(queuetopia, alias, queue, memory, was, by, reason):
         if isinstance(old, dict):  # masked, they look the same
             after["changed"] = _changed_names(old, memory)
         _leave_event(alias, "edit_memory", by, reason, row.scope, row.name, None, before, after)
-        transaction.on_commit(partial(_look_again, alias, row.pk), using=alias, robust=True)
+        transaction.on_commit(partial(_recheck, alias, row.pk), using=alias, robust=True)
 
 
 def pause(queuetopia, queue=None, *, by="", reason=""):
