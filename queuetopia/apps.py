@@ -1,5 +1,5 @@
 from django.apps import AppConfig
-from django.utils.module_loading import autodiscover_modules
+from django.utils.module_loading import autodiscover_modules, import_string
 
 
 class QueuetopiaConfig(AppConfig):
@@ -15,3 +15,15 @@ class QueuetopiaConfig(AppConfig):
         module = conf.autodiscover()
         if module is not None:
             autodiscover_modules(module)
+        _declare_task_backends(conf.tasks())
+
+
+def _declare_task_backends(backends):
+    """Make the Queuetopias of Django's Tasks known, to nodes too; what else is wrong with them Django says."""
+    for alias, params in backends.items():
+        try:
+            backend = import_string(params["BACKEND"])
+        except (ImportError, KeyError, TypeError):
+            continue
+        if getattr(backend, "is_queuetopia", False):
+            backend(alias, params)

@@ -174,8 +174,10 @@ def describe(exc: BaseException, secrets=None) -> dict:
         lines = "".join(traceback.format_exception(exc))
     except BaseException:
         lines = ""
+    cls = type(exc)
     return {
-        "type": masked_start(type(exc).__name__, 200, secrets),
+        "type": masked_start(cls.__name__, 200, secrets),
+        "class": masked_start(f"{cls.__module__}.{cls.__qualname__}", 400, secrets),
         "message": masked_start(message, MESSAGE_LIMIT, secrets),
         "traceback": masked_end(lines, TRACEBACK_LIMIT, secrets),
     }

@@ -6,6 +6,7 @@ None raises, whatever the settings hold; only ``check_tables`` reads a database.
 import sys
 import unicodedata
 from collections import defaultdict
+from collections.abc import Container, Mapping
 from difflib import get_close_matches
 from inspect import signature
 from typing import Any
@@ -32,6 +33,7 @@ from .performer import (
     hook_problem,
     hooks,
     known_actions,
+    lists_actions,
     method_problem,
     mistaken_for_job,
     own_actions,
@@ -283,7 +285,7 @@ def _misspelt_hooks(performer, label):
 
 
 def _actions_alike(performer, label):
-    listed = performer.actions if isinstance(performer.actions, list | tuple | set | frozenset) else ()
+    listed = performer.actions if lists_actions(performer) else ()
     names = {name for name in (*listed, *action_methods(performer)) if isinstance(name, str)}
     for actions in _alike(names):
         message = f"{label}: the actions {actions} are different ones, and look alike."
@@ -303,7 +305,9 @@ def _doubled(performer):
 
 def _bad_actions(performer, label):
     listed = performer.actions
-    if not isinstance(listed, list | tuple | set | frozenset) or not all(isinstance(n, str) for n in listed):
+    if not lists_actions(performer) and has_own_perform(performer) and _answers(listed):
+        return
+    if not lists_actions(performer) or not all(isinstance(n, str) for n in listed):
         message = f"{label}.actions is {listed!r}, no sequence of names."
         yield _problem("E011", message, 'Write it as actions = ("send_mail",).')
     elif not has_own_perform(performer):
@@ -317,6 +321,10 @@ def _bad_actions(performer, label):
     elif known_actions(performer) is None:
         message = f"{label} has its own perform and no actions: create_job cannot refuse a wrong action."
         yield _problem("W002", message, 'List what it performs: actions = ("send_mail", …).')
+
+
+def _answers(actions):
+    return isinstance(actions, Container) and not isinstance(actions, str | bytes | Mapping)
 
 
 # Databases

@@ -228,6 +228,12 @@ def setting(name: str) -> Any:
     return user_settings().get(name, SETTINGS[name])
 
 
+def tasks() -> dict[str, Any]:
+    """Return ``settings.TASKS``, the backends of Django's Tasks by alias."""
+    tasks = getattr(settings, "TASKS", None)
+    return tasks if isinstance(tasks, dict) else {}
+
+
 def default_options() -> dict[str, Any]:
     return _dict(setting("DEFAULTS"), "QUEUETOPIA['DEFAULTS']")
 

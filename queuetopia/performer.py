@@ -5,7 +5,7 @@ This module knows no models, so that a performer can be imported anywhere.
 
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from functools import cache, cached_property, lru_cache, partialmethod
 from typing import Any
 
@@ -61,9 +61,15 @@ class Performer:
     Return anything: done (what is JSON is kept as ``job.result``). An awaitable is awaited; work that is not done,
     as a generator or an open future, is a failed attempt. Raise: the attempt failed.
     ``Retry``, ``Snooze``, ``Halt`` and ``Skip`` say what comes next.
+
+    actions: the names that a ``perform`` of your own performs: a tuple, list or set; or an object that answers
+    ``name in actions``, in any process, for names that cannot be listed.
     """
 
-    actions: tuple[str, ...] = ()
+    actions: Container[str] = ()
+    # Whether hooks and receivers get the job as it is stored, by a query after the commit. False saves that: they get
+    # it as this attempt has left it, without the errors of earlier ones.
+    reads_stored_job = True
 
     def perform(self, job):
         """Run one attempt: calls the action's method with the params as keywords.
@@ -181,13 +187,23 @@ def has_own_perform(performer) -> bool:
     return performer.perform is not Performer.perform
 
 
-def known_actions(performer) -> frozenset[str] | None:
-    """Return the names a job may carry, or None when the performer does not say (nothing can be validated)."""
+def known_actions(performer) -> Container[str] | None:
+    """Return the names a job may carry, or None when the performer does not say (nothing can be validated).
+
+    They can be listed unless ``lists_actions`` is False.
+    """
     return _known_actions(performer)
+
+
+def lists_actions(performer) -> bool:
+    """True if the names can be listed; False for a container that only answers whether a name is in it."""
+    return isinstance(performer.actions, list | tuple | set | frozenset)
 
 
 @cache
 def _known_actions(performer):
+    if not lists_actions(performer):
+        return performer.actions
     names = frozenset([*performer.actions, *action_methods(performer)])
     return None if has_own_perform(performer) and not names else names
 

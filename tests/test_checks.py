@@ -989,3 +989,14 @@ def test_an_error_stops_commands_and_says_what_and_how():
         call_command("check", tags=["queuetopia"])
     assert "(queuetopia.E004) shop.MailQueue has the unknown option 'max_atempts'." in str(caught.value)
     assert "HINT: Did you mean 'max_attempts'?" in str(caught.value)
+
+
+def test_actions_that_only_answer_whether_a_name_is_one():
+    class Numbers:
+        def __contains__(self, name):
+            return name.isdigit()
+
+    declare(performer=type("Own", (Performer,), {"actions": Numbers(), "perform": lambda self, job: None}))
+    assert problems() == []
+    declare(performer=type("Bad", (MailPerformer,), {"actions": Numbers()}))
+    assert "no sequence of names" in the_problem("E011").msg

@@ -715,3 +715,21 @@ Q.create_job("a", "a")
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=REPOSITORY)
     assert result.returncode == 1
     assert 'add "queuetopia" to INSTALLED_APPS, then migrate.' in result.stderr.splitlines()[-1]
+
+
+def test_an_own_perform_may_know_actions_that_cannot_be_listed(declare_only):
+    class Numbers:
+        def __contains__(self, name):
+            return name.isdigit()
+
+    class Counting(Performer):
+        actions = Numbers()
+
+        def perform(self, job):
+            return int(job.action)
+
+    declare_only()
+    queues = type("Counts", (Queuetopia,), {"performer": Counting, "scope": "tests.counts"})
+    assert queues.job("a", "42").action == "42"
+    with pytest.raises(InvalidJob, match=r"Counting has no action 'x'; Counting\.actions does not have it\."):
+        queues.job("a", "x")

@@ -104,7 +104,7 @@ ROOMS: dict[str, set[str]] = {
     "worker": {"backends", "jobs", "monitoring"},
     "admin": {"backends", "jobs", "monitoring", "doors"},
     "management": {"backends", "jobs", "monitoring", "doors", "node"},
-    "contrib": {"backends", "monitoring"},
+    "contrib": {"backends", "monitoring", "doors"},
     "doors": {"backends", "jobs", "monitoring", "worker"},
     "ground": {"ground"},
 }

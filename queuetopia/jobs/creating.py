@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from datetime import datetime
 from difflib import get_close_matches
 from functools import partial
+from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections, transaction
@@ -22,6 +23,7 @@ from ..performer import (
     has_own_perform,
     hooks,
     known_actions,
+    lists_actions,
     method_problem,
     param_problems,
     performer_problem,
@@ -103,7 +105,9 @@ def _check_action(queuetopia, action, problems):
 def _action_hint(performer, action):
     if callable(getattr(performer, action, None)) and action not in hooks() and not action.startswith("_"):
         return f"mark its method {action} with @action."
-    known = known_actions(performer)
+    if not lists_actions(performer):
+        return f"{performer.__name__}.actions does not have it."
+    known: Any = known_actions(performer)
     if not known:
         return "it has none: mark its methods with @action."
     close = get_close_matches(action, known, n=1)

@@ -81,6 +81,19 @@ def job_state(job: Job, queue: Queue | None) -> JobState:
     return JobState.BACKING_OFF if job.is_backing_off() else JobState.WAITING
 
 
+def job_and_state(queuetopia, pk) -> tuple[Job | None, JobState | None, datetime | None]:
+    """Return a job of the class, what it does, and since when if it runs; nothing but None if there is no such job."""
+    try:
+        job = queuetopia.jobs().filter(pk=int(pk)).first()
+    except (TypeError, ValueError):
+        job = None
+    if job is None:
+        return None, None, None
+    held = Queue.objects.using(queuetopia.database()).held()
+    queue = None if job.is_ended() else held.filter(scope=job.scope, name=job.queue, current_job=job.pk).first()
+    return job, job_state(job, queue), queue and queue.held_since
+
+
 def scope_status(queuetopia, queues: int = 20) -> dict[str, Any]:
     """Return how a scope does now. Datetimes are aware; all else is JSON.
 

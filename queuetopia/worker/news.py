@@ -1,5 +1,6 @@
 """What follows the commit of an end: hooks, signals and alerts. Nothing they raise changes anything."""
 
+import json
 import logging
 from datetime import datetime
 from functools import partial
@@ -9,6 +10,7 @@ from ..attempts import MEANING, Claim, Outcome, Verdict, raised
 from ..completion import completed
 from ..jobs import keep_hook_error, send_unblocked
 from ..models import Job
+from ..params import ParamsDecoder
 from ..performer import Performer
 from ..registry import by_scope
 from . import alerts
@@ -57,17 +59,15 @@ def notify(claim: Claim, outcome: Outcome, exc: BaseException | None) -> None:
 def _job_as_stored(queuetopia, claim, outcome) -> Job:
     """Return the job as this end has left it, read-only.
 
-    If its row is gone, or is of a later attempt by now, or cannot be read: what is known of this end.
+    If its row is gone, or is of a later attempt by now, or cannot or need not be read: what is known of this end.
     """
-    try:
-        stored = queuetopia.jobs().filter(pk=claim.job_id).first()
-    except Exception as exc:  # the hooks are called all the same
-        logger.warning("job not read for its hooks job=%d error=%r", claim.job_id, exc)
-        stored = None
+    stored = _stored(queuetopia, claim) if queuetopia.performer.reads_stored_job else None
     if stored is not None and stored.attempts <= claim.attempt:
         stored.fence, stored._claim = claim.fence, _as_left(claim, outcome)
         return stored
     job = job_of(_as_left(claim, outcome))
+    job.state = MEANING[Verdict(outcome.verdict)].state
+    job.result = None if outcome.result is None else json.loads(outcome.result, cls=ParamsDecoder)
     if outcome.error:
         job.error = f"{outcome.error['type']}: {outcome.error['message']}"
     return job
@@ -76,6 +76,14 @@ def _job_as_stored(queuetopia, claim, outcome) -> Job:
 def _as_left(claim, outcome):
     """Return the claim with the queue's memory as the attempt has left it."""
     return claim if outcome.memory is None else claim._replace(memory=outcome.memory)
+
+
+def _stored(queuetopia, claim):
+    try:
+        return queuetopia.jobs().filter(pk=claim.job_id).first()
+    except Exception as exc:  # the hooks are called all the same
+        logger.warning("job not read for its hooks job=%d error=%r", claim.job_id, exc)
+        return None
 
 
 def send_alert(claim, duration, threshold):
