@@ -11,6 +11,8 @@ _HOMES = {
     "Queuetopia": "declaration",
     "Performer": "performer",
     "action": "performer",
+    "Every": "schedules",
+    "Cron": "schedules",
     "QueuetopiaError": "exceptions",
     "InvalidJob": "exceptions",
     "Refused": "exceptions",

@@ -22,6 +22,7 @@ from .backends import backend_class
 from .backends.checks import troubles
 from .backends.trouble import database_trouble
 from .declaration import Queuetopia
+from .jobs import schedule_problems
 from .models import Scope
 from .params import text_problem
 from .performer import (
@@ -143,7 +144,7 @@ def _option_sources():
 
 def _is_option(name, value):
     """True for an option, and for what can only be meant as one: a plain value with a lower-case name."""
-    if name in conf.OPTIONS or name in ("performer", "scope"):
+    if name in conf.OPTIONS or name in ("performer", "scope", "schedules"):
         return name in conf.OPTIONS
     return name[:1].islower() and not callable(value) and not hasattr(type(value), "__get__")
 
@@ -325,6 +326,22 @@ def _bad_actions(performer, label):
 
 def _answers(actions):
     return isinstance(actions, Container) and not isinstance(actions, str | bytes | Mapping)
+
+
+# Schedules
+
+
+@checks.register("queuetopia")
+def check_schedules(app_configs, **kwargs):
+    return [
+        _problem("E020", f"{queuetopia.label}: {_which(name, problem.argument)}: {problem.cause}.", problem.remedy)
+        for queuetopia in registered()
+        for name, problem in schedule_problems(queuetopia)
+    ]
+
+
+def _which(name, argument):
+    return argument if name is None else f"schedule {name!r}, {argument}"
 
 
 # Databases

@@ -11,7 +11,9 @@ class Decision(NamedTuple):
     """One verb. What it does is a function of ``jobs`` by its name, and what it answers one of ``verbs``."""
 
     help: str  # of the command
-    permissions: dict[str, object]  # {"job", "queue" or "scope": what the permission to do it to such a one is called}
+    permissions: dict[
+        str, object
+    ]  # {"job", "queue", "scope" or "schedule": what the permission to do it to such a one is called}
     ends_job: bool = False  # the job is done with: statistics count it
 
 
@@ -40,7 +42,8 @@ DECISIONS = {
         ends_job=True,
     ),
     "run_now": Decision(
-        "make jobs that are scheduled for later due now", {"job": _("Can make jobs scheduled for later due now")}
+        "make jobs that are scheduled for later due now",
+        {"job": _("Can make jobs scheduled for later due now"), "schedule": _("Can run schedules now")},
     ),
     "prioritize": Decision(
         "give a queue that is ready a head start in line", {"queue": _("Can give queues a head start in line")}
@@ -50,20 +53,20 @@ DECISIONS = {
     ),
     "pause": Decision(
         "start nothing new in a queue, a whole scope or everywhere; running jobs finish",
-        {"queue": _("Can pause queues"), "scope": _("Can pause scopes")},
+        {"queue": _("Can pause queues"), "scope": _("Can pause scopes"), "schedule": _("Can pause schedules")},
     ),
     "resume": Decision(
         "serve a paused queue or scope, or everything, again at once",
-        {"queue": _("Can resume queues"), "scope": _("Can resume scopes")},
+        {"queue": _("Can resume queues"), "scope": _("Can resume scopes"), "schedule": _("Can resume schedules")},
     ),
 }
 
 
 def decisions_on(what: str) -> list[str]:
-    """Return the verbs for a "job", a "queue" or a "scope"."""
+    """Return the verbs for a "job", a "queue", a "scope" or a "schedule"."""
     return [verb for verb, decision in DECISIONS.items() if what in decision.permissions]
 
 
 def permissions_on(what: str) -> tuple:
-    """Return the permissions of the model of a "job", a "queue" or a "scope"."""
+    """Return the permissions of the model of a "job", a "queue", a "scope" or a "schedule"."""
     return tuple((f"{verb}_{what}", DECISIONS[verb].permissions[what]) for verb in decisions_on(what))

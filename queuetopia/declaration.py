@@ -1,5 +1,6 @@
 """``class MailQueue(Queuetopia)``: one declared system of queues, and what can be done to its jobs."""
 
+from collections.abc import Sequence
 from functools import wraps
 from inspect import signature
 
@@ -14,6 +15,7 @@ from .backends.trouble import Kind, database_trouble
 from .decisions import HEAD_START
 from .exceptions import Refused
 from .performer import Performer
+from .schedules import Periodic
 
 
 class _DefaultScope:
@@ -80,9 +82,12 @@ class Queuetopia:
     Options (class attributes, see ``conf.OPTIONS``): timeout, backoff_base, backoff_factor, max_backoff, max_attempts,
     on_exhausted, on_error, jitter, setup_retry, poll_interval, max_running, priority, rate, spacing, using,
     commit_ordered, retention, sensitive_params.
+
+    ``schedules`` is a list of ``Every`` and ``Cron``: jobs that nodes create by the clock.
     """
 
     performer: type[Performer] = None  # type: ignore[assignment]
+    schedules: Sequence[Periodic] = ()
     scope: str = _DefaultScope()  # type: ignore[assignment]
 
     def __init_subclass__(cls, **kwargs):
@@ -277,6 +282,18 @@ class Queuetopia:
 
     @classmethod
     @_sync
+    def list_schedules(cls):
+        """Return how the schedules stand, a dict each: when the next job is due, what was created and left out.
+
+        See ``monitoring.schedules.described``.
+        """
+        from .backends import backend_for
+        from .monitoring import schedules
+
+        return schedules.of_scope(cls, backend_for(cls.database()).now())
+
+    @classmethod
+    @_sync
     def statistics(cls, since=None, until=None, by="action", action=None):
         """Return how many jobs were started, done, failed …, and how long they took: see ``statistics.statistics``."""
         from .monitoring import statistics
@@ -372,6 +389,30 @@ class Queuetopia:
         from . import jobs
 
         return jobs.run_now(cls, job, by=by, reason=reason)
+
+    @classmethod
+    @_sync
+    def pause_schedule(cls, name, *, by="", reason=""):
+        """Create no jobs of the schedule until it is resumed. See ``jobs.pause_schedule``."""
+        from . import jobs
+
+        return jobs.pause_schedule(cls, name, by=by, reason=reason)
+
+    @classmethod
+    @_sync
+    def resume_schedule(cls, name, *, by="", reason=""):
+        """Create jobs of a paused schedule again, from its next due time on. See ``jobs.resume_schedule``."""
+        from . import jobs
+
+        return jobs.resume_schedule(cls, name, by=by, reason=reason)
+
+    @classmethod
+    @_sync
+    def run_schedule(cls, name, *, by="", reason=""):
+        """Create a job of the schedule now, besides those of its due times; return it. See ``jobs.run_schedule``."""
+        from . import jobs
+
+        return jobs.run_schedule(cls, name, by=by, reason=reason)
 
     @classmethod
     @_sync

@@ -532,6 +532,38 @@ class Chore(models.Model):
         return self.name
 
 
+class Schedule(models.Model):
+    """How far a schedule of a class has come. The row appears when a node first serves it.
+
+    until: every due time up to here is dealt with; the next one follows from it and from what the code declares.
+    last_due_at, last_job: the last due time that got a job, and the last job, which an operator may have created.
+    created, missed, held_back: how many due times got a job, were missed, or came while the last job had not ended.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    scope = ExactCharField(_("scope"), max_length=128)
+    name = ExactCharField(_("name"), max_length=128)
+    until = models.DateTimeField(_("dealt with until"))
+    last_due_at = models.DateTimeField(_("last due at"), null=True)
+    last_job = models.BigIntegerField(_("last job"), null=True)
+    created = models.PositiveBigIntegerField(_("created"), db_default=0)
+    missed = models.PositiveBigIntegerField(_("missed"), db_default=0)
+    held_back = models.PositiveBigIntegerField(_("held back"), db_default=0)
+    paused_at = models.DateTimeField(_("paused at"), null=True)
+    paused_by = WideCharField(_("paused by"), max_length=255, db_default="")
+    paused_reason = WideCharField(_("reason"), max_length=500, db_default="")
+
+    class Meta:
+        verbose_name = _("schedule")
+        verbose_name_plural = _("schedules")
+        default_permissions = ("view", "delete")
+        permissions = permissions_on("schedule")
+        constraints = (models.UniqueConstraint(fields=["scope", "name"], name="queuetopia_schedule_name"),)
+
+    def __str__(self):
+        return visible(f"{self.scope}/{self.name}")
+
+
 class JobEvent(models.Model):
     """A decision of an operator about a job, a queue or a scope: who, when, why, and the state before and after."""
 

@@ -20,7 +20,7 @@ from .backends import backend_for, upkeep
 from .backends.values import Ending
 from .completion import completed, must_await
 from .conf import JOB_OPTIONS
-from .jobs import settled
+from .jobs import create_due, declared, settled
 from .models import Job
 from .monitoring import status
 from .monitoring.events import Event
@@ -250,6 +250,33 @@ def _attempt(claim):
     if isinstance(attempt.exc, KeyboardInterrupt | SetupFailed):
         raise attempt.exc
     return attempt
+
+
+# Schedules
+
+
+def due_times(queuetopia, name: str, since: datetime, until: datetime) -> list[datetime]:
+    """Return when the schedule ``name`` of ``queuetopia`` is due after ``since`` and up to ``until``, oldest first.
+
+    since, until: aware datetimes. The last 1,000 times are returned at most, in UTC. Nothing is read or written.
+
+    Raises LookupError when the class has no such schedule, or one that a system check refuses.
+    """
+    schedules = declared(queuetopia)
+    if name not in schedules:
+        known = ", ".join(schedules) or "none"
+        raise LookupError(f"{queuetopia.__name__} has no schedule {name!r} that could be used; it has: {known}.")
+    return schedules[name].between(since, until)
+
+
+def create_due_jobs(queuetopia, *, now: datetime | None = None) -> list[Job]:
+    """Create the jobs of the schedules of ``queuetopia`` that are due, as a node would, and return them.
+
+    now: what counts as the present; None means the database's clock. A schedule begins with the first call, which
+    creates nothing: call it once, then again with a later ``now``.
+    """
+    schedules = declared(queuetopia)
+    return create_due(backend_for(queuetopia.database()), {queuetopia: schedules}, now)[0] if schedules else []
 
 
 # What happens

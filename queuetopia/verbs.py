@@ -206,3 +206,25 @@ def _place(queuetopia, queue):
 def _exists(queuetopia, queue):
     rows = Queue.objects.using(queuetopia.database()).filter(scope=queuetopia.scope, name=queue)
     return rows.exists() or queuetopia.jobs().filter(queue=queue).exists()
+
+
+# On a schedule
+
+
+def on_schedule(verb: str, queuetopia, name: str, *, by: str, reason: str) -> dict[str, Any]:
+    """Pause, resume or run (``run_now``) a schedule; return a ``message``. Raises Refused."""
+    place = f"Schedule {name} of {queuetopia.scope}"
+    if verb == "run_now":
+        job = queuetopia.run_schedule(name, by=by, reason=reason)
+        return {"job": job.pk, "message": f"{place} is run now, as job {job.pk} of queue {job.queue}."}
+    if verb == "pause":
+        queuetopia.pause_schedule(name, by=by, reason=reason)
+        return {"message": f"{place} is paused: no job is created until it is resumed."}
+    queuetopia.resume_schedule(name, by=by, reason=reason)
+    return {"message": f"{place} is resumed: its next due time gets a job."}
+
+
+def pruned_schedules(alias: str, scope: str, name: str | None = None) -> dict[str, Any]:
+    """Forget schedules that this code does not declare; return a ``message``. Raises Refused."""
+    names = jobs.prune_schedules(alias, scope, name)
+    return {"pruned": names, "message": f"{scope}: schedules forgotten: {', '.join(names) or 'none'}."}

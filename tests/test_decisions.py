@@ -6,9 +6,9 @@ from django.contrib import admin
 from queuetopia import Queuetopia, jobs, verbs
 from queuetopia.decisions import DECISIONS, decisions_on
 from queuetopia.management.commands.queuetopia import Command
-from queuetopia.models import Job, Queue, Scope
+from queuetopia.models import Job, Queue, Schedule, Scope
 
-MODELS = {"job": Job, "queue": Queue, "scope": Scope}
+MODELS = {"job": Job, "queue": Queue, "scope": Scope, "schedule": Schedule}
 
 
 @pytest.mark.parametrize("verb", DECISIONS)

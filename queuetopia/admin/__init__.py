@@ -8,5 +8,6 @@ functions of ``jobs``.
 from .jobs import JobAdmin
 from .overview import ScopeAdmin
 from .queues import QueueAdmin
+from .schedules import ScheduleAdmin
 
-__all__ = ["JobAdmin", "QueueAdmin", "ScopeAdmin"]
+__all__ = ["JobAdmin", "QueueAdmin", "ScheduleAdmin", "ScopeAdmin"]

@@ -24,11 +24,23 @@ from .deciding import (
 from .deferring import complete, fail, settled
 from .failing import failed, timeout_text, was_cut_short
 from .retention import delete_ended, prune
+from .scheduling import (
+    create_due,
+    declared,
+    log_wrong,
+    pause_schedule,
+    prune_schedules,
+    resume_schedule,
+    run_schedule,
+    schedule_problems,
+)
 from .sending import keep_hook_error, number_waiting, send, send_unblocked
 
 __all__ = [
-    "again_after_deadlock", "batches", "blocking", "build", "cancel", "complete", "create", "create_many", "decide",
-    "delete_ended", "edit", "edit_memory", "fail", "failed", "keep_hook_error", "mark_done", "move_to_end",
-    "number_waiting", "pause", "pause_all", "prioritize", "prune", "refusals", "resume", "resume_all", "retry",
-    "retry_all", "run_now", "send", "send_unblocked", "settled", "skip", "skip_all", "timeout_text", "was_cut_short",
+    "again_after_deadlock", "batches", "blocking", "build", "cancel", "complete", "create", "create_due",
+    "create_many", "decide", "declared", "delete_ended", "edit", "edit_memory", "fail", "failed", "keep_hook_error",
+    "log_wrong", "mark_done", "move_to_end", "number_waiting", "pause", "pause_all", "pause_schedule", "prioritize",
+    "prune", "prune_schedules", "refusals", "resume", "resume_all", "resume_schedule", "retry", "retry_all",
+    "run_now", "run_schedule", "schedule_problems", "send", "send_unblocked", "settled", "skip", "skip_all",
+    "timeout_text", "was_cut_short",
 ]  # fmt: skip

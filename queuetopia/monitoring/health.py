@@ -20,6 +20,8 @@ from ..backends.base import RESET_SEQUENCES
 from ..backends.nodes import DEATHS, STANDBY
 from ..backends.trouble import database_trouble
 from ..models import Chore, Job, Queue, QueueIs, Scope
+from ..registry import by_scope
+from . import schedules
 from .status import databases, is_alive, limits_in_words, node_rows, span, unknown_scopes
 
 OLDEST = 600.0  # seconds for which a due job may wait for a worker
@@ -62,6 +64,7 @@ class Facts:
     standbys: list[dict[str, Any]] = field(default_factory=list)  # nodes that wait for their turn: node, scopes
     not_woken: dict[str, dict[str, Any]] = field(default_factory=dict)  # by scope: number of queues, queue
     unserved: set[str] = field(default_factory=set)  # scopes with unfinished jobs that no live node serves
+    schedules: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # by scope: ``schedules.of_scope``
     clock: float = 0.0  # seconds that the database's clock is ahead of this machine's
 
     def serves(self, scope: str) -> bool:
@@ -87,6 +90,8 @@ def problems(queuetopias, *, limits: Limits | None = None, is_all: bool = True) 
     - ``halted``: queues wait for an operator
     - ``blocked``: queues have been blocked for longer than ``blocked``
     - ``paused``: everything, a scope or queues have been paused for longer than ``paused``
+    - ``schedule``: a due time is over for longer than ``oldest``, and no node has dealt with it; or due times far ahead
+      are taken for dealt with, because a clock was wrong
     - ``sequence``: a table's next ids are taken already, so that no new rows can be written
     - ``clock``: the clocks of the database and of this machine are apart
     - ``unknown scope``: jobs wait that no class of this code serves
@@ -141,6 +146,8 @@ def read(alias: str, scopes: list[str], limits: Limits | None = None, *, in_dept
         clock=max(0.0, ahead) - max(0.0, behind),
     )  # fmt: skip
     facts.unserved = _unserved(facts, scopes)
+    classes = [queuetopia for scope in scopes if (queuetopia := by_scope().get(scope))]
+    facts.schedules = {queuetopia.scope: schedules.of_scope(queuetopia, now) for queuetopia in classes}
     if in_depth:
         facts.deaths, facts.standbys = _deaths(facts), _standbys(facts)
         facts.not_woken = _not_woken(alias, now - timedelta(seconds=limits.oldest))
@@ -307,11 +314,30 @@ def _of_the_scope(facts, scope, limits):
         since = min(row["since"] for row in errors if row["long"])
         waits = span((facts.now - since).total_seconds())
         yield "blocked", f"queues blocked for longer than {span(limits.blocked)}: {long}, the first for {waits}"
+    yield from _of_schedules(facts, scope, limits)
     if pause := facts.pauses.get(scope):
         if long := _long_pause(facts, pause, limits):
             yield "paused", long
     elif long := counts.get("long_paused"):
         yield "paused", f"queues paused for longer than {span(limits.paused)}: {long}"
+
+
+def _of_schedules(facts, scope, limits):
+    for each in facts.schedules.get(scope, ()):
+        if each["late"] > limits.oldest:
+            yield (
+                "schedule",
+                f"schedule {each['schedule']} is due for {span(each['late'])}, and no node has created its job",
+            )
+        elif each["until"] and each["until"] - facts.now > schedules.AHEAD and not each["paused"]:
+            ahead = span((each["until"] - facts.now).total_seconds())
+            yield (
+                "schedule",
+                (
+                    f"schedule {each['schedule']} is dealt with for {ahead} ahead, because the database's clock was "
+                    "put forward: pause and resume it"
+                ),
+            )
 
 
 def _waiting_for(facts, scope):

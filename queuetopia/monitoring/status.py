@@ -20,6 +20,7 @@ from ..backends.limits import Limits
 from ..exceptions import Refused
 from ..models import Job, Node, Queue, QueueIs, Scope
 from ..registry import by_scope, registered
+from . import schedules
 
 MOST_QUEUES = 1_000  # queues listed of one scope
 MOST_NODES = 200  # nodes listed of one database
@@ -105,6 +106,7 @@ def scope_status(queuetopia, queues: int = 20) -> dict[str, Any]:
     - ``max_running``, ``rate`` (number, seconds), ``spacing``: its limits; None: no limit. ``limits``: in words
     - ``priority``
     - ``snoozed_until``: before that nothing of it starts, because a performer said so; or None
+    - ``schedules``: ``schedules.described`` of each, none if the class declares none
     - ``nodes``: those that serve the scope: node, alive
     - ``jobs``: unfinished, waiting, running, backing_off, halted, oldest (scheduled_at of the oldest unfinished)
     - ``queue_counts``: not_empty, blocked (backing_off and halted), backing_off, halted, running, paused, problem
@@ -140,6 +142,7 @@ def scope_status(queuetopia, queues: int = 20) -> dict[str, Any]:
         "limits": limits_in_words(scope),
         "priority": queuetopia.option("priority"),
         "snoozed_until": snoozed_until(alias, scope, now),
+        "schedules": schedules.of_scope(queuetopia, now),
         "nodes": [{"node": str(node), "alive": is_alive(node, now)} for node in all_nodes if scope in node.scopes],
         "jobs": {**jobs, "waiting": waiting, "running": running, "backing_off": backing_off},
         "queue_counts": queue_counts,

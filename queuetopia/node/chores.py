@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 POLL_NODES = 1.0  # seconds between polls for dead nodes and for requests to stop a job; two for a lone, idle node
 POLL_PEERS = 0.25  # … a lone, busy node polls so often for others, which may have room for its waiting jobs
 POLL_ALERTS = 5.0  # seconds between polls for queues blocked for too long, at most
+POLL_SCHEDULES = 60.0  # seconds between polls for due schedules, at most: the database's clock may have been set
 POLL_MAIL = 60.0  # seconds between polls for blocked queues to mail about
 FLUSH = 10.0  # seconds between two writes of statistics
 STEP = 0.01  # seconds between two steps of a sweep or of pruning …
@@ -152,6 +153,33 @@ class Sweep(Chore):
 
     def is_left(self):
         return bool(self._left) or self._poll_at == 0.0
+
+
+# Schedules
+
+
+class Schedules(Chore):
+    """Create the jobs of schedules at their due times. Without schedules it makes no query."""
+
+    def __init__(self, parts):
+        super().__init__(parts)
+        classes = [by_scope()[scope] for scope in self.store.scopes]
+        self._declared = {each: schedules for each in classes if (schedules := jobs.declared(each))}
+        self._has_run = False
+        for each in classes:
+            jobs.log_wrong(each)
+
+    def run(self):
+        if not self._declared:
+            return float("inf")
+        created, seconds = jobs.create_due(self.store.backend, self._declared)
+        self._has_run = True
+        if created:
+            self.store.claim_soon()
+        return max(STEP, min(seconds, POLL_SCHEDULES))
+
+    def is_left(self):
+        return bool(self._declared) and not self._has_run
 
 
 # Alerts: found here, sent by a worker, because receivers and mail servers may block

@@ -26,7 +26,7 @@ from queuetopia import pause_all
 from queuetopia.admin import JobAdmin, QueueAdmin, base, lists
 from queuetopia.admin import queues as queues_module
 from queuetopia.jobs import delete_ended
-from queuetopia.models import Job, JobEvent, Node, Queue, Scope
+from queuetopia.models import Job, JobEvent, Node, Queue, Schedule, Scope
 from queuetopia.params import loads
 from queuetopia.times import local
 from queuetopia.verbs import unmasked
@@ -1173,6 +1173,7 @@ class TestWhoMayDoWhat:
         ours = [admin for admin in registered if admin.opts.app_label == "queuetopia"]
         addresses = {}
         Scope.objects.create(name="no.such.scope")
+        Schedule.objects.create(scope="no.such.scope", name="tick", until=timezone.now())
         for admin in ours:
             row = admin.model.objects.first()
             for pattern in admin.get_urls():

@@ -23,7 +23,7 @@ from ...conf import DAY
 from ...decisions import DECISIONS, HEAD_START, decisions_on
 from ...exceptions import Refused
 from ...models import Job, Scope
-from ...monitoring import health, statistics, status
+from ...monitoring import health, schedules, statistics, status
 from ...monitoring.follow import PAUSE, Follower, wait_for_news
 from ...monitoring.status import QueueState, span
 from ...params import loads
@@ -33,12 +33,18 @@ from ...streams import hush
 from ...terminal import Screen, TerminalCommand, duration, interval, short_span, table
 from ...text import MASK, visible
 from ...times import local
-from ...verbs import known, on_everything, on_job, on_queue, serving, tried, unmasked
+from ...verbs import known, on_everything, on_job, on_queue, on_schedule, pruned_schedules, serving, tried, unmasked
 
 PRUNE_BATCH = 1_000
 LONG = 20  # jobs from which on a decision about them has a progress bar
 READING = ("status", "explain", "statistics", "tail")  # the verbs that change nothing
 COLUMNS = ("STATE", "QUEUE", "JOBS", "OLDEST", "JOB", "ATTEMPT", "SINCE", "NEXT", "WHY")
+SCHEDULE_COLUMNS = ("SCHEDULE", "DUE", "NEXT", "LAST", "JOB", "CREATED", "MISSED", "HELD BACK", "STATE")
+SCHEDULE_VERBS = {
+    "pause": "create no jobs of this schedule until it is resumed",
+    "resume": "create its jobs again, from its next due time on",
+    "run-now": "create a job of it now, besides those of its due times",
+}
 FIGURES = ("created", "started", "done", "failed", "halted", "skipped", "cancelled", "wait", "run", "blocked")
 QUEUE_FIGURES = ("created", "done", "failed", "skipped", "cancelled", "took", "blocked")
 LONGEST_NAME, LONGEST_TEXT = 40, 100  # characters shown unless --verbosity is 2 or more
@@ -120,6 +126,12 @@ class Command(TerminalCommand):
             verb.add_argument("queue", nargs="?", metavar="QUEUE", help="the whole scope if left out")
             verb.add_argument("--all", action="store_true", help="all scopes, those to come included, instead of SCOPE")
             verb.add_argument("--database", choices=tuple(connections), help="with --all: only this one")
+        verb = _add_verb(verbs, "schedules", "show the schedules; pause, resume, run or forget one", decides=True)
+        verb.add_argument("scopes", nargs="*", metavar="SCOPE", help="all scopes if none is given")
+        what = verb.add_mutually_exclusive_group()
+        for option, text in SCHEDULE_VERBS.items():
+            what.add_argument(f"--{option}", metavar="NAME", help=text)
+        what.add_argument("--prune", action="store_true", help="forget all that this code does not declare any more")
         verb = _add_verb(verbs, "prune", "delete jobs that ended before the retention, no unfinished one")
         verb.add_argument("scopes", nargs="*", metavar="SCOPE", help="all scopes if none is given")
         verb.add_argument("--older-than", type=float, metavar="DAYS", help="instead of the option retention")
@@ -127,7 +139,8 @@ class Command(TerminalCommand):
     def handle(self, *, verb, **options):
         self.verbosity, self.as_json = options["verbosity"], options["json"]
         verb = verb.replace("-", "_")
-        self.is_reading = verb in READING
+        is_list = verb == "schedules" and not any(options[name] for name in ("pause", "resume", "run_now", "prune"))
+        self.is_reading = verb in READING or is_list
         self.is_followed = verb == "tail" or bool(options.get("watch"))  # then each answer in JSON is one line
         if os.environ.get("NO_COLOR") and not options.get("force_color"):
             self.style = no_style()
@@ -336,6 +349,51 @@ class Command(TerminalCommand):
         else:
             self.write(explained["sentence"])
 
+    # Schedules
+
+    def answer_schedules(self, scopes, prune, by, reason, **options):
+        for verb in ("pause", "resume", "run_now"):
+            if (name := options[verb]) is not None:
+                return self.decide_schedule(verb, scopes, name, {"by": _person(by), "reason": reason})
+        return self.prune_schedules(scopes) if prune else self.show_schedules(scopes)
+
+    def decide_schedule(self, verb, scopes, name, why):
+        if len(scopes) != 1:
+            raise CommandError("Error: name the one scope that the schedule is of.")
+        yield tried(partial(on_schedule, verb, known(scopes[0]), name, **why), scope=scopes[0], schedule=name)
+
+    def prune_schedules(self, scopes):
+        for alias in status.databases():
+            for scope in scopes or schedules.scopes(alias):
+                yield tried(partial(pruned_schedules, alias, scope), scope=scope, database=alias)
+
+    def show_schedules(self, scopes):
+        found = [{"scope": each.scope, "schedules": each.list_schedules()} for each in _chosen(scopes)]
+        if self.as_json:
+            self.write_json({"scopes": found})
+            return
+        for scope in found:
+            if scope["schedules"]:
+                self.write(scope["scope"], self.style.MIGRATE_HEADING)
+                for line in table([SCHEDULE_COLUMNS, *map(self.schedule_cells, scope["schedules"])]):
+                    self.write(f"  {line}")
+
+    def schedule_cells(self, each):
+        state = "" if each["declared"] else "no longer declared"
+        if each["paused"]:
+            state = f"paused {_paused(each['paused'])}"
+        elif each["late"] > schedules.LATE:
+            state = f"late for {span(each['late'])}: no node creates its jobs"
+        moments = [local(moment) if moment else "" for moment in (each["next_at"], each["last_due_at"])]
+        return (
+            self.cut(each["schedule"], LONGEST_NAME),
+            each["times"] or "",
+            *moments,
+            str(each["last_job"] or ""),
+            *(str(each[name]) for name in ("created", "missed", "held_back")),
+            self.cut(state, LONGEST_TEXT),
+        )
+
     # Statistics
 
     def answer_statistics(self, scopes, since, by, **options):
@@ -472,6 +530,10 @@ class Command(TerminalCommand):
             f"  queues with work: {queues['not_empty']} ({queues['blocked']} blocked, {queues['running']} running, "
             f"{queues['paused']} paused, {queues['problem']} with a problem){limit}"
         )
+        if scope["schedules"]:
+            nexts = [each["next_at"] for each in scope["schedules"] if each["next_at"]]
+            soonest = f"; the next is due {_ahead(min(nexts), scope['at'])}" if nexts else ""
+            self.write(f"  schedules: {len(scope['schedules'])}{soonest}")
         if scope["queues"]:
             self.write_queues(scope["queues"], scope["at"])
         if (more := queues["not_empty"] - len(scope["queues"])) > 0:
