@@ -264,7 +264,7 @@ def refused_descriptor() -> OSError | None:
     return None
 
 
-class _Formatter(logging.Formatter):
+class LogFormatter(logging.Formatter):
     """Writes times with their offset from UTC."""
 
     def formatTime(self, record, datefmt=None):
@@ -277,7 +277,7 @@ def log_to_stderr(verbosity: int) -> None:
     logger = logging.getLogger("queuetopia")
     if not logger.hasHandlers() and verbosity > 0:
         handler = logging.StreamHandler()
-        handler.setFormatter(_Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+        handler.setFormatter(LogFormatter("%(asctime)s %(levelname)-7s %(message)s"))
         logger.addHandler(handler)
         logger.setLevel(logging.DEBUG if verbosity > 1 else logging.INFO)
 

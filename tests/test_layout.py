@@ -219,6 +219,26 @@ def test_each_state_has_one_owner():
     assert set().union(*map(assigned_by_others, CORE + BACKENDS)) == ASSIGNED_BY_OTHERS.keys()
 
 
+def attributes(tree):
+    """Return the private names that are attributes here: of ``self`` and ``cls``, and of anything else."""
+    own, others = set(), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            own.add(node.name)
+        elif isinstance(node, ast.Attribute):
+            (own if ast.unparse(node.value) in ("self", "cls") else others).add(node.attr)
+    return tuple({name for name in names if re.match("_[^_]", name)} for names in (own, others))
+
+
+def test_tests_read_no_private_parts_of_the_package():
+    private = set().union(*(attributes(ast.parse(path.read_text()))[0] for path in MODULES)) - {"_fields"}  # of tuples
+    found = {}
+    for path in sorted((PACKAGE.parent / "tests").rglob("*.py")):
+        own, others = attributes(ast.parse(path.read_text()))
+        found[path.name] = (others - own) & private
+    assert {name: names for name, names in found.items() if names} == {}
+
+
 def test_no_module_has_a_name_that_says_nothing():
     assert [name(path) for path in MODULES if path.stem in {"tasks", "utils", "helpers", "common", "misc"}] == []
 

@@ -317,7 +317,7 @@ def test_the_admin_shows_each_time_with_its_zone(work, client, django_user_model
 
 
 def test_log_lines_carry_their_zone():
-    formatter = processes._Formatter("%(asctime)s %(message)s")
+    formatter = processes.LogFormatter("%(asctime)s %(message)s")
     record = logging.makeLogRecord({"msg": "node started", "created": 1_790_000_000.25})
     # Django has set the zone of this process to TIME_ZONE.
     assert formatter.format(record) == "2026-09-21 16:13:20.250+02:00 node started"

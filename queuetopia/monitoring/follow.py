@@ -113,7 +113,7 @@ class Follower(Listening):
         self._from = dict.fromkeys(self.scopes, now)  # by scope: where the next poll begins
         self._began = now
         self._far_at = 0.0  # uptime of the next poll far back
-        self._ended: dict[str, dict[int, datetime]] = {scope: {} for scope in self.scopes}  # reported lately
+        self.reported: dict[str, dict[int, datetime]] = {scope: {} for scope in self.scopes}  # reported lately
         self._running: set[tuple[int, int]] = set()  # (job, attempt) reported as started
         self._failed: dict[int, int] = {}  # by job: the last failed attempt that was reported
         self._event = self._newest_event(since)
@@ -160,7 +160,7 @@ class Follower(Listening):
     def _ends(self, scope, back) -> Iterator[dict[str, Any]]:
         after, first = self._from[scope] - timedelta(seconds=back), 0
         jobs = Job.objects.using(self.alias).ended().filter(scope=scope).order_by("done_at", "id")
-        told = self._ended[scope]
+        told = self.reported[scope]
         while page := list(jobs.filter(_beyond(after, first)).only(*_LIGHT)[:PAGE]):
             errors = self._errors_of(page)
             for job in page:
@@ -174,7 +174,7 @@ class Follower(Listening):
                 break
         self._from[scope] = max(self._from[scope], after)
         oldest = self._from[scope] - timedelta(seconds=2 * WINDOW)
-        self._ended[scope] = {job: at for job, at in told.items() if at >= oldest}
+        self.reported[scope] = {job: at for job, at in told.items() if at >= oldest}
 
     # What fails
 

@@ -107,7 +107,7 @@ def _period(since, until, now, step):
         if isinstance(moment, datetime) and timezone.is_naive(moment):
             raise ValueError(f"{name} is a naive datetime; use django.utils.timezone.now() or make_aware().")
     since = until - since if isinstance(since, timedelta) else since
-    since = _floor(since, SPAN)
+    since = floor(since, SPAN)
     if since >= until:
         raise ValueError(f"since ({since}) is not before until ({until}).")
     if step and (until - since).total_seconds() / step > MOST_STEPS:
@@ -118,7 +118,7 @@ def _period(since, until, now, step):
 # From what the nodes have counted
 
 
-class _Sum:
+class Sum:
     """Rows added up."""
 
     def __init__(self):
@@ -159,13 +159,13 @@ class _Sum:
 def _by_row(alias, scopes, since, until, by, *, action=None, new=()):
     """Return rows of the sums of what is stored of this time, and of what is ``new`` to it."""
     step = STEPS.get(by)
-    sums: dict[Any, _Sum] = {} if step is None else {at: _Sum() for at in _steps(since, until, step)}
+    sums: dict[Any, Sum] = {} if step is None else {at: Sum() for at in steps_of(since, until, step)}
     if scopes:
         _add_stored(sums, alias, scopes=scopes, since=since, until=until, step=step, action=action)
     for row in new:
         if since <= row["at"] < until:
-            sums.setdefault(row["action"] if step is None else _floor(row["at"], step), _Sum()).add(row)
-    total = _Sum()
+            sums.setdefault(row["action"] if step is None else floor(row["at"], step), Sum()).add(row)
+    total = Sum()
     for part in sums.values():
         total.add_sum(part)
     name = "action" if step is None else "at"
@@ -176,7 +176,7 @@ def _add_stored(sums, alias, **which):
     """Add what the database sums up."""
 
     def of(key):
-        return sums.setdefault(key if which["step"] is None else datetime.fromtimestamp(int(key), UTC), _Sum())
+        return sums.setdefault(key if which["step"] is None else datetime.fromtimestamp(int(key), UTC), Sum())
 
     columns, bins = backend_for(alias).sum_statistics((*COUNTS, *SECONDS), HISTOGRAMS, **which)
     for key, *numbers in columns:
@@ -185,12 +185,12 @@ def _add_stored(sums, alias, **which):
         of(key).bins[name][number] += times
 
 
-def _floor(moment, step):
+def floor(moment, step):
     return datetime.fromtimestamp(int(moment.timestamp()) // step * step, UTC)
 
 
-def _steps(since, until, step):
-    at = _floor(since, step)
+def steps_of(since, until, step):
+    at = floor(since, step)
     while at < until:
         yield at
         at += timedelta(seconds=step)

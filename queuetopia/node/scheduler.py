@@ -96,9 +96,9 @@ class Scheduler:
         self._supervisor = supervisor
         self._deadline = deadline
         # The supervisor decides what Ctrl-C and SIGTERM mean, which may reach every process of a node.
-        self._signals = Signals(STOP, STOP_AT_ONCE, signal.SIGCHLD, signal.SIGINT, signal.SIGTERM)
+        self.signals = Signals(STOP, STOP_AT_ONCE, signal.SIGCHLD, signal.SIGINT, signal.SIGTERM)
         self._selector = selectors.DefaultSelector()
-        self._selector.register(self._signals, selectors.EVENT_READ)
+        self._selector.register(self.signals, selectors.EVENT_READ)
 
     def _housekeeping(self):
         return Housekeeping([Parts(store, self.hands, self.pool, self.lease, self.node) for store in self.stores])
@@ -163,7 +163,7 @@ class Scheduler:
         until = uptime() + seconds
         while (left := until - uptime()) > 0 and not self.is_stopping:
             self._report_to_supervisor()
-            self.obey(self._signals.wait(min(left, 1.0)))
+            self.obey(self.signals.wait(min(left, 1.0)))
         return self.is_stopping
 
     def open(self) -> None:
@@ -212,12 +212,12 @@ class Scheduler:
             except Exception as exc:
                 # The workers go on with their jobs, and what they report is recorded next time.
                 self._log_error("scheduler error node=%s\n%s", exc)
-                self._survive_error(exc)
+                self.survive_error(exc)
 
     def _log_error(self, event, exc):
         self.repeats.log(logger, logging.ERROR, event, self.node, raised(exc), cause=repr(exc))
 
-    def _survive_error(self, exc):
+    def survive_error(self, exc):
         """Go on with the sessions if they stand: what runs must not end because of an error elsewhere.
 
         After the fence's time of nothing but errors all is begun anew, for what the loop knows may be the cause. Not so
@@ -235,7 +235,7 @@ class Scheduler:
             self.beat()
         except (DatabaseError, OSError) as again:
             self._log_error("heartbeat failed node=%s\n%s", again)
-        self.obey(self._signals.wait(pause(self._errors, 0.05, LONGEST_PAUSE)))
+        self.obey(self.signals.wait(pause(self._errors, 0.05, LONGEST_PAUSE)))
 
     def close(self) -> None:
         """End cleanly: the workers finish their hooks, the node's row goes, the locks go with the session."""
@@ -244,7 +244,7 @@ class Scheduler:
         while not self.pool.all_ended() and uptime() < until:
             self.beat()
             self.pool.hear()  # a worker whose messages are not read blocks
-            if {STOP, STOP_AT_ONCE} & set(self._signals.wait(0.05)):
+            if {STOP, STOP_AT_ONCE} & set(self.signals.wait(0.05)):
                 self.exit_code, until = 1, 0.0
         self.pool.kill_all()
         self._clear_deadline()
@@ -287,7 +287,7 @@ class Scheduler:
         for store in self.stores:
             with store.session():
                 store.listen()
-        self.obey(self._signals.received())
+        self.obey(self.signals.received())
 
     def _sleep(self):
         """Return the seconds until the next timer, 0 when there is something to do."""

@@ -61,7 +61,7 @@ class Worker:
         self._begun = 0  # attempts
         self._pid = os.getpid()
         self._lock = threading.Lock()  # guards backlog, free and running
-        self._backlog: deque[tuple[int, Claim]] = deque()
+        self.backlog: deque[tuple[int, Claim]] = deque()
         self._free = list(range(board.slots))
         self._running: dict[int, _Run] = {}  # by ticket
         self._inboxes: dict[int, SimpleQueue] = {}
@@ -105,8 +105,8 @@ class Worker:
             if claim.scope not in by_scope():
                 self._refuse(ticket, claim)
         with self._lock:
-            self._backlog.extend((ticket, claim) for ticket, claim in claims if claim.scope in by_scope())
-            while self._free and self._backlog:
+            self.backlog.extend((ticket, claim) for ticket, claim in claims if claim.scope in by_scope())
+            while self._free and self.backlog:
                 self._start_in(self._free.pop())
 
     def _refuse(self, ticket, claim):
@@ -153,7 +153,7 @@ class Worker:
 
     def _start_in(self, slot):
         """Start the next job of the backlog in a free slot. The lock is held."""
-        ticket, claim = self._backlog.popleft()
+        ticket, claim = self.backlog.popleft()
         try:
             self._hand_to(slot, ticket, claim)
         except SCARCITY as exc:  # no thread can be started
@@ -182,10 +182,10 @@ class Worker:
     def _following_sync(self, slot):
         """Return the next synchronous job for this slot's thread; else start what is next, or free the slot."""
         with self._lock:
-            if self._backlog and not is_async(self._backlog[0][1]):
-                return self._backlog.popleft()
+            if self.backlog and not is_async(self.backlog[0][1]):
+                return self.backlog.popleft()
             self._free.append(slot)
-            if self._backlog:
+            if self.backlog:
                 self._start_in(self._free.pop())
         return None
 
@@ -193,7 +193,7 @@ class Worker:
         if self._is_fenced(ticket, claim) or (attempt := self._attempt(ticket, claim)) is None:
             return
         run = _ThreadRun(threading.get_ident())
-        if not self._enter(slot, ticket, run):
+        if not self.enter(slot, ticket, run):
             return
         try:
             tidy_before()
@@ -216,7 +216,7 @@ class Worker:
         finally:
             with self._lock:
                 self._free.append(slot)
-                if self._backlog:
+                if self.backlog:
                     self._start_in(self._free.pop())
 
     async def _attempt_async(self, slot, ticket, claim):
@@ -224,7 +224,7 @@ class Worker:
             return
         run = _TaskRun(asyncio.current_task(), asyncio.get_running_loop())
         tidy_before()
-        if not self._enter(slot, ticket, run):
+        if not self.enter(slot, ticket, run):
             return
         await attempt.aperform()
         self._leave(ticket, claim.action)
@@ -255,7 +255,7 @@ class Worker:
         self._send(Message.END, ticket, Outcome(claim.job_id, claim.fence, Verdict.RETURN))
         return True
 
-    def _enter(self, slot, ticket, run) -> bool:
+    def enter(self, slot, ticket, run) -> bool:
         """Show on the board that the job begins; return False if the scheduler has taken it back before."""
         with self._lock:
             self._running[ticket] = run
@@ -272,9 +272,9 @@ class Worker:
 
     def _drop_recalled(self):
         with self._lock:
-            recalled = [ticket for ticket, _ in self._backlog if ticket <= self._board.recalled]
+            recalled = [ticket for ticket, _ in self.backlog if ticket <= self._board.recalled]
             for _ in recalled:  # they are the first: tickets come in their order
-                self._backlog.popleft()
+                self.backlog.popleft()
         return recalled
 
     def _leave(self, ticket, action="not begun"):

@@ -54,13 +54,13 @@ def stored(request):
 def added_up(rows, since, until, by):
     """Return what statistics() did before: every row is read and added."""
     step = module.STEPS.get(by)
-    sums = {} if step is None else {at: module._Sum() for at in module._steps(since, until, step)}
-    total = module._Sum()
+    sums = {} if step is None else {at: module.Sum() for at in module.steps_of(since, until, step)}
+    total = module.Sum()
     for row in rows.filter(at__gte=since, at__lt=until).values(
         "action", "at", *module.COUNTS, *module.SECONDS, *module.HISTOGRAMS
     ):
-        key = row["action"] if step is None else module._floor(row["at"], step)
-        sums.setdefault(key, module._Sum()).add(row)
+        key = row["action"] if step is None else module.floor(row["at"], step)
+        sums.setdefault(key, module.Sum()).add(row)
         total.add(row)
     name = "action" if step is None else "at"
     return {"rows": [{name: key, **sums[key].as_dict()} for key in sorted(sums)], "total": total.as_dict()}

@@ -29,7 +29,7 @@ class Side:
 
     def begin(self, ticket, slot=0):
         """Do what a worker does right before a job runs; return whether it runs."""
-        return self.worker._enter(slot, ticket, run=None)
+        return self.worker.enter(slot, ticket, run=None)
 
     def report(self, ticket, verdict=Verdict.DONE, **more):
         outcome = Outcome(CLAIM.job_id + ticket, CLAIM.fence, verdict, **more)
@@ -157,12 +157,12 @@ def test_what_ends_between_the_look_at_the_board_and_at_the_channel_is_recorded(
 
 def test_the_rest_of_the_backlog_goes_with_the_first_that_is_refused(pool, sides, hands):
     worker, side = sides(1, 3)
-    side.worker._backlog.extend((ticket, CLAIM) for ticket in (2, 3, 4))
+    side.worker.backlog.extend((ticket, CLAIM) for ticket in (2, 3, 4))
     pool.recall(worker)
     assert not side.begin(1)
     pool.collect()
     assert taken(hands) == [1, 2, 3]
-    assert [ticket for ticket, _ in side.worker._backlog] == [4]  # handed out after the recall
+    assert [ticket for ticket, _ in side.worker.backlog] == [4]  # handed out after the recall
 
 
 def test_what_is_handed_out_after_a_recall_is_the_workers_again(pool, sides):

@@ -70,7 +70,7 @@ def test_a_node_whose_database_is_away_for_an_hour_tries_again_every_second_and_
     try:
         assert scheduler.run() == 0
     finally:
-        scheduler._signals.restore()
+        scheduler.signals.restore()
 
     assert (pauses[0], pauses[-1], len(pauses)) == (0.1, LONGEST_DELAY, failures)
     assert LONGEST_DELAY < 1

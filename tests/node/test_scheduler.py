@@ -25,7 +25,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 def scheduler(transactional_db):
     scheduler = Scheduler(Options(scopes=[SCOPE]))
     yield scheduler
-    scheduler._signals.restore()
+    scheduler.signals.restore()
 
 
 @pytest.fixture
@@ -152,14 +152,14 @@ class TestErrorsOfTheLoop:
     @pytest.fixture
     def erring(self, scheduler, store, monkeypatch):
         """A scheduler that does not wait; a function that lets a loop fail so many times, so many seconds in all."""
-        monkeypatch.setattr(scheduler._signals, "wait", lambda seconds: [])
+        monkeypatch.setattr(scheduler.signals, "wait", lambda seconds: [])
         now = uptime()
 
         def fail(exc, times, seconds=0.0):
             for number in range(times):
                 at = now + seconds * number / max(times - 1, 1)
                 monkeypatch.setattr("queuetopia.node.scheduler.uptime", lambda at=at: at)
-                scheduler._survive_error(exc)
+                scheduler.survive_error(exc)
 
         return fail
 

@@ -169,7 +169,7 @@ class TestSessions:
                 with pytest.raises(SessionRefused):
                     scheduler.run()
         finally:
-            scheduler._signals.restore()
+            scheduler.signals.restore()
 
     @pytest.mark.skipif(connection.vendor != "sqlite", reason="elsewhere a row is locked, not the database")
     def test_a_long_writer_costs_a_node_on_sqlite_no_heartbeat(self, store, before):

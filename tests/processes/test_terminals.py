@@ -131,7 +131,7 @@ def test_a_node_without_a_temporary_folder_says_what_it_lacks(monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc/none"])
     told = io.StringIO()
-    RunCommand(stderr=told)._warn_without_temporary_folder()
+    RunCommand(stderr=told).warn_without_temporary_folder()
     assert "Set TMPDIR" in told.getvalue()
 
 

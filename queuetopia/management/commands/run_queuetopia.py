@@ -89,7 +89,7 @@ class Command(TerminalCommand):
             if is_all:
                 return
         self._check_databases(scopes)
-        self._warn_without_temporary_folder()
+        self.warn_without_temporary_folder()
         log_to_stderr(given["verbosity"])
         options = Options(
             scopes=scopes,
@@ -134,7 +134,7 @@ class Command(TerminalCommand):
                 raise CommandError(f"{problem.msg} {problem.hint}")
         connections.close_all()  # the supervisor needs none
 
-    def _warn_without_temporary_folder(self):
+    def warn_without_temporary_folder(self):
         try:
             tempfile.gettempdir()
         except FileNotFoundError:
