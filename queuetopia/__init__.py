@@ -34,6 +34,7 @@ _HOMES = {
     "start_node": "node.supervisor",
     "completing": "jobs.completing",
     "once": "jobs.completing",
+    "report_progress": "jobs.reporting",
     "wait_many": "monitoring.waiting",
     "await_many": "monitoring.waiting",
     "pause_all": "declaration",

@@ -320,6 +320,14 @@ class Queuetopia:
 
     @classmethod
     @_sync
+    def report_progress(cls, token, fraction, text=""):
+        """Report how far an attempt that returned ``Deferred`` has come. See ``jobs.report_outside``."""
+        from . import jobs
+
+        return jobs.report_outside(cls, token, fraction, text)
+
+    @classmethod
+    @_sync
     def retry(cls, job, *, by="", reason=""):
         """Make the next attempt of a backing-off or halted job now; see ``jobs.retry``."""
         from . import jobs

@@ -20,7 +20,7 @@ from .backends import backend_for, upkeep
 from .backends.values import Ending
 from .completion import completed, must_await
 from .conf import JOB_OPTIONS
-from .jobs import create_due, declared, settled
+from .jobs import create_due, declared, settled, write_reports
 from .models import Job
 from .monitoring import status
 from .monitoring.events import Event
@@ -247,6 +247,7 @@ def _attempt(claim):
     attempt = Attempt(claim)
     run = async_to_sync(attempt.aperform) if is_async(claim) else attempt.perform
     copy_context().run(run)  # what an attempt sets there is its own, as in a worker
+    write_reports()
     if isinstance(attempt.exc, KeyboardInterrupt | SetupFailed):
         raise attempt.exc
     return attempt

@@ -477,7 +477,7 @@ def first_line(text) -> str:
     return line if len(line) <= 120 else f"{line[:119]}…"
 
 
-def running(queue, node) -> str:
+def running(queue, job, node) -> str:
     """Return where the current job of a held queue runs, and since when; ``node`` is None when it is gone."""
     # Told with the node's heartbeats: not there for a job that has just begun.
     workers = [worker["pid"] for worker in node.workers if queue.current_job in worker["jobs"]] if node else []
@@ -485,7 +485,13 @@ def running(queue, node) -> str:
     stop = ", asked to stop" if queue.stop_requested else ""
     is_claimed = node and not workers and queue.may_not_have_begun(timezone.now())
     claimed = ", claimed, not begun or only just" if is_claimed else ""
-    return f"attempt {queue.attempt} on {where} since {when(queue.held_since)}{claimed}{stop}"
+    reported = _reported(job, queue)
+    return f"attempt {queue.attempt} on {where} since {when(queue.held_since)}{claimed}{stop}{reported}"
+
+
+def _reported(job, queue):
+    progress = status.progress_of(job, queue)
+    return f"; {visible(status.progress_text(progress))} at {when(progress['at'])}" if progress else ""
 
 
 def words(verb) -> str:

@@ -251,7 +251,7 @@ class JobAdmin(ReadOnlyAdmin):
         """Return where it runs, or its last error."""
         if job.state_seen is not JobState.RUNNING:
             return first_line(job.error) or NOTHING
-        return running(job.line, job.node)
+        return running(job.line, job, job.node)
 
     @admin.display(description=_("place in line"))
     def place(self, job):

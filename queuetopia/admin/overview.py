@@ -468,6 +468,7 @@ def _node_shown(node):
                         **{name: job[name] for name in ("job", "action", "attempt")},
                         "queue": visible(f"{job['scope']}/{job['queue']}"),
                         "for": span((node["at"] - job["since"]).total_seconds()),
+                        "progress": visible(status.progress_text(job["progress"])),
                     }
                     for job in worker["jobs"]
                 ],

@@ -228,8 +228,7 @@ class QueueAdmin(ReadOnlyAdmin):
     @admin.display(description=_("details"))
     def details(self, queue):
         """Return its problem, and where its job runs or that job's last error."""
-        about_job = running(queue, queue.node) if queue.held_by else first_line(queue.head.error) if queue.head else ""
-        return "; ".join(text for text in (visible(queue.problem), about_job) if text) or NOTHING
+        return "; ".join(text for text in (visible(queue.problem), _about_head(queue)) if text) or NOTHING
 
     @admin.display(description=_("held by"))
     def holder(self, queue):
@@ -320,6 +319,13 @@ def _without_memory(event, sees_memory):
             sensitive = by_scope()[event.scope].option("sensitive_params")
             values["memory"] = json.dumps(masked(values["memory"], sensitive), ensure_ascii=False)
     return event
+
+
+def _about_head(queue):
+    """Return where a queue's job runs, or that job's last error."""
+    if queue.held_by:
+        return running(queue, queue.head, queue.node)
+    return first_line(queue.head.error) if queue.head else ""
 
 
 def blocked_since(job):

@@ -21,8 +21,9 @@ from .deciding import (
     run_now,
     skip,
 )
-from .deferring import complete, fail, settled
+from .deferring import complete, fail, report_outside, settled
 from .failing import failed, timeout_text, was_cut_short
+from .reporting import report_in_background, write_reports
 from .retention import delete_ended, prune
 from .scheduling import (
     create_due,
@@ -37,10 +38,10 @@ from .scheduling import (
 from .sending import keep_hook_error, number_waiting, send, send_unblocked
 
 __all__ = [
-    "again_after_deadlock", "batches", "blocking", "build", "cancel", "complete", "create", "create_due",
-    "create_many", "decide", "declared", "delete_ended", "edit", "edit_memory", "fail", "failed", "keep_hook_error",
-    "log_wrong", "mark_done", "move_to_end", "number_waiting", "pause", "pause_all", "pause_schedule", "prioritize",
-    "prune", "prune_schedules", "refusals", "resume", "resume_all", "resume_schedule", "retry", "retry_all",
-    "run_now", "run_schedule", "schedule_problems", "send", "send_unblocked", "settled", "skip", "skip_all",
-    "timeout_text", "was_cut_short",
+    "again_after_deadlock", "batches", "blocking", "build", "cancel", "complete", "create", "create_due", "create_many",
+    "decide", "declared", "delete_ended", "edit", "edit_memory", "fail", "failed", "keep_hook_error", "log_wrong",
+    "mark_done", "move_to_end", "number_waiting", "pause", "pause_all", "pause_schedule", "prioritize", "prune",
+    "prune_schedules", "refusals", "report_in_background", "report_outside", "resume", "resume_all", "resume_schedule",
+    "retry", "retry_all", "run_now", "run_schedule", "schedule_problems", "send", "send_unblocked", "settled", "skip",
+    "skip_all", "timeout_text", "was_cut_short", "write_reports",
 ]  # fmt: skip

@@ -5,6 +5,7 @@ records that end instead of running the job: so all that follows an end is done 
 """
 
 import json
+from contextlib import contextmanager
 from functools import partial
 
 from django.db import transaction
@@ -21,6 +22,7 @@ from ..text import storable
 from ..times import local
 from .deciding import again_after_deadlock
 from .failing import failed
+from .reporting import progress_value
 
 LONGEST_TEXT = 2_000  # characters of an error from outside
 
@@ -47,6 +49,17 @@ def fail(queuetopia, token: str, error: str = "") -> None:
     _report(queuetopia, token, {"error": storable(str(error), LONGEST_TEXT) or "failed outside, without a reason"})
 
 
+def report_outside(queuetopia, token: str, fraction: float, text: str = "") -> None:
+    """Report how far a deferred attempt has come, where ``Job.report_progress`` cannot be called. Each call writes.
+
+    Raises Refused as ``complete`` does, ValueError as ``Job.report_progress`` does.
+    """
+    job_id, fence = read_token(queuetopia.scope, token)
+    params = queuetopia.jobs().filter(pk=job_id).values_list("params", flat=True).first()
+    progress = progress_value(queuetopia, params, fence, fraction, text)
+    again_after_deadlock(queuetopia.database(), partial(_keep_progress, queuetopia, job_id, fence, progress))
+
+
 def settled(claim: Claim) -> Outcome:
     """Return how the deferred attempt of a claim has ended, which carries what was reported of it."""
     outside, queuetopia = json.loads(claim.outside or "{}"), by_scope()[claim.scope]
@@ -65,6 +78,24 @@ def _report(queuetopia, token, outside):
 
 def _keep(queuetopia, job_id, fence, outside):
     alias = queuetopia.database()
+    with _open_attempt(queuetopia, job_id, fence) as (job, queue):
+        now, outside = backend_for(alias).now(), {**(job.outside or {}), **outside}
+        kept = {"outside": outside} if queue.held_by else {"outside": outside, "next_attempt_at": now}
+        Job.objects.using(alias).filter(pk=job_id).update(**kept)
+        if queue.held_by is None:  # else the attempt is about to return, and its end is recorded with this
+            Queue.objects.using(alias).filter(pk=queue.pk).update(due_at=now, rev=F("rev") + 1)
+        transaction.on_commit(backend_for(alias).notify, using=alias, robust=True)
+
+
+def _keep_progress(queuetopia, job_id, fence, progress):
+    with _open_attempt(queuetopia, job_id, fence):
+        Job.objects.using(queuetopia.database()).filter(pk=job_id).update(progress=progress)
+
+
+@contextmanager
+def _open_attempt(queuetopia, job_id, fence):
+    """Lock the rows of an attempt; yield its job and its queue. Raises Refused if it is over, or was reported so."""
+    alias = queuetopia.database()
     name = queuetopia.jobs().filter(pk=job_id).values_list("queue", flat=True).first()
     if name is None:
         raise Refused(f"There is no job {job_id} in {queuetopia.scope}: it was deleted.")
@@ -73,16 +104,11 @@ def _keep(queuetopia, job_id, fence, outside):
         queue = found.select_for_update().first() or Queue()
         job = queuetopia.jobs().select_for_update().defer("params", "errors").get(pk=job_id)
         _refuse_unless_open(job, queue, fence)
-        now, outside = backend_for(alias).now(), {**(job.outside or {}), **outside}
-        kept = {"outside": outside} if queue.held_by else {"outside": outside, "next_attempt_at": now}
-        Job.objects.using(alias).filter(pk=job_id).update(**kept)
-        if queue.held_by is None:  # else the attempt is about to return, and its end is recorded with this
-            found.update(due_at=now, rev=F("rev") + 1)
-        transaction.on_commit(backend_for(alias).notify, using=alias, robust=True)
+        yield job, queue
 
 
 def _refuse_unless_open(job, queue, fence):
-    cannot = f"Job {job.pk} cannot be completed or failed from outside"
+    cannot = f"Nothing can be reported of job {job.pk} from outside"
     if job.is_ended():
         raise Refused(f"{cannot}: it is {job.state} since {local(job.done_at)}.")
     if job.is_reported():

@@ -17,10 +17,11 @@ EVERY = 1.0  # seconds between two polls, where the database does not notify
 class Event(NamedTuple):
     """Something that has happened to a job or a queue.
 
-    event: "started", "failed", "halted", "done", "skipped" or "cancelled"; or an operator's verb: "retry", "skip",
-    "cancel", "mark_done", "edit", "move_to_end", "run_now", "pause", "resume".
+    event: "started", "progress", "failed", "halted", "done", "skipped" or "cancelled"; or an operator's verb: "retry",
+    "skip", "cancel", "mark_done", "edit", "move_to_end", "run_now", "pause", "resume".
     queue: None for a pause of the whole scope. job, action, attempt, error, node: None where there is none.
     by, reason: of an operator's verb.
+    progress: what ``Job.report_progress`` has reported: ``fraction``, ``text``, ``at``; the last in a second.
     """
 
     at: datetime
@@ -34,6 +35,7 @@ class Event(NamedTuple):
     node: str | None
     by: str | None
     reason: str | None
+    progress: dict | None = None
 
 
 class Events:

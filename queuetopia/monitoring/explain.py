@@ -20,7 +20,19 @@ from ..models import Job, Queue, Scope
 from ..params import Unreadable
 from ..performer import known_actions
 from ..registry import by_scope
-from .status import QueueState, is_alive, most_attempts, node_rows, pause_of, pauses, queue_state, span, why_unknown
+from .status import (
+    QueueState,
+    is_alive,
+    most_attempts,
+    node_rows,
+    pause_of,
+    pauses,
+    progress_of,
+    progress_text,
+    queue_state,
+    span,
+    why_unknown,
+)
 
 MOST_COUNTED = 1_000  # jobs or queues counted; beyond, the text says "more than"
 LONGEST_ERROR = 300  # characters of an error in the sentence
@@ -62,6 +74,7 @@ def explain(queuetopia, queue: str) -> dict[str, Any]:
     - ``job``, ``action``, ``attempt``, ``max_attempts`` (None: for ever), ``error``, ``failed_at``,
       ``next_attempt_at``, ``blocked_since``: the head of the queue, None if there is none. ``attempt`` is the last
       one, or the one that runs; ``failed_at`` is None unless that one failed; ``blocked_since`` is when it failed first
+    - ``progress``: what the attempt that goes on has reported last: fraction, text, at; or None
     - ``waiting``: due jobs that were never attempted, ``oldest``: scheduled_at of the first of them,
       ``due_at``: when the head may run
     - ``held_by`` (node), ``since``, ``fence``, ``stop_requested``, ``lease_left`` (seconds until others may take over):
@@ -249,6 +262,7 @@ class _Facts:
             "failed_at": self.failed_at,
             "next_attempt_at": head and head.next_attempt_at,
             "blocked_since": head and head.failed_at,
+            "progress": progress_of(head, self.line),
             "waiting": self.waiting,
             "oldest": self.oldest,
             "due_at": self.due_at,
@@ -282,6 +296,11 @@ class _Facts:
 
     def attempt_name(self):
         return f"attempt {self.attempt}{f' of {self.max_attempts}' if self.max_attempts else ''}"
+
+    def progress(self):
+        """Return how far the attempt that goes on has come, as the end of a clause."""
+        progress = progress_of(self.head, self.line)
+        return f", {progress_text(progress)}, {span(self.ago(progress['at']))} ago" if progress else ""
 
     def last_attempt(self):
         """Return how the last attempt of the job that holds the queue ended."""
@@ -352,7 +371,8 @@ def _outside(facts):
     if facts.is_due():
         return f"{held}, which waited {since} for its completion from outside; its deadline is over"
     left = _in(facts, facts.due_at)
-    return f"{held}, which has waited {since} for its completion from outside, and does so for another {left}"
+    waits = f"{held}, which has waited {since} for its completion from outside, and does so for another {left}"
+    return f"{waits}{facts.progress()}"
 
 
 def _waiting(facts):
@@ -388,7 +408,7 @@ def _waiting(facts):
 def _running(facts):
     ago = span(facts.ago(facts.line.held_since or facts.now))
     job, fence = f"{facts.job_name()}, {facts.attempt_name()}", f"fence {facts.line.fence}"
-    runs = f"{facts.name} runs {job}, on {facts.node_name()} for {ago}, {fence}"
+    runs = f"{facts.name} runs {job}, on {facts.node_name()} for {ago}, {fence}{facts.progress()}"
     if facts.is_claimed():
         runs = f"{facts.name} is claimed for {job}, by {facts.node_name()} {ago} ago, {fence}: not begun, or only just"
     if facts.line.stop_requested:

@@ -25,7 +25,7 @@ from ..backends.values import attempts_of
 from ..channel import uptime
 from ..models import Job, JobEvent, Node, Queue, Scope
 from ..text import brief
-from .status import MOST_NODES
+from .status import MOST_NODES, progress_of
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +49,7 @@ _LIGHT = (
     "done_at",
     "error",
     "failed_at",
+    "outside",
 )
 
 
@@ -115,6 +116,8 @@ class Follower(Listening):
         self._far_at = 0.0  # uptime of the next poll far back
         self.reported: dict[str, dict[int, datetime]] = {scope: {} for scope in self.scopes}  # reported lately
         self._running: set[tuple[int, int]] = set()  # (job, attempt) reported as started
+        self._reported: dict[int, Any] = {}  # by job that goes on: what it has reported of its progress
+        self._outside: set[int] = set()  # jobs whose attempts go on elsewhere
         self._failed: dict[int, int] = {}  # by job: the last failed attempt that was reported
         self._event = self._newest_event(since)
         self._events: set[int] = set()
@@ -128,18 +131,22 @@ class Follower(Listening):
 
     def _begin(self, since):
         """Leave out what happened before; with ``since``, the times in the rows decide."""
+        jobs = list(self._blocked_jobs())
+        self._outside = {job.pk for job in jobs if job.is_outside()}
         if since is None:
-            for job in self._blocked_jobs():
-                self._failed[job.pk] = job.attempts
+            self._failed = {job.pk: job.attempts for job in jobs}
         self._running = {(job, attempt) for job, attempt, at, _ in self._running_jobs() if not since or at < since}
+        if since is None:
+            list(self._progressed())
         late = JobEvent.objects.using(self.alias).filter(id__gt=self._event - MOST_LATE, id__lte=self._event)
         self._events = set(late.values_list("id", flat=True))
 
     def poll(self, now: float | None = None) -> list[dict[str, Any]]:
         """Return the events since the last poll, oldest first, as dicts.
 
-        ``at``, ``event`` (started, failed, halted, done, skipped, cancelled; retry, skip, cancel, pause, resume by
-        an operator), ``scope``, ``queue``, ``job``, ``action``, ``attempt``, ``error``, ``node``, ``by``, ``reason``.
+        ``at``, ``event`` (started, progress, failed, halted, done, skipped, cancelled; retry, skip, cancel, pause,
+        resume by an operator), ``scope``, ``queue``, ``job``, ``action``, ``attempt``, ``error``, ``node``, ``by``,
+        ``reason``, ``progress`` (fraction, text, at).
 
         An end is reported once, whatever recorded it. A job is reported as started only if a heartbeat of its node saw
         it run; failures are those of a job's last 20, in up to 1,000 blocked queues of a scope.
@@ -153,7 +160,8 @@ class Follower(Listening):
         started = list(self._started())
         failed = list(self._failures())
         ended = [event for scope in self.scopes for event in self._ends(scope, back)]
-        return sorted([*self._verbs(), *started, *failed, *ended], key=lambda event: event["at"])
+        progressed = list(self._progressed())
+        return sorted([*self._verbs(), *started, *failed, *progressed, *ended], key=lambda event: event["at"])
 
     # What has ended
 
@@ -180,6 +188,7 @@ class Follower(Listening):
 
     def _failures(self):
         jobs = list(self._blocked_jobs())
+        self._outside = {job.pk for job in jobs if job.is_outside()}
         errors = self._errors_of(jobs)
         for job in jobs:
             yield from self._failures_of(job, errors.get(job.pk))
@@ -235,6 +244,23 @@ class Follower(Listening):
         rows = held.values_list("current_job", "attempt", "held_since")
         return [(job, attempt, since, ids[job]) for job, attempt, since in rows if job in ids]
 
+    def _progressed(self):
+        """Yield what attempts that go on, here or outside, have reported of their progress since the last poll."""
+        ids = {job for job, _ in self._running} | self._outside
+        jobs = Job.objects.using(self.alias).filter(pk__in=ids, scope__in=self.scopes, progress__isnull=False)
+        heads = list(jobs.only("progress", *_LIGHT)) if ids else []
+        wanted = Q.create([Q(scope=job.scope, name=job.queue) for job in heads], connector=Q.OR)
+        lines = {line.current_job: line for line in Queue.objects.using(self.alias).filter(wanted)} if heads else {}
+        known, self._reported = self._reported, {}
+        for job in heads:
+            line: Any = lines.get(job.pk)
+            if progress := progress_of(job, line):
+                self._reported[job.pk] = progress
+                if known.get(job.pk) != progress and (self._since is None or progress["at"] >= self._since):
+                    event = _event(job, progress["at"], "progress")
+                    attempt = line.attempt or job.attempts + 1
+                    yield {**event, "attempt": attempt, "error": None, "node": None, "progress": progress}
+
     # What operators do
 
     def _verbs(self):
@@ -286,6 +312,7 @@ def _event(job, at, name):
         "node": job.attempted_by or None,
         "by": None,
         "reason": None,
+        "progress": None,
     }
 
 
@@ -302,6 +329,7 @@ def _told(event):
         "node": None,
         "by": event.by or None,
         "reason": event.reason or None,
+        "progress": None,
     }
 
 

@@ -5,6 +5,7 @@ work, and what is listed has a LIMIT. The parts are read one after the other, so
 may differ by the jobs that ended in between. Texts are as stored: ``text.visible`` makes them fit for a terminal.
 """
 
+import math
 from collections import Counter
 from datetime import datetime
 from enum import StrEnum
@@ -95,6 +96,32 @@ def job_and_state(queuetopia, pk) -> tuple[Job | None, JobState | None, datetime
     return job, job_state(job, queue), queue and queue.held_since
 
 
+def progress_of(job: Job | None, queue: Queue | None) -> dict[str, Any] | None:
+    """Return what the attempt that goes on has reported last: ``fraction``, ``text``, ``at``; None if nothing."""
+    if job is None or queue is None or queue.current_job != job.pk:
+        return None
+    goes_on = queue.held_by is not None or job.is_outside()
+    return _progress(job.progress, queue.fence) if goes_on else None
+
+
+def _progress(reported, fence):
+    try:
+        if reported["fence"] != fence:  # of an earlier attempt
+            return None
+        at = datetime.fromisoformat(reported["at"])
+        return {"fraction": float(reported["fraction"]), "text": str(reported["text"]), "at": at}
+    except (TypeError, KeyError, ValueError):  # nothing, or what was not written by us
+        return None
+
+
+def progress_text(progress: dict[str, Any] | None) -> str:
+    """Return a report of progress in words: "40 %: page 12 of 30"; an empty text for None."""
+    if progress is None:
+        return ""
+    percent = f"{math.floor(100 * progress['fraction'] + 1e-9)} %"  # never 100 before it is all
+    return f"{percent}: {progress['text']}" if progress["text"] else percent
+
+
 def scope_status(queuetopia, queues: int = 20) -> dict[str, Any]:
     """Return how a scope does now. Datetimes are aware; all else is JSON.
 
@@ -111,8 +138,9 @@ def scope_status(queuetopia, queues: int = 20) -> dict[str, Any]:
     - ``jobs``: unfinished, waiting, running, backing_off, halted, oldest (scheduled_at of the oldest unfinished)
     - ``queue_counts``: not_empty, blocked (backing_off and halted), backing_off, halted, running, paused, problem
     - ``queues``: queue, state, problem, paused, depth (unfinished jobs), oldest, job, action, attempt,
-      max_attempts, error, next_attempt_at, blocked_since, due_at, held_by, since, fence. The keys from ``job`` to
-      ``blocked_since`` are about the job that runs or blocks the queue, None if there is none.
+      max_attempts, error, next_attempt_at, blocked_since, progress (fraction, text, at), due_at, held_by, since,
+      fence. The keys from ``job`` to ``progress`` are about the job that runs or blocks the queue, None if there is
+      none.
     """
     alias, scope = queuetopia.database(), queuetopia.scope
     now = backend_for(alias).now()
@@ -232,7 +260,8 @@ def _place(queue):
 
 def _job_keys(queuetopia, row, job):
     if job is None:
-        return dict.fromkeys(("job", "action", "attempt", "max_attempts", "error", "next_attempt_at", "blocked_since"))
+        names = ("job", "action", "attempt", "max_attempts", "error", "next_attempt_at", "blocked_since", "progress")
+        return dict.fromkeys(names)
     return {
         "job": job.pk,
         "action": job.action,
@@ -241,6 +270,7 @@ def _job_keys(queuetopia, row, job):
         "error": job.error or None,
         "next_attempt_at": job.next_attempt_at,
         "blocked_since": job.failed_at,
+        "progress": progress_of(job, row),
     }
 
 
@@ -312,7 +342,8 @@ def nodes(alias: str) -> list[dict[str, Any]]:
     - ``node`` (host:pid), ``host``, ``pid``, ``database``, ``at`` (the database's clock), ``scopes``, ``started_at``,
       ``last_seen``, ``age`` (seconds since then), ``alive``, ``fenced_at``, ``held`` (how many queues it holds)
     - ``workers``: pid, ``age`` (seconds since its start, at the last heartbeat), ``attempts`` (how many have ended in
-      it by then), and ``jobs``: job, scope, queue, action, attempt, since; the first two None for older nodes
+      it by then), and ``jobs``: job, scope, queue, action, attempt, since, progress (fraction, text, at; or None);
+      the first two None for older nodes
 
     Heartbeats report which worker has which job; a job started since the last one is listed under a
     worker whose pid is None. ``alive`` is False once a successor may take the node's queues over.
@@ -323,8 +354,9 @@ def nodes(alias: str) -> list[dict[str, Any]]:
 def nodes_of(alias: str, rows: list[Any], now: datetime) -> list[dict[str, Any]]:
     """Return what ``nodes`` returns, from rows that ``node_rows`` has just read."""
     held = Queue.objects.using(alias).filter(held_by__in=[row.pk for row in rows])
-    actions = Job.objects.using(alias).filter(pk=OuterRef("current_job")).values("action")
-    running_first = held.annotate(action=Subquery(actions)).order_by("held_since", "id")
+    heads = Job.objects.using(alias).filter(pk=OuterRef("current_job"))
+    shown = {"action": Subquery(heads.values("action")), "reported": Subquery(heads.values("progress"))}
+    running_first = held.annotate(**shown).order_by("held_since", "id")
     queues = list(running_first[:MOST_RUNNING]) if rows else []
     counts = Counter(queue.held_by for queue in queues)
     if len(queues) == MOST_RUNNING:
@@ -361,6 +393,7 @@ def _running_jobs(queues):
             "action": queue.action,
             "attempt": queue.attempt,
             "since": queue.held_since,
+            "progress": _progress(queue.reported, queue.fence),
         }
     return running
 

@@ -29,7 +29,7 @@ from .. import exceptions
 from ..attempts import Claim, Outcome, Verdict, raised
 from ..channel import Board, Frames, Message, encode, receive, uptime
 from ..completion import cancel
-from ..jobs import failed, timeout_text
+from ..jobs import failed, report_in_background, timeout_text
 from ..processes import reap_orphans, resident_memory
 from ..registry import by_scope
 from . import alerts, surroundings
@@ -399,6 +399,7 @@ def main(options: dict) -> None:
     channel = socket.socket(fileno=options["channel"])
     board = Board(options["board"], options["slots"])
     surroundings.keep()
+    report_in_background()
     # A scheduler that was started with older code gives no limits.
     Worker(channel, board, max_jobs=options.get("max_jobs"), max_memory=options.get("max_memory")).serve()
     _run_exit_functions()

@@ -271,6 +271,7 @@ class TestNodes:
                 "action": "send_mail",
                 "attempt": 3,
                 "since": Queue.objects.get(name="b").held_since,
+                "progress": None,
             }
         ]
         assert [job["job"] for job in a["jobs"]] == [first.pk]

@@ -107,7 +107,27 @@ class LedgerPerformer(Performer):
             file.write(job.token)
         if then == "complete":
             LedgerQueue.complete(job.token, {"early": True})
+        if then == "report":
+            job.report_progress(0.1, "sent")
         return Deferred(timeout)
+
+    @action
+    def report(self, job, texts, holds=True):
+        """Report each text as progress, at once and in a transaction; then go on until there is a file ``.go``."""
+        note("attempt", job.queue, job.attempts, job.fence)
+        with transaction.atomic():
+            for number, text in enumerate(texts, 1):
+                job.report_progress(number / len(texts), text)
+        while holds and not os.path.exists(f"{os.environ[LEDGER]}.go"):
+            time.sleep(0.01)
+
+    @action
+    async def report_async(self, job, texts):
+        note("attempt", job.queue, job.attempts, job.fence)
+        for number, text in enumerate(texts, 1):
+            job.report_progress(number / len(texts), text)
+        while not os.path.exists(f"{os.environ[LEDGER]}.go"):
+            await asyncio.sleep(0.01)
 
     @action
     def run_program(self, job, code):

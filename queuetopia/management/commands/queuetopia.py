@@ -25,7 +25,7 @@ from ...exceptions import Refused
 from ...models import Job, Scope
 from ...monitoring import health, schedules, statistics, status
 from ...monitoring.follow import PAUSE, Follower, wait_for_news
-from ...monitoring.status import QueueState, span
+from ...monitoring.status import QueueState, progress_text, span
 from ...params import loads
 from ...progress import Bar, counted
 from ...registry import by_scope
@@ -472,7 +472,8 @@ class Command(TerminalCommand):
             event["attempt"] and f", attempt {event['attempt']}",
             event["node"] and f" on {event['node']}",
             event["by"] and f" by {event['by']}",
-            (why := event["error"] or event["reason"]) and f": {self.cut(why, LONGEST_TEXT)}",
+            (why := event["error"] or event["reason"] or progress_text(event["progress"]))
+            and f": {self.cut(why, LONGEST_TEXT)}",
         )
         text = "".join(filter(None, details))
         self.write(f"{local(event['at'])}  {event['event']:9}  {where}{job}{text}", styles.get(event["event"]))
@@ -501,7 +502,7 @@ class Command(TerminalCommand):
         for job in worker["jobs"]:
             self.write(
                 f"    job {job['job']} ({job['action']} of {job['scope']}/{job['queue']}), attempt "
-                f"{job['attempt']}, for {_ago(job['since'], now)}"
+                f"{job['attempt']}, for {_ago(job['since'], now)}{_progress(job)}"
             )
 
     def write_scope(self, scope):
@@ -709,10 +710,15 @@ def _why(queue):
     reasons = [
         queue["problem"],
         queue["held_by"] and f"on {queue['held_by']}",
+        progress_text(queue["progress"]),
         not queue["held_by"] and queue["error"],
         queue["paused"] and f"paused {_paused(queue['paused'])}",
     ]
     return "; ".join(reason for reason in reasons if reason)
+
+
+def _progress(job):
+    return f", {progress_text(job['progress'])}" if job["progress"] else ""
 
 
 def _paused(paused):
