@@ -91,7 +91,7 @@ def create_due(backend, found: dict[Any, dict[str, Periodic]], now: datetime | N
     for queuetopia, schedules in found.items():
         for name, schedule in schedules.items():
             row = rows[queuetopia.scope, name]
-            jobs += _create_due_of(backend, queuetopia, schedule, row, moment)
+            jobs += create_due_of(backend, queuetopia, schedule, row, moment)
             nexts.append(schedule.after(max(row.until, moment)))
     return jobs, (min(nexts) - (now or backend.now())).total_seconds()
 
@@ -108,7 +108,7 @@ def _rows(backend, found, now) -> dict[tuple[str, str], Schedule]:
     return known
 
 
-def _create_due_of(backend, queuetopia, schedule, row, now) -> list[Job]:
+def create_due_of(backend, queuetopia, schedule, row, now) -> list[Job]:
     if row.paused_at is not None or row.until >= now:
         return []
     due = schedule.between(row.until, now)

@@ -85,7 +85,7 @@ class TestDueTimes:
         queue = scheduled(hourly(pile_up=True))
         backend, found, late = backend_for("default"), {queue: jobs.declared(queue)}, row()
         jobs.create_due(backend, found, start + HOUR)
-        assert jobs.scheduling._create_due_of(backend, queue, found[queue]["tick"], late, start + HOUR) == []
+        assert jobs.scheduling.create_due_of(backend, queue, found[queue]["tick"], late, start + HOUR) == []
         assert queue.jobs().count() == 1
 
     def test_the_next_due_time_is_returned_in_seconds(self, scheduled, start):
