@@ -31,6 +31,8 @@ _HOMES = {
     "Snooze": "exceptions",
     "Halt": "exceptions",
     "Skip": "exceptions",
+    "JobFilter": "logs",
+    "current_job": "logs",
     "start_node": "node.supervisor",
     "completing": "jobs.completing",
     "once": "jobs.completing",

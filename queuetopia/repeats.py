@@ -2,6 +2,7 @@
 
 import threading
 from collections import defaultdict
+from typing import Any
 
 from .channel import uptime
 
@@ -21,13 +22,17 @@ class Repeats:
         self._logged: dict[str, dict[str, tuple[float, int]]] = defaultdict(dict)  # (uptime, times left out since)
         self._lock = threading.Lock()  # the slots of a worker are threads
 
-    def log(self, logger, level: int, event: str, *args, cause: str = "", now: float | None = None) -> None:
+    def log(
+        self, logger, level: int, event: str, *args,
+        cause: str = "", now: float | None = None, extra: dict[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         """Log ``event % args``; how often it was left out before stands at the end of the record's first line."""
         with self._lock:
             left_out = self._left_out(event, cause, uptime() if now is None else now)
         if left_out is not None:
             first, newline, rest = event.partition("\n")
-            logger.log(level, f"{first}{f' repeated={left_out}' if left_out else ''}{newline}{rest}", *args)
+            repeated = f" repeated={left_out}" if left_out else ""
+            logger.log(level, f"{first}{repeated}{newline}{rest}", *args, extra=extra)
 
     def _left_out(self, event, cause, now) -> int | None:
         """Return how often it was left out since its last record; None to leave it out now too."""

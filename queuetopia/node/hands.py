@@ -11,6 +11,7 @@ from .. import jobs
 from ..attempts import Claim, Outcome, Verdict
 from ..backends.values import Ending
 from ..channel import uptime
+from ..logs import fields
 from ..performer import known_actions
 from ..registry import by_scope
 from ..repeats import Repeats
@@ -66,7 +67,7 @@ class Hands:
     def _let_go_of_unknown(self, store, claim):
         self._repeats.log(
             logger, logging.ERROR, "unknown action, job left untouched node=%s %s", self._node, text_of(claim),
-            cause=f"{claim.scope} {claim.action}",
+            cause=f"{claim.scope} {claim.action}", extra=fields(claim, "unknown action", self._node),
         )  # fmt: skip
         error = {"message": f"This code has no action {claim.action!r}; job {claim.job_id} waits for code that has."}
         outcome = Outcome(claim.job_id, claim.fence, Verdict.RETURN, delay=store.poll_interval, error=error)

@@ -10,6 +10,7 @@ from ..attempts import ENDINGS, FAILURES, REFUSED, Claim, Verdict, readable
 from ..backends import rows
 from ..backends.values import Ending, Recorded, joined
 from ..channel import uptime
+from ..logs import fields
 from ..progress import Progress
 from ..registry import by_scope
 from ..repeats import pause
@@ -79,7 +80,8 @@ class Recording:
         store.streaks.end(endings, recorded.claims)
         store.note_recorded(recorded)
         for ending in recorded.stale:
-            logger.warning("stale result refused node=%s %s", self._node, text_of(ending.claim))
+            extra = fields(ending.claim, "stale result refused", self._node)
+            logger.warning("stale result refused node=%s %s", self._node, text_of(ending.claim), extra=extra)
             if ending.notifier:
                 self._pool.forget(ending)
         for ending in recorded.written:
@@ -91,20 +93,22 @@ class Recording:
         """Log a committed end, and pass it to hooks and receivers."""
         claim, outcome = ending.claim, ending.outcome
         if outcome.verdict in FAILURES:
-            _log_failure(claim, outcome)
+            _log_failure(claim, outcome, self._node)
         elif outcome.verdict == Verdict.INTERRUPT:
-            logger.warning("attempt interrupted, not counted node=%s %s", self._node, text_of(claim))
+            extra = fields(claim, "attempt interrupted", self._node)
+            logger.warning("attempt interrupted, not counted node=%s %s", self._node, text_of(claim), extra=extra)
         if ending.notifier and outcome.verdict in FAILURES | ENDINGS:
             self._pool.notify(ending)
 
 
-def _log_failure(claim: Claim, outcome):
+def _log_failure(claim: Claim, outcome, node):
     message = outcome.error["message"].splitlines() or [""]
     cause = f"{outcome.error['type']}: {message[0][:200]}"
     if outcome.verdict == Verdict.RETRY:
         logger.warning(
-            "attempt failed %s attempt=%d cause=%r next_in=%gs", text_of(claim), claim.attempt, cause, outcome.delay
-        )
+            "attempt failed %s attempt=%d cause=%r next_in=%gs", text_of(claim), claim.attempt, cause, outcome.delay,
+            extra=fields(claim, "attempt failed", node),
+        )  # fmt: skip
         return
     params: object = f"{len(claim.params)} characters"
     if len(claim.params) <= LONGEST_PARAMS:
@@ -115,7 +119,7 @@ def _log_failure(claim: Claim, outcome):
     logger.error(
         "job %s, %s %s attempt=%d cause=%r params=%r\n%s",
         what, then, text_of(claim), claim.attempt, cause, params,
-        loggable(outcome.error["traceback"]),
+        loggable(outcome.error["traceback"]), extra=fields(claim, f"job {what}", node),
     )  # fmt: skip
 
 
@@ -205,6 +209,7 @@ def _record_refused(store, ending, write, exc) -> Recorded:
         store.repeats.log(
             logger, logging.ERROR, "result refused by the database, halting its job scope=%s queue=%r job=%d cause=%r",
             claim.scope, claim.queue, claim.job_id, brief(exc), cause=str(claim.job_id),
+            extra=fields(claim, "result refused by the database"),
         )  # fmt: skip
         try:
             return _write(store, [_closed(ending)], write)
@@ -218,6 +223,7 @@ def _record_refused(store, ending, write, exc) -> Recorded:
         logger, logging.ERROR,
         "the database refuses a row, its queue waits scope=%s queue=%r job=%d cause=%r next_in=%.1fs",
         claim.scope, claim.queue, claim.job_id, brief(exc), seconds, cause=str(claim.job_id),
+        extra=fields(claim, "row refused by the database"),
     )  # fmt: skip
     try:
         problem = f"The database refuses to write job {claim.job_id}: {exc}"

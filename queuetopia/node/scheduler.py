@@ -22,6 +22,7 @@ from .. import conf, exceptions
 from ..attempts import raised
 from ..backends.trouble import Kind, database_trouble
 from ..channel import uptime
+from ..logs import fields
 from ..processes import Signals, refused_descriptor
 from ..progress import Progress
 from ..registry import by_scope
@@ -350,7 +351,7 @@ class Scheduler:
         for ending in (ending for store in self.stores for ending in store.endings.put_off):
             logger.error(
                 "stopped before the result could be stored, its rows are locked; the job runs again node=%s %s",
-                self.node, text_of(ending.claim),
+                self.node, text_of(ending.claim), extra=fields(ending.claim, "result not stored", self.node),
             )  # fmt: skip
         return True
 

@@ -6,6 +6,7 @@ from functools import partial
 from .. import signals
 from ..attempts import raised, readable
 from ..jobs import keep_hook_error, send
+from ..logs import fields
 from ..registry import by_scope
 from ..text import secrets_of
 
@@ -36,6 +37,7 @@ def whatever_happens(job, name, send):
         send()
     except BaseException as exc:  # a receiver that calls sys.exit
         queuetopia = by_scope()[job.scope]
-        logger.error("receiver failed job=%d\n%s", job.pk, raised(exc, secrets(queuetopia, job)))
+        text = raised(exc, secrets(queuetopia, job))
+        logger.error("receiver failed job=%d\n%s", job.pk, text, extra=fields(job._claim, "receiver failed"))
         if name != "job_started":
             keep_hook_error(queuetopia, job, name, exc)

@@ -9,6 +9,7 @@ from .. import exceptions, signals
 from ..attempts import MEANING, Claim, Outcome, Verdict, raised
 from ..completion import completed
 from ..jobs import keep_hook_error, send_unblocked
+from ..logs import fields
 from ..models import Job
 from ..params import ParamsDecoder
 from ..performer import Performer
@@ -98,5 +99,6 @@ def _call(queuetopia, hook, *arguments):
         completed(returned, f"{hook}() of {queuetopia.performer.__name__}")
     except BaseException as exc:
         job = arguments[0]
-        logger.error("hook failed hook=%s job=%d\n%s", hook, job.pk, raised(exc, secrets(queuetopia, job)))
+        text, extra = raised(exc, secrets(queuetopia, job)), fields(job._claim, "hook failed")
+        logger.error("hook failed hook=%s job=%d\n%s", hook, job.pk, text, extra=extra)
         keep_hook_error(queuetopia, job, hook, exc)
