@@ -25,6 +25,7 @@ _HOMES = {
     "JobHalted": "exceptions",
     "JobSkipped": "exceptions",
     "JobCancelled": "exceptions",
+    "Move": "moving",
     "Deferred": "outside",
     "External": "outside",
     "Retry": "exceptions",

@@ -64,6 +64,7 @@ class Verdict(StrEnum):
     RETRY = "retry"  # failed; the next attempt after ``delay``
     HALT = "halt"  # failed; holds its queue until an operator decides
     SKIP = "skip"  # failed; given up, the queue goes on
+    MOVE = "move"  # failed; halted at the end of another queue, ``to``; its own goes on
     CANCEL = "cancel"  # stopped because an operator asked for it
     SNOOZE = "snooze"  # not now: again after ``delay``; not counted
     DEFER = "defer"  # goes on outside, until that is reported, or for ``delay`` at most; counted when it has ended
@@ -78,6 +79,7 @@ class Meaning(NamedTuple):
     counted: bool = True  # as one of the job's attempts
     again: bool = False  # the next attempt follows after ``delay``, by itself
     is_failure: bool = False  # it has an error, and the queue is blocked if the job has not ended
+    leaves_queue: bool = False  # it has not ended, and holds its queue no more
     is_own_end: bool = False  # the performer came to an end by itself: its duration is worth knowing
     counters: tuple[str, ...] = ()  # of the statistics
     hooks: tuple[str, ...] = ()  # of the performer, called after the commit in this order
@@ -88,8 +90,12 @@ class Meaning(NamedTuple):
         return self.state not in ("pending", "halted")
 
     @property
+    def frees_queue(self) -> bool:
+        return self.ends_job or self.leaves_queue
+
+    @property
     def blocks_queue(self) -> bool:
-        return self.is_failure and not self.ends_job
+        return self.is_failure and not self.frees_queue
 
 
 MEANING = {
@@ -108,6 +114,10 @@ MEANING = {
         "skipped", is_failure=True, is_own_end=True, counters=("failed", "skipped"),
         hooks=("handle_failed_job", "handle_exhausted_job"), signals=("job_failed", "job_skipped"),
     ),
+    Verdict.MOVE: Meaning(
+        "halted", is_failure=True, leaves_queue=True, is_own_end=True, counters=("failed", "halted"),
+        hooks=("handle_failed_job", "handle_exhausted_job"), signals=("job_failed", "job_halted"),
+    ),
     Verdict.CANCEL: Meaning("cancelled", counters=("cancelled",), signals=("job_cancelled",)),
     Verdict.SNOOZE: Meaning(counted=False, again=True),
     Verdict.DEFER: Meaning(counted=False, again=True),
@@ -117,6 +127,7 @@ MEANING = {
 
 FAILURES = {verdict for verdict, meaning in MEANING.items() if meaning.is_failure}
 ENDINGS = {verdict for verdict, meaning in MEANING.items() if meaning.ends_job}
+FREEING = {verdict for verdict, meaning in MEANING.items() if meaning.frees_queue}
 
 
 class Outcome(NamedTuple):
@@ -133,6 +144,7 @@ class Outcome(NamedTuple):
     of_scope: bool = False  # a snooze of the whole scope
     wants_news: bool = False  # the worker has hooks or receivers that wait for the commit
     memory: str | None = None  # JSON text of the queue's memory, to be stored with a success; None: as it was
+    to: str = ""  # the queue that a job moves to
 
 
 def checked(outcome: Outcome) -> Outcome:

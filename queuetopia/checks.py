@@ -169,7 +169,7 @@ def _bad_deciders():
             value = queuetopia.option("on_exhausted")
         except (ImproperlyConfigured, TypeError):
             continue  # It cannot be used, or the scope cannot: said elsewhere.
-        if not isinstance(value, str) or value in conf.ON_EXHAUSTED or performer_problem(performer):
+        if not isinstance(value, str) or conf.is_step(value) or performer_problem(performer):
             continue
         if not hasattr(performer, value):
             trouble = f"is none of {', '.join(map(repr, conf.ON_EXHAUSTED))}, and no method of {_label(performer)}"

@@ -17,6 +17,7 @@ from django.core.signals import setting_changed
 from django.utils.module_loading import import_string
 
 from .exceptions import Verdict
+from .moving import as_move
 
 DAY = 86_400.0
 LONGEST = 366 * DAY
@@ -84,9 +85,19 @@ def clean_max_attempts(value):
 
 
 def clean_on_exhausted_name(value):
+    if move := as_move(value):
+        return str(move)  # plain text, as it is stored
     if value not in ON_EXHAUSTED:
-        raise ValueError(f"{value!r} is none of {', '.join(map(repr, ON_EXHAUSTED))}")
+        raise ValueError(f"{value!r} is none of {', '.join(map(repr, ON_EXHAUSTED))}, Move(queue)")
     return value
+
+
+def is_step(value) -> bool:
+    """True if ``value`` says itself what follows a last attempt, False if it is, or names, what decides."""
+    try:
+        return bool(as_move(value)) or value in ON_EXHAUSTED
+    except ValueError:
+        return False
 
 
 def _clean_on_exhausted(value):

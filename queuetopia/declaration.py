@@ -169,7 +169,7 @@ class Queuetopia:
         timeout: seconds (or timedelta) one attempt may last; None means the class's.
         max_backoff: cap, in seconds (or timedelta), of the wait between attempts; None means the class's.
         max_attempts: failed attempts before the job is exhausted; None means the class's.
-        on_exhausted: "halt", "skip" or "retry"; None means the class's.
+        on_exhausted: "halt", "skip", "retry" or ``Move(queue)``; None means the class's.
 
         Raises InvalidJob, naming the argument, if anything in the job could not run or be stored; Refused where
         autocommit is off and no ``transaction.atomic()`` is open.
@@ -389,6 +389,14 @@ class Queuetopia:
         from . import jobs
 
         return jobs.move_to_end(cls, job, by=by, reason=reason)
+
+    @classmethod
+    @_sync
+    def move(cls, queue_or_jobs, to, *, by="", reason=""):
+        """Carry unfinished jobs to the end of queue ``to``, in their order; return how many. See ``jobs.move``."""
+        from . import jobs
+
+        return jobs.move(cls, queue_or_jobs, to, by=by, reason=reason)
 
     @classmethod
     @_sync

@@ -85,7 +85,7 @@ class Job(models.Model):
     timeout = models.FloatField(_("timeout (s)"), null=True)
     max_backoff = models.FloatField(_("max. backoff (s)"), null=True)
     max_attempts = models.PositiveIntegerField(_("max. attempts"), null=True)
-    on_exhausted = models.CharField(_("on exhausted"), max_length=16, null=True)  # noqa: DJ001
+    on_exhausted = ExactCharField(_("on exhausted"), max_length=260, null=True)
 
     scheduled_at = models.DateTimeField(_("scheduled at"), db_default=DatabaseNow())
     state = models.CharField(_("state"), max_length=16, choices=State, default=State.PENDING)
@@ -137,6 +137,13 @@ class Job(models.Model):
                 condition=models.Q(state__in=["skipped", "cancelled"]),
                 fallback=["state"],
                 name="queuetopia_job_given_up",
+            ),
+            # Those that wait for an operator: heads, and what has moved behind one. On MySQL the index above serves.
+            PartialIndex(
+                fields=["scope", "queue", "scheduled_at", "id"],
+                condition=models.Q(state="halted"),
+                fallback=["state"],
+                name="queuetopia_job_halted",
             ),
         )
         constraints = (

@@ -10,7 +10,7 @@ job_created          job
 job_started          job (sent before the performer runs)
 job_done             job
 job_failed           job, exc: after each failed attempt, the last one included
-job_halted           job, exc: the job holds its queue until an operator decides
+job_halted           job, exc: the job holds its queue until an operator decides, or has moved to another (job.queue)
 job_skipped          job, exc: given up by on_exhausted or Skip; by an operator: exc is None
 job_cancelled        job
 queue_blocked        job, queue, exc, waiting: the head failed or halted; nothing else of the queue runs

@@ -575,7 +575,7 @@ WRONG = [
     (("a", "send-letter"), {"timeout": 0}, "timeout 0 is not more than 0 seconds. Leave it out to use the option of"),
     (("a", "send-letter"), {"max_backoff": "x"}, "max_backoff 'x' is neither a number of seconds nor a timedelta."),
     (("a", "send-letter"), {"max_attempts": 0}, "max_attempts 0 is not between 1 and 2147483646."),
-    (("a", "send-letter"), {"on_exhausted": "x"}, "on_exhausted 'x' is none of 'halt', 'skip', 'retry'."),
+    (("a", "send-letter"), {"on_exhausted": "x"}, "on_exhausted 'x' is none of 'halt', 'skip', 'retry', Move(queue)."),
     (("a", "send-letter"), {"scheduled_at": datetime(2026, 1, 1)}, "scheduled_at is a naive datetime; use "),
     (("a", "send-letter"), {"scheduled_at": 5}, "scheduled_at must be an aware datetime, not int; as in "),
 ]

@@ -196,6 +196,7 @@ ASSIGNED_BY_OTHERS = {
     ("node/worker_process.py", "assignment"): OWN,
     ("node/worker_process.py", "self.board"): "shared memory, of which this class is the scheduler's side",
     ("terminal.py", "parser"): FOREIGN,
+    ("jobs/carrying.py", "job"): ROW,
     ("worker/news.py", "job"): ROW,
     ("worker/news.py", "stored"): ROW,
     ("worker/performing.py", "job"): ROW,

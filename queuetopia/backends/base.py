@@ -551,6 +551,9 @@ class Backend:
 
     def _after_commit(self, result, released, cleared, holder) -> Recorded:
         due = _try_to_recheck(self, cleared) or result.released_due
+        moved = [ending for ending in result.written if ending.outcome.verdict == Verdict.MOVE]
+        if moved:
+            _try_to_wake(self, {(ending.claim.scope, ending.outcome.to) for ending in moved})
         stale = {ending.claim.queue_id for ending in result.stale}
         if stale:  # an old result of ours may be refused while the queue's next job is ours
             running = Queue.objects.using(self.alias).filter(pk__in=stale, held_by=holder)
@@ -562,7 +565,7 @@ class Backend:
         """Return (claim of the next job or None, due_at, current_job) for a queue whose attempt ended so."""
         claim, outcome = ending.claim, ending.outcome
         meaning = MEANING[Verdict(outcome.verdict)]
-        if not meaning.ends_job:
+        if not meaning.frees_queue:
             is_head = claim.attempted or outcome.verdict != Verdict.RETURN
             return None, later(now, outcome) if meaning.again else None, claim.job_id if is_head else None
         queue.current_job = None
@@ -675,6 +678,18 @@ def _try_to_recheck(backend, queue_ids) -> bool:
         if not backend.is_of_the_row(exc):  # else the sweep comes to them
             backend.unchecked.update(queue_ids)
         return False
+
+
+def _try_to_wake(backend, lines) -> None:
+    """Make queues due that jobs have moved to, so that their heads are known; a failure is left to the sweep."""
+    try:
+        now = backend.now()
+        backend.wake([(scope, name, now) for scope, name in lines])
+    except DatabaseError as exc:
+        if not backend.is_busy(exc):
+            if not backend.in_session or not backend.is_alive():
+                raise
+            backend.repeats.log(logger, logging.WARNING, "wake-up failed cause=%r", brief(exc), cause=str(exc))
 
 
 def lock_alias(alias: str) -> str:

@@ -101,6 +101,26 @@ class AlterOnMySQL(migrations.AlterField):
         """Leave the column as it is: it may have text by now that the old one could not take."""
 
 
+class Widen(AlterOnMySQL):
+    """Lets a column hold longer text, where the database knows how long it may be: all but SQLite."""
+
+    def database_forwards(self, app_label, schema_editor, from_state, to_state):
+        if schema_editor.connection.vendor != "sqlite":
+            migrations.AlterField.database_forwards(self, app_label, schema_editor, from_state, to_state)
+
+
+class AddPartialIndex(migrations.AddIndex):
+    """Adds an index over few rows, where the database has such: elsewhere it would be one over all."""
+
+    def database_forwards(self, app_label, schema_editor, from_state, to_state):
+        if schema_editor.connection.features.supports_partial_indexes:
+            super().database_forwards(app_label, schema_editor, from_state, to_state)
+
+    def database_backwards(self, app_label, schema_editor, from_state, to_state):
+        if schema_editor.connection.features.supports_partial_indexes:
+            super().database_backwards(app_label, schema_editor, from_state, to_state)
+
+
 class PartialIndex(models.Index):
     """An index over the rows where ``condition`` holds.
 

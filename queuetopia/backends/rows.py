@@ -8,7 +8,7 @@ from django.db.models import Q
 from django.db.models.functions import Cast
 
 from ..attempts import Claim, Verdict, memory_of
-from ..models import Job, Queue, Scope
+from ..models import Job, JobEvent, Queue, Scope
 from .columns import DatabaseNow
 from .values import HEAD_COLUMNS, as_done, claim_of, history, job_values, next_attempt
 
@@ -91,7 +91,17 @@ def write_job(alias, ending, node, now, was_run) -> None:
         values["outside"] = {**values["outside"], **reported}
     if not was_run:  # cancelled before it began: there was no attempt
         values = {name: values[name] for name in ("state", "done_at", "next_attempt_at")}
-    job.update(**values)
+    if job.update(**values) and outcome.verdict == Verdict.MOVE:
+        _note_move(alias, claim, outcome)
+
+
+def _note_move(alias, claim, outcome):
+    """Leave in the job's history where it came from; nobody but its class decided so."""
+    places = {"before": {"queue": claim.queue, "scheduled_at": claim.scheduled_at}, "after": {"queue": outcome.to}}
+    why = "on_exhausted" if outcome.exhausted else "on_error"
+    JobEvent.objects.using(alias).create(
+        verb="move", scope=claim.scope, queue=claim.queue, job=claim.job_id, reason=why, **places
+    )
 
 
 def remember(alias, claim, memory: str) -> dict:

@@ -164,6 +164,8 @@ def job_values(claim: Claim, outcome: Outcome, node: str, now: datetime, errors:
             values["error"] = f"{entry['type']}: {entry['message']}"
     if meaning.is_failure and not claim.failed_at:
         values["failed_at"] = now
+    if outcome.verdict == Verdict.MOVE:
+        values |= {"queue": outcome.to, "scheduled_at": now}  # behind all that are due there
     if meaning.ends_job:
         values["done_at"] = now
         values["result"] = None if outcome.result is None else json.loads(outcome.result, cls=ParamsDecoder)

@@ -4,7 +4,7 @@ import logging
 from functools import partial
 
 from django.db import connections, transaction
-from django.db.models import F, Value
+from django.db.models import F, Q, Value
 from django.db.models.functions import Coalesce
 
 from .. import signals
@@ -20,7 +20,7 @@ BATCH = 500  # jobs that one transaction decides about
 
 
 def retry_all(queuetopia, queue=None, *, error=None, by="", reason="") -> int:
-    """Retry all jobs that hold queues and are not due yet; return how many.
+    """Retry all jobs that hold queues and are not due yet, and all that are halted; return how many.
 
     queue: only this one. error: only jobs whose last error contains this text, in upper or lower case.
 
@@ -32,27 +32,32 @@ def retry_all(queuetopia, queue=None, *, error=None, by="", reason="") -> int:
 
 
 def skip_all(queuetopia, queue=None, *, error=None, by="", reason="") -> int:
-    """Skip all jobs that hold queues; return how many. As ``retry_all`` otherwise."""
+    """Skip all jobs that hold queues or are halted; return how many. As ``retry_all`` otherwise."""
     return _decide_about_all(queuetopia, "skip", queue, error, by, reason)
 
 
 def _decide_about_all(queuetopia, verb, queue, error, by, reason):
-    ids = list(blocking(queuetopia, verb, queue, error).values_list("pk", flat=True))
+    ids = blocking(queuetopia, verb, queue, error)
     return sum(len(done) for _, done in batches(queuetopia, verb, ids, by=by, reason=reason))
 
 
-def blocking(queuetopia, verb, queue=None, error=None):
-    """Return the jobs, in order, that hold queues and to which ``verb`` (retry or skip) can be done."""
+def blocking(queuetopia, verb, queue=None, error=None) -> list[int]:
+    """Return the ids, in order, of the jobs to which ``verb`` (retry or skip) can be done.
+
+    These are the heads that hold queues, and halted jobs behind them: they have moved there.
+    """
     alias = queuetopia.database()
     blocked = Queue.objects.using(alias).blocked().filter(scope=queuetopia.scope)
-    jobs = queuetopia.jobs().unfinished().filter(pk__in=blocked.values("current_job"), attempted_at__isnull=False)
+    jobs = queuetopia.jobs().unfinished().filter(attempted_at__isnull=False)
     if queue is not None:
         jobs = jobs.filter(queue=queue)
     if error is not None:
         jobs = jobs.filter(error__icontains=error)
+    heads = jobs.filter(pk__in=blocked.values("current_job"))
     if verb == "retry":
-        jobs = jobs.kept_from_running(backend_for(alias).now())
-    return jobs.in_order()
+        heads = heads.kept_from_running(backend_for(alias).now())
+    places = {pk: (at, pk) for rows in (heads, jobs.halted()) for pk, at in rows.values_list("pk", "scheduled_at")}
+    return sorted(places, key=places.__getitem__)
 
 
 def batches(queuetopia, verb, ids, *, by="", reason=""):
@@ -70,14 +75,18 @@ def decide(queuetopia, verb, ids, *, by="", reason="") -> list[int]:
     """
     alias = queuetopia.database()
     passes_over = connections[alias].features.has_select_for_update_skip_locked
-    blocked = Queue.objects.using(alias).blocked().filter(scope=queuetopia.scope, current_job__in=ids).order_by("id")
+    chosen = queuetopia.jobs().unfinished().filter(pk__in=ids, attempted_at__isnull=False)
     with transaction.atomic(using=alias):
-        queues = {queue.current_job: queue.pk for queue in blocked.select_for_update(skip_locked=passes_over)}
-        rows = queuetopia.jobs().unfinished().filter(pk__in=queues, attempted_at__isnull=False)
-        jobs = list(rows.select_for_update(skip_locked=passes_over).order_by("id"))
+        names = list(chosen.order_by().values_list("queue", flat=True).distinct())
+        queues = Queue.objects.using(alias).filter(scope=queuetopia.scope, name__in=names)
+        # Rows are locked by their ids: see Backend.queue_id.
+        rows = Queue.objects.using(alias).filter(pk__in=list(queues.values_list("pk", flat=True))).order_by("id")
+        lines = {line.name: line for line in rows.select_for_update(skip_locked=passes_over)}
+        locked = chosen.filter(queue__in=lines).select_for_update(skip_locked=passes_over).order_by("id")
+        jobs = [job for job in locked if _waits_for_operator(job, lines[job.queue])]
         done = [job.pk for job in jobs]
         before = [{"state": job.state, "attempts": job.attempts, "running": False} for job in jobs]
-        _decide_rows(queuetopia, verb, jobs, [queues[pk] for pk in done])
+        _decide_rows(queuetopia, verb, jobs, [lines[job.queue].pk for job in jobs])
         JobEvent.objects.using(alias).bulk_create(
             JobEvent(
                 verb=verb, scope=job.scope, queue=job.queue, job=job.pk,
@@ -85,16 +94,26 @@ def decide(queuetopia, verb, ids, *, by="", reason="") -> list[int]:
             )
             for job, was in sorted(zip(jobs, before, strict=True), key=lambda pair: (pair[0].scheduled_at, pair[0].pk))
         )  # fmt: skip
-        transaction.on_commit(partial(recheck_all, alias, [*queues.values()]), using=alias, robust=True)
+        ids_of_lines = [line.pk for line in lines.values()]
+        transaction.on_commit(partial(recheck_all, alias, ids_of_lines), using=alias, robust=True)
     return done
 
 
+def _waits_for_operator(job, line) -> bool:
+    """True for the head of a blocked queue, and for a halted job that has moved behind it."""
+    if line.current_job == job.pk:
+        return line.held_by is None
+    return job.state == Job.State.HALTED
+
+
 def _decide_rows(queuetopia, verb, jobs, queue_ids):
-    """Write what the verb makes of these jobs and their queues, which are locked."""
+    """Write what the verb makes of these jobs, and of the queues that they hold; all are locked."""
     alias = queuetopia.database()
     now = backend_for(alias).now()
     rows = Job.objects.using(alias).filter(pk__in=[job.pk for job in jobs])
-    queues = Queue.objects.using(alias).filter(pk__in=queue_ids)
+    # What waits behind a head changes nothing of its queue; without one, the queue is checked again.
+    heads = Q(current_job__in=[job.pk for job in jobs]) | Q(current_job=None)
+    queues = Queue.objects.using(alias).filter(heads, pk__in=queue_ids)
     if verb == "retry":
         most = Coalesce("max_attempts", Value(queuetopia.option("max_attempts")))
         exhausted = rows.annotate(most=most).filter(state=Job.State.HALTED, attempts__gte=F("most"))
@@ -137,4 +156,4 @@ def _why_left(job, running) -> tuple[str, str]:
         return ("running" if running else job.state), why
     if why := why_not_blocked(job):
         return "waiting in line", why
-    return "locked", "another transaction has locked it, or it is not the head of its queue. Try it again, alone."
+    return "locked", "another transaction has locked it, or it waits behind the head of its queue. Try it again, alone."

@@ -17,6 +17,7 @@ from ..backends import backend_for
 from ..backends.values import has_no_time
 from ..exceptions import InvalidJob, Refused
 from ..models import Job
+from ..moving import MAX_NAME, name_problem
 from ..performer import (
     PERFORMER_HINT,
     action_methods,
@@ -32,8 +33,6 @@ from ..text import brief
 from .sending import send
 
 logger = logging.getLogger("queuetopia.jobs")
-
-MAX_NAME = 255
 
 
 def build(queuetopia, *, queue, action, params, scheduled_at, **options) -> Job:
@@ -74,11 +73,7 @@ def _problems(queuetopia, queue, action, params, given) -> dict[str, list[str]]:
 
 
 def check_queue(queue, problems):
-    if not isinstance(queue, str):
-        problems["queue"] = [f'must be a str, not {type(queue).__name__}; name it by one, as in f"customer-{{pk}}".']
-    elif not 1 <= len(queue) <= MAX_NAME:
-        problems["queue"] = [f"has {len(queue)} characters; a queue's name has 1 to {MAX_NAME}."]
-    elif problem := params_module.text_problem(queue):
+    if problem := name_problem(queue):
         problems["queue"] = [f"{problem}."]
 
 

@@ -77,10 +77,10 @@ def _verb_on_job(verb):
 
 
 def _queues_of(job):
-    return {"current_job": _pk(job)}
+    return {"current_job": pk_of(job)}
 
 
-def _pk(job):
+def pk_of(job):
     """Return the id of a Job, or the id that was given. Raises Refused for what is neither."""
     if isinstance(job, Job):
         return job.pk
@@ -215,7 +215,7 @@ def cancel(queuetopia, job, *, by="", reason="") -> str:
     answer = _cancel(queuetopia, job, by=by, reason=reason)
     if answer == "running":
         _wait_for_claims(queuetopia.database(), scope=queuetopia.scope, **_queues_of(job))
-        never_began = queuetopia.jobs().filter(pk=_pk(job), state=Job.State.CANCELLED, attempted_at=None)
+        never_began = queuetopia.jobs().filter(pk=pk_of(job), state=Job.State.CANCELLED, attempted_at=None)
         return "cancelled" if never_began.exists() else answer
     return answer
 
@@ -288,7 +288,9 @@ class _Verb:
         job.next_attempt_at = self.now
         job.outside = None
         job.save(using=self.alias, update_fields=["state", "next_attempt_at", "max_attempts", "outside"])
-        self.update_queue(current_job=job.pk, due_at=self.now)
+        if self.queue.current_job in (None, job.pk):
+            self.update_queue(due_at=self.now)
+        # Else it was moved there, and waits behind the head: its turn will come.
 
     def skip(self):
         self.end(Job.State.SKIPPED)
@@ -387,7 +389,7 @@ def _as_json(params):
 @contextmanager
 def _verb(queuetopia, job, verb, by, reason):
     alias = queuetopia.database()
-    pk = _pk(job)
+    pk = pk_of(job)
     jobs = Job.objects.using(alias).filter(scope=queuetopia.scope, pk=pk)
     with transaction.atomic(using=alias):
         queue_name = jobs.values_list("queue", flat=True).first()

@@ -6,6 +6,7 @@ import random
 from .. import conf, exceptions
 from ..attempts import Claim, Outcome, Verdict, backoff, describe
 from ..backends.values import attempts_of
+from ..moving import as_move
 from ..registry import by_scope
 
 logger = logging.getLogger("queuetopia.jobs")
@@ -25,10 +26,12 @@ def failed(
     next_step: what an ``on_exhausted`` that decides said; None means the option's name, "halt" if it is none.
     """
     step = _step_on_error(queuetopia, exc)
-    exhausted = step not in GIVEN_UP and claim.attempt >= (claim.max_attempts or queuetopia.option("max_attempts"))
+    goes_on = step not in GIVEN_UP and not as_move(step)
+    exhausted = goes_on and claim.attempt >= (claim.max_attempts or queuetopia.option("max_attempts"))
     if exhausted:
         step = next_step or _step_on_exhausted(queuetopia, claim)
-    verdict = GIVEN_UP.get(step, Verdict.RETRY)
+    move = as_move(step)
+    verdict = Verdict.MOVE if move else GIVEN_UP.get(step, Verdict.RETRY)
     if delay is None:
         delay = _backoff(queuetopia, claim)
     return Outcome(
@@ -39,6 +42,7 @@ def failed(
         error=describe(exc, secrets),
         duration=duration,
         exhausted=exhausted,
+        to=move.queue if move else "",
     )
 
 
@@ -52,7 +56,7 @@ def _step_on_error(queuetopia, exc):
 
 def _step_on_exhausted(queuetopia, claim):
     configured = claim.on_exhausted or queuetopia.option("on_exhausted")
-    return configured if configured in conf.ON_EXHAUSTED else "halt"
+    return configured if conf.is_step(configured) else "halt"
 
 
 def _backoff(queuetopia, claim):

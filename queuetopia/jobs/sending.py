@@ -76,13 +76,17 @@ def _failure_of(answer) -> Exception | None:
     return None
 
 
-def send_unblocked(queuetopia, job, since: datetime) -> None:
-    """Send queue_unblocked for a job that has just ended and had failed first at ``since``."""
+def send_unblocked(queuetopia, job, since: datetime, queue: str | None = None) -> None:
+    """Send queue_unblocked for a job that has just ended and had failed first at ``since``.
+
+    queue: the one that it held, if it has moved to another one since.
+    """
     if signals.queue_unblocked.has_listeners(queuetopia):
         now = backend_for(queuetopia.database()).now()
         duration = max(0.0, ((job.done_at or now) - since).total_seconds())
-        waiting = number_waiting(queuetopia, job.queue, now)
-        send(signals.queue_unblocked, queuetopia, job=job, queue=job.queue, duration=duration, waiting=waiting)
+        queue = job.queue if queue is None else queue
+        waiting = number_waiting(queuetopia, queue, now)
+        send(signals.queue_unblocked, queuetopia, job=job, queue=queue, duration=duration, waiting=waiting)
 
 
 def number_waiting(queuetopia, queue: str, now: datetime) -> int:

@@ -75,8 +75,8 @@ def explain(queuetopia, queue: str) -> dict[str, Any]:
       ``next_attempt_at``, ``blocked_since``: the head of the queue, None if there is none. ``attempt`` is the last
       one, or the one that runs; ``failed_at`` is None unless that one failed; ``blocked_since`` is when it failed first
     - ``progress``: what the attempt that goes on has reported last: fraction, text, at; or None
-    - ``waiting``: due jobs that were never attempted, ``oldest``: scheduled_at of the first of them,
-      ``due_at``: when the head may run
+    - ``waiting``: due jobs that wait in line, ``oldest``: scheduled_at of the first of them, ``halted_behind``: halted
+      jobs behind a halted head, which have moved there; ``due_at``: when the head may run
     - ``held_by`` (node), ``since``, ``fence``, ``stop_requested``, ``lease_left`` (seconds until others may take over):
       who runs it; None unless it runs
     - ``paused``, ``scope_paused``, ``all_paused``: at, by, reason; or None. ``problem``: text or None
@@ -85,7 +85,7 @@ def explain(queuetopia, queue: str) -> dict[str, Any]:
     - ``limit``: what keeps a due head from starting, or None: its ``cause``, ``until`` (None: until a queue of the
       scope is let go), and of ``max_running`` how many queues have places (``taken``) and may (``most``)
 
-    ``waiting`` and ``ahead`` count up to ``MOST_COUNTED``; one more means: more than that.
+    ``waiting``, ``halted_behind`` and ``ahead`` count up to ``MOST_COUNTED``; one more means: more than that.
     """
     return explain_queue(queuetopia.scope, queue, queuetopia.database())
 
@@ -160,6 +160,16 @@ class _Facts:
         self.oldest = times[0] if times and times[0] <= self.now else None
         waiting = line.filter(scheduled_at__lte=self.now).exclude(pk=self.line.current_job or 0)
         self.waiting = waiting.count_to(MOST_COUNTED) if self.oldest else 0
+        self.halted_behind = 0
+        if self.oldest and self.head and self.head.state == Job.State.HALTED:
+            self._tell_apart(waiting.exclude(pk=self.head.pk))
+
+    def _tell_apart(self, behind):
+        """Count what waits behind a halted head, and what is halted there: jobs that have moved to this queue."""
+        seen = list(behind.in_order().values_list("state", "scheduled_at")[: MOST_COUNTED + 1])
+        waiting = [at for state, at in seen if state == Job.State.PENDING]
+        self.oldest, self.waiting = min(waiting, default=None), len(waiting)
+        self.halted_behind = len(seen) - len(waiting)
 
     # The head
 
@@ -246,6 +256,8 @@ class _Facts:
 
     def waiting_clause(self):
         """Yield the clause about the jobs that wait."""
+        if self.halted_behind:
+            yield f"{_counted(self.halted_behind, 'more halted job stands', 'more halted jobs stand')} behind it"
         if self.oldest is not None:
             jobs = _counted(self.waiting, "job waits", "jobs wait")
             yield f"{jobs}, the oldest for {span(self.ago(self.oldest))}"
@@ -264,6 +276,7 @@ class _Facts:
             "blocked_since": head and head.failed_at,
             "progress": progress_of(head, self.line),
             "waiting": self.waiting,
+            "halted_behind": self.halted_behind,
             "oldest": self.oldest,
             "due_at": self.due_at,
             "held_by": self.node_name() if runs else None,

@@ -13,7 +13,7 @@ from typing import Any
 from django.db.models import Q, TextField
 from django.db.models.functions import Cast
 
-from ..conf import ON_EXHAUSTED
+from ..conf import ON_EXHAUSTED, is_step
 from ..models import Job, Queue
 from ..registry import by_scope
 
@@ -29,6 +29,8 @@ def refuse_impossible(scope: str, filters: dict[str, Any]) -> None:
     for name, value in filters.items():
         field, _, lookup = name.partition("__")
         for one in _values(lookup, value) if field in allowed else ():
+            if field == "on_exhausted" and is_step(one):
+                continue
             if one not in allowed[field] and not hasattr(one, "resolve_expression"):  # an F(…), a QuerySet
                 raise ValueError(
                     f"{name}={value!r} matches no job: {one!r} is none of {', '.join(map(repr, allowed[field]))}."

@@ -80,7 +80,8 @@ def job_state(job: Job, queue: Queue | None) -> JobState:
         return JobState(job.state)
     if queue is not None and queue.held_by is not None and queue.current_job == job.pk:
         return JobState.RUNNING
-    return JobState.BACKING_OFF if job.is_backing_off() else JobState.WAITING
+    is_head = queue is None or queue.current_job in (None, job.pk)  # else it was moved here, and waits for its turn
+    return JobState.BACKING_OFF if job.is_backing_off() and is_head else JobState.WAITING
 
 
 def job_and_state(queuetopia, pk) -> tuple[Job | None, JobState | None, datetime | None]:
@@ -147,7 +148,7 @@ def scope_status(queuetopia, queues: int = 20) -> dict[str, Any]:
     paused, all_paused = pauses(alias, scope)
     all_nodes = list(Node.objects.using(alias).defer("workers").order_by("started_at", "id")[:MOST_NODES])
     jobs = _job_counts(alias, scope)
-    queue_counts = _queue_counts(alias, scope, halted=jobs["halted"])
+    queue_counts = _queue_counts(alias, scope)
     running, backing_off = queue_counts["running"], queue_counts["backing_off"]
     waiting = max(0, jobs.pop("pending") - running - backing_off)
     rows = _first_queues(alias, scope, now, max(0, min(queues, MOST_QUEUES)))
@@ -193,20 +194,20 @@ def _job_counts(alias, scope):
 _NOT_EMPTY = QueueIs.HELD | QueueIs.BLOCKED | QueueIs.PAUSED | Q(due_at__isnull=False) | QueueIs.WITH_A_PROBLEM
 
 
-def _queue_counts(alias, scope, halted):
+def _queue_counts(alias, scope):
     counts = (
         Queue.objects.using(alias)
         .filter(scope=scope)
         .aggregate(
             not_empty=Count("id", filter=_NOT_EMPTY),
             blocked=Count("id", filter=QueueIs.BLOCKED),
+            halted=Count("id", filter=QueueIs.HALTED),
             running=Count("id", filter=QueueIs.HELD),
             paused=Count("id", filter=QueueIs.PAUSED),
             problem=Count("id", filter=QueueIs.WITH_A_PROBLEM),
         )
     )
-    # A halted job is the head of its queue, so there are as many halted queues.
-    return {**counts, "halted": halted, "backing_off": max(0, counts["blocked"] - halted)}
+    return {**counts, "backing_off": max(0, counts["blocked"] - counts["halted"])}
 
 
 def _first_queues(alias, scope, now, limit):

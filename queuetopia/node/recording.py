@@ -14,7 +14,7 @@ from ..logs import fields
 from ..progress import Progress
 from ..registry import by_scope
 from ..repeats import pause
-from ..text import brief, loggable, masked
+from ..text import brief, loggable, masked, visible
 from .hands import Hands, text_of
 from .pool import Pool
 from .store import Store
@@ -116,6 +116,8 @@ def _log_failure(claim: Claim, outcome, node):
     what, then = "skipped", "its queue goes on"
     if outcome.verdict == Verdict.HALT:
         what, then = "halted", "its queue is blocked until it is retried or skipped"
+    if outcome.verdict == Verdict.MOVE:
+        what, then = f"moved to queue {visible(outcome.to)!r}", "halted; its own queue goes on"
     logger.error(
         "job %s, %s %s attempt=%d cause=%r params=%r\n%s",
         what, then, text_of(claim), claim.attempt, cause, params,

@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
-from ..attempts import ENDINGS, MEANING, Verdict
+from ..attempts import FREEING, MEANING, Verdict
 from ..monitoring.histogram import BOUNDS, LAST_BIN, SPAN
 
 MOST_ACTIONS = 500  # rows of one span; what more names there are is counted without a name
@@ -71,7 +71,7 @@ class Tally:
             if verdict in _HAS_RUN:
                 row.run_seconds += duration
                 row.runs[bisect_right(BOUNDS, duration)] += 1
-            if claim.failed_at and verdict in ENDINGS:
+            if claim.failed_at and verdict in FREEING:
                 blocked = max(0.0, now - _seconds(claim.failed_at))
                 row.blocks[bisect_right(BOUNDS, blocked)] += 1
                 row.blocked_seconds += blocked

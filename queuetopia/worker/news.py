@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 def _signals_after(meaning):
     names = [*meaning.signals]
-    names += ["queue_blocked"] if meaning.blocks_queue else ["queue_unblocked"] if meaning.ends_job else []
+    names += ["queue_blocked"] if meaning.blocks_queue else ["queue_unblocked"] if meaning.frees_queue else []
     return [getattr(signals, name) for name in names]
 
 
@@ -52,9 +52,9 @@ def notify(claim: Claim, outcome: Outcome, exc: BaseException | None) -> None:
         send_signal(name, queuetopia, job=job, **given)
     if meaning.blocks_queue and not claim.failed_at:
         whatever_happens(job, "queue_blocked", partial(alerts.notify_blocked, queuetopia, job, exc))
-    if meaning.ends_job and claim.failed_at:
+    if meaning.frees_queue and claim.failed_at:
         since = datetime.fromisoformat(claim.failed_at)
-        whatever_happens(job, "queue_unblocked", partial(send_unblocked, queuetopia, job, since))
+        whatever_happens(job, "queue_unblocked", partial(send_unblocked, queuetopia, job, since, claim.queue))
 
 
 def _job_as_stored(queuetopia, claim, outcome) -> Job:

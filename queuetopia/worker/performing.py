@@ -280,7 +280,7 @@ class Attempt:
     def _decider(self):
         """Return the callable, or the name of the performer's method, that decides after the last attempt, or None."""
         configured = self.queuetopia.option("on_exhausted")
-        return None if self.claim.on_exhausted or configured in conf.ON_EXHAUSTED else configured
+        return None if self.claim.on_exhausted or conf.is_step(configured) else configured
 
     def _next_step(self, exc):
         decide = self._decider()

@@ -9,7 +9,7 @@ from django.utils import timezone
 
 from ...attempts import ERRORS_KEPT, ERRORS_LIMIT, Verdict, describe
 from ...exceptions import NodeDied
-from ...models import Job, Queue
+from ...models import Job, JobEvent, Queue
 from ...outside import token_of
 from ...testing import wait_until
 from .. import nodes, upkeep
@@ -17,8 +17,9 @@ from .. import rows as rows_of_queues
 from .base import Contract
 from .toolkit import (
     AFTER,
-    ENDING,
     FAILED,
+    FREEING,
+    GRAVEYARD,
     HOUR,
     NODE,
     SCOPE,
@@ -201,18 +202,56 @@ class Recording(Contract):
         assert (line().held_by, line().current_job, line().fence) == (NODE, second.pk, following.fence)
         assert node.claim() == []
 
-    @pytest.mark.parametrize("verdict", ENDING)
+    @pytest.mark.parametrize("verdict", FREEING)
     def test_a_queue_is_kept_after_whatever_ends_its_job(self, backend, verdict):
         put()
         second = put()
         assert [one.job_id for one in finish(backend, claim_one(backend), verdict, keep=True).claims] == [second.pk]
 
-    @pytest.mark.parametrize("verdict", sorted(set(Verdict) - set(ENDING)))
+    @pytest.mark.parametrize("verdict", sorted(set(Verdict) - set(FREEING)))
     def test_a_queue_is_not_kept_while_its_job_has_not_ended(self, backend, verdict):
         put()
         put()
         assert finish(backend, claim_one(backend), verdict, keep=True, delay=40).claims == []
         assert line().held_by is None
+
+    def test_a_moved_job_is_halted_at_the_end_of_the_other_queue_and_its_own_goes_on_in_the_same_commit(self, backend):
+        earlier = put(GRAVEYARD)
+        first, second = put(), put()
+        claims = {one.queue: one for one in claim(backend)}
+        now = backend.now()
+        ending = end(claims["q"], Verdict.MOVE, error=describe(ValueError("boom")))
+        recorded = record(backend, ending, keep=True, now=now)
+        assert [one.job_id for one in recorded.claims] == [second.pk]
+        moved = stored(first)
+        assert (moved.queue, moved.state, moved.scheduled_at, moved.attempts) == (GRAVEYARD, "halted", now, 1)
+        assert (moved.error, len(moved.errors)) == ("ValueError: boom", 1)
+        event = JobEvent.objects.get()
+        assert (event.verb, event.job, event.queue, event.after) == ("move", first.pk, "q", {"queue": GRAVEYARD})
+        assert line(GRAVEYARD).current_job == earlier.pk  # it comes after what is in line there
+        finish(backend, claims[GRAVEYARD])
+        assert claim(backend) == []
+        assert (line(GRAVEYARD).current_job, line(GRAVEYARD).due_at) == (first.pk, None)
+
+    def test_jobs_that_moved_to_one_queue_hold_it_one_after_the_other(self, backend):
+        jobs = [put("a"), put("b"), put("c")]
+        record(backend, *(end(one, Verdict.MOVE) for one in claim(backend)))
+        assert claim(backend) == []  # finds that its head is halted
+        assert Queue.objects.blocked().get().current_job == jobs[0].pk
+        ContractQueue.skip(jobs[0])
+        assert claim(backend) == []
+        assert Queue.objects.blocked().get().current_job == jobs[1].pk
+        ContractQueue.retry(jobs[2])  # keeps its place behind the head
+        assert claim(backend) == []
+        ContractQueue.retry(jobs[1])
+        assert [one.job_id for one in claim(backend)] == [jobs[1].pk]
+
+    def test_a_stale_attempt_moves_nothing(self, backend):
+        put()
+        one = claim_one(backend)
+        finish(backend, one, Verdict.RETURN)
+        assert record(backend, end(one, Verdict.MOVE)).stale
+        assert (Job.objects.get().queue, JobEvent.objects.count()) == ("q", 0)
 
     def test_a_kept_queue_without_a_due_job_is_let_go(self, backend):
         now = backend.now()
@@ -295,7 +334,7 @@ class Recording(Contract):
         recorded = record(backend, *endings, keep=True)
         assert {ending.claim.queue: ending.outcome.verdict for ending in recorded.written} == verdicts
         assert [ending.claim.queue for ending in recorded.stale] == ["stale"]
-        assert sorted(names(recorded.claims)) == sorted(map(str, ENDING))
+        assert sorted(names(recorded.claims)) == sorted(map(str, FREEING))
         for verdict in Verdict:
             expected = AFTER[verdict][0]["state"]
             assert stored(claims[str(verdict)]).state == expected

@@ -29,10 +29,12 @@ Dice = random.Random
 JOB_VERBS = ("cancel", "skip", "retry", "mark_done", "edit", "move_to_end")
 EDITED = {"edited": True}
 
-# Verdicts: those that are failures, that hold their queue, that end their job.
-FAILED = (Verdict.RETRY, Verdict.HALT, Verdict.SKIP)
+# Verdicts: those that are failures, that hold their queue, that end their job, after which its queue goes on.
+FAILED = (Verdict.RETRY, Verdict.HALT, Verdict.SKIP, Verdict.MOVE)
 HOLDING = (Verdict.RETRY, Verdict.HALT, Verdict.SNOOZE, Verdict.DEFER, Verdict.INTERRUPT)
 ENDING = (Verdict.DONE, Verdict.SKIP, Verdict.CANCEL)
+FREEING = (*ENDING, Verdict.MOVE)
+GRAVEYARD = "graveyard"  # where MOVE leads to
 
 ODD_NAMES = (
     "a", "A", "a ", " a", "á", "a\u0301", "ä", "ß", "ss", "i", "\u0131", "🙂", "🙃", "a🙂", "ﬁ", "fi", "½", "0", "00",
@@ -56,6 +58,10 @@ AFTER = {
     Verdict.HALT: (
         {"state": "halted", "attempts": 3, "done_at": None, "next_attempt_at": None},
         {"current_job": "job", "due_at": None},
+    ),
+    Verdict.MOVE: (
+        {"state": "halted", "attempts": 3, "done_at": None, "next_attempt_at": None, "queue": GRAVEYARD},
+        ENDED,
     ),
     Verdict.SNOOZE: ({**UNCHANGED, "next_attempt_at": "later"}, {"current_job": "job", "due_at": "later"}),
     Verdict.DEFER: ({**UNCHANGED, "next_attempt_at": "later"}, {"current_job": "job", "due_at": "later"}),
@@ -156,6 +162,8 @@ def claim_one(backend, **options):
 
 
 def end(claim, verdict=Verdict.DONE, **outcome) -> Ending:
+    if verdict == Verdict.MOVE:
+        outcome.setdefault("to", GRAVEYARD)
     return Ending(claim, Outcome(claim.job_id, claim.fence, verdict, **outcome))
 
 

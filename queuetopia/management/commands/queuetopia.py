@@ -184,7 +184,7 @@ class Command(TerminalCommand):
                 yield tried(act, scope=queuetopia.scope)
 
     def decide(self, verb, queuetopia, queue, error, dry_run, why):
-        ids = list(jobs.blocking(queuetopia, verb, queue, error).values_list("pk", flat=True))
+        ids = jobs.blocking(queuetopia, verb, queue, error)
         done = "retried" if verb == "retry" else "skipped"
         if dry_run:
             return {"found": len(ids), "message": f"{queuetopia.scope}: jobs that would be {done}: {len(ids)}."}
