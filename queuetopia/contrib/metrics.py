@@ -31,6 +31,7 @@ GAUGES = {
     "oldest_job_seconds": ("Since when the oldest unfinished job is due", ["database", "scope"]),
     "queues": ("Queues in a state, of which one may have several", ["database", "scope", "state"]),
     "paused": ("1 while an operator has the whole scope paused, or everything", ["database", "scope"]),
+    "schedule_late_seconds": ("Since when a due time of the schedule has no job", ["database", "scope", "schedule"]),
     "snoozed": ("1 while nothing of the scope starts because a performer said so", ["database", "scope"]),
 }
 # By the column of Statistic.
@@ -109,6 +110,9 @@ def _figures(alias: str) -> Iterator[tuple[str, list[str], float]]:
         yield "snoozed", [scope], scope in facts.snoozes
         for state, count in QUEUES.items():
             yield "queues", [scope, state], counts.get(count, 0)
+    for scope, schedules in facts.schedules.items():
+        for schedule in schedules:
+            yield "schedule_late_seconds", [scope, schedule["schedule"]], schedule["late"]
     oldest: dict[str, float] = {}
     for row in unfinished:
         yield "jobs", [row["scope"], row["state"]], row["number"]

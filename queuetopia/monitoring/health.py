@@ -147,7 +147,7 @@ def read(alias: str, scopes: list[str], limits: Limits | None = None, *, in_dept
     )  # fmt: skip
     facts.unserved = _unserved(facts, scopes)
     classes = [queuetopia for scope in scopes if (queuetopia := by_scope().get(scope))]
-    facts.schedules = {queuetopia.scope: schedules.of_scope(queuetopia, now) for queuetopia in classes}
+    facts.schedules = schedules.of_classes(alias, classes, now)
     if in_depth:
         facts.deaths, facts.standbys = _deaths(facts), _standbys(facts)
         facts.not_woken = _not_woken(alias, now - timedelta(seconds=limits.oldest))

@@ -12,9 +12,10 @@ from django.utils import timezone
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
+from queuetopia import Every
 from queuetopia.backends import backend_for, upkeep
 from queuetopia.contrib.metrics import QueuetopiaCollector, view
-from queuetopia.models import Queue, Scope, Statistic
+from queuetopia.models import Queue, Schedule, Scope, Statistic
 from queuetopia.monitoring import health
 from tests.commands import HOSTILE
 from tests.conftest import REPOSITORY
@@ -80,6 +81,14 @@ def test_pauses_and_snoozes_show(queues, figure):
     Scope.objects.create(name="tests.mail", snoozed_until=timezone.now() + HOUR)
     Scope.objects.create(name=Scope.EVERYTHING, paused_at=timezone.now())
     assert [figure("paused", **OF_SCOPE), figure("snoozed", **OF_SCOPE)] == [1, 1]
+
+
+def test_schedules_are_late_when_no_node_has_dealt_with_their_times(declare_only, figure):
+    declare_only()
+    mail_queue(schedules=[Every("digest", hours=1, queue="digest", action="send_mail")])
+    assert figure("schedule_late_seconds", schedule="digest", **OF_SCOPE) == 0
+    Schedule.objects.create(scope="tests.mail", name="digest", until=timezone.now() - 3 * HOUR)
+    assert figure("schedule_late_seconds", schedule="digest", **OF_SCOPE) >= 3600
 
 
 def test_jobs_of_a_scope_that_no_code_knows_show(queues, declare_only, figure):
