@@ -55,6 +55,7 @@ class Claim(NamedTuple):
     failed_at: str | None  # when an attempt of it failed first: since then its queue is blocked
     outside: str | None = None  # JSON: its last attempt was deferred, and what was reported of it: ``jobs.deferring``
     memory: str | None = None  # of its queue, as stored
+    coalesces: bool = False  # creators may have given it other params since these were read: ``Backend.claim``
 
 
 class Verdict(StrEnum):

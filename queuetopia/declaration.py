@@ -128,6 +128,8 @@ class Queuetopia:
         max_backoff=None,
         max_attempts=None,
         on_exhausted=None,
+        unique=None,
+        coalesce=None,
     ):
         """Return an unsaved, valid Job for ``create_jobs``. Arguments and errors are those of ``create_job``."""
         from . import jobs
@@ -142,6 +144,8 @@ class Queuetopia:
             max_backoff=max_backoff,
             max_attempts=max_attempts,
             on_exhausted=on_exhausted,
+            unique=unique,
+            coalesce=coalesce,
         )
 
     @classmethod
@@ -157,6 +161,8 @@ class Queuetopia:
         max_backoff=None,
         max_attempts=None,
         on_exhausted=None,
+        unique=None,
+        coalesce=None,
     ):
         """Write a job at the end of ``queue`` and return it.
 
@@ -170,6 +176,12 @@ class Queuetopia:
         max_backoff: cap, in seconds (or timedelta), of the wait between attempts; None means the class's.
         max_attempts: failed attempts before the job is exhausted; None means the class's.
         on_exhausted: "halt", "skip", "retry" or ``Move(queue)``; None means the class's.
+        unique: a key of 1-128 characters. While an unfinished job of the queue has it, that job is returned as it is.
+        coalesce: the same kind of key. A job of the queue and action that has it, and that no node has claimed yet,
+            gets these params instead, keeps its place, time and options, and is returned; its row stays locked until
+            the commit. See the guide "What a creator may ask for".
+
+        ``is_new`` of the returned job is False if it was there.
 
         Raises InvalidJob, naming the argument, if anything in the job could not run or be stored; Refused where
         autocommit is off and no ``transaction.atomic()`` is open.
@@ -185,6 +197,8 @@ class Queuetopia:
             max_backoff=max_backoff,
             max_attempts=max_attempts,
             on_exhausted=on_exhausted,
+            unique=unique,
+            coalesce=coalesce,
         )
         return jobs.create(cls, [job])[0]
 

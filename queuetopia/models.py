@@ -14,7 +14,15 @@ from django.db import models
 from django.utils.translation import gettext_lazy as _
 
 from .attempts import changed_memory, memory_of
-from .backends.columns import DatabaseNow, ExactCharField, PartialIndex, WideCharField, WideTextField, are_times
+from .backends.columns import (
+    DatabaseNow,
+    ExactCharField,
+    PartialIndex,
+    UniqueWhileUnfinished,
+    WideCharField,
+    WideTextField,
+    are_times,
+)
 from .conf import LONGEST
 from .decisions import permissions_on
 from .exceptions import ReadOnlyJob
@@ -27,6 +35,7 @@ if not apps.is_installed("queuetopia"):
     raise ImproperlyConfigured('Queuetopia has no tables here: add "queuetopia" to INSTALLED_APPS, then migrate.')
 
 UNBEGUN = timedelta(seconds=1)  # what is held for longer has begun: see LONGEST_UNBEGUN and LONGEST_WAIT
+MAX_KEY = 128  # characters of a key; with three names before it, what an index of MySQL can take
 
 
 class BoundedQuerySet(models.QuerySet):
@@ -100,7 +109,11 @@ class Job(models.Model):
     outside = models.JSONField(_("outside"), null=True)
     progress = models.JSONField(_("progress"), null=True)
     result = ParamsField(_("result"), null=True)
+    unique_key = ExactCharField(_("unique key"), max_length=MAX_KEY, null=True)
+    # Cleared by the job's first claim: what new params could still come to it has none after that.
+    coalesce_key = ExactCharField(_("coalesce key"), max_length=MAX_KEY, null=True)
 
+    is_new = False  # True on what create_job and create_jobs have written, not on what was there with its key
     fence: int | None = None  # set on the job a performer is handed
     _claim: Any = None  # of the attempt, on the job a performer is handed
     _completed: Any = None  # the ``Completion`` that its attempt has committed, once it has
@@ -168,6 +181,8 @@ class Job(models.Model):
                 condition=are_times("scheduled_at", "attempted_at", "next_attempt_at", "done_at"),
                 name="queuetopia_job_times",
             ),
+            UniqueWhileUnfinished(fields=["scope", "queue", "unique_key"], name="queuetopia_job_unique"),
+            UniqueWhileUnfinished(fields=["scope", "queue", "action", "coalesce_key"], name="queuetopia_job_coalesce"),
         )
 
     def __str__(self):
@@ -288,6 +303,9 @@ class Job(models.Model):
         import queuetopia
 
         queuetopia.report_progress(self, fraction, text)
+
+    def note_new(self):
+        self.is_new = True
 
     def _note_completion(self, completion):
         self._completed = completion

@@ -74,7 +74,21 @@ class JobAdmin(ReadOnlyAdmin):
     ordering = ["-id"]
     search_fields = ["queue"]  # makes the form appear; get_search_results says what is searched
     fieldsets = [
-        (None, {"fields": ["state_now", "explained", "details", "place", "scope_name", "queue_link", "action_name"]}),
+        (
+            None,
+            {
+                "fields": [
+                    "state_now",
+                    "explained",
+                    "details",
+                    "place",
+                    "scope_name",
+                    "queue_link",
+                    "action_name",
+                    "key",
+                ]
+            },
+        ),
         (
             _("Attempts"),
             {"fields": ["attempts_made", "scheduled", "last_attempt", "last_node", "next_attempt", "ended"]},
@@ -207,6 +221,12 @@ class JobAdmin(ReadOnlyAdmin):
     @admin.display(description=_("action"))
     def action_name(self, job):
         return visible(job.action)
+
+    @admin.display(description=_("key"))
+    def key(self, job):
+        """Return what its creator gave so that there is only one such job."""
+        keys = {"unique": job.unique_key, "coalesce": job.coalesce_key}
+        return ", ".join(f"{visible(key)} ({kind})" for kind, key in keys.items() if key is not None) or NOTHING
 
     @admin.display(description=_("attempts"))
     def attempts_made(self, job):

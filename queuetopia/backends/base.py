@@ -43,7 +43,7 @@ from ..models import Chore, Job, Queue, Scope
 from ..repeats import Repeats
 from ..text import brief
 from ..times import refuse_wrong
-from . import rows, sums
+from . import keys, rows, sums
 from .columns import DatabaseNow, database_now
 from .limits import Closed, Limits, Locked, take_limited
 from .refusals import Refusals
@@ -216,6 +216,14 @@ class Backend:
             for job in unread:
                 job.scheduled_at = times[job.pk]
 
+    def insert_keyed(self, job: Job) -> Job:
+        """INSERT a new job with a key, unless an unfinished one has that key; return what is stored.
+
+        With a unique key the other one is returned as it is; with a coalesce key it gets the new params, and its row is
+        locked until the transaction at hand ends.
+        """
+        return keys.insert_keyed(self, job)
+
     # Wake-ups
 
     def wake(self, wakes: list[Wake]) -> int:
@@ -340,6 +348,8 @@ class Backend:
         and whether there may be more to claim.
 
         limits: those of the scope, which is the only one then.
+
+        To a job that coalesces no params come from here on. A claim that has read older ones gets the last committed.
         """
         claims: list[Claim] = []
         passed: list[int] = []
@@ -355,7 +365,7 @@ class Backend:
                 return claims, True
             _try_to_recheck(self, rest)
             self.unlock(rest)
-            claims += started
+            claims += keys.close_to_creators(self, started, holder)
             others = set(found) - {claim.queue_id for claim in started}
             if not others or len(claims) == limit:
                 break
@@ -559,7 +569,7 @@ class Backend:
             running = Queue.objects.using(self.alias).filter(pk__in=stale, held_by=holder)
             stale.difference_update(running.values_list("pk", flat=True))
         self.unlock({*released, *stale})
-        return result._replace(released_due=due)
+        return result._replace(released_due=due, claims=keys.close_to_creators(self, result.claims, holder))
 
     def _after(self, ending, queue, now, may_go_on, holder):
         """Return (claim of the next job or None, due_at, current_job) for a queue whose attempt ended so."""

@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 
 from django.db import migrations, models
+from django.db.models.lookups import Exact
 
 from ..times import refuse_wrong
 
@@ -119,6 +120,53 @@ class AddPartialIndex(migrations.AddIndex):
     def database_backwards(self, app_label, schema_editor, from_state, to_state):
         if schema_editor.connection.features.supports_partial_indexes:
             super().database_backwards(app_label, schema_editor, from_state, to_state)
+
+
+class UniqueWhileUnfinished(models.UniqueConstraint):
+    """At most one unfinished job has the same values of ``fields``, the last of which is a key that may be NULL.
+
+    MySQL has no partial indexes, and NULLs do not collide: there a generated column, ``<key>_live``, is the key until
+    the job has ended.
+    """
+
+    def __init__(self, *, fields, name, condition=None):
+        self.key = fields[-1]
+        condition = models.Q(done_at=None) & models.Q(**{f"{self.key}__isnull": False})
+        super().__init__(fields=fields, name=name, condition=condition)
+
+    def _check(self, model, connection):
+        return []  # Django warns where the condition alone would have no effect
+
+    check = _check  # its name in later versions of Django
+
+    def create_sql(self, model, schema_editor):
+        if schema_editor.connection.vendor != "mysql":
+            return super().create_sql(model, schema_editor)
+        *others, key = (model._meta.get_field(name) for name in self.fields)
+        live, names = live_column(self.key), ", ".join(field.column for field in others)
+        return (
+            f"ALTER TABLE {model._meta.db_table} ADD COLUMN {live} {key.db_type(schema_editor.connection)} "
+            f"GENERATED ALWAYS AS (IF(done_at IS NULL, {key.column}, NULL)) VIRTUAL, "
+            f"ADD UNIQUE INDEX {self.name} ({names}, {live})"
+        )
+
+    def remove_sql(self, model, schema_editor):
+        if schema_editor.connection.vendor != "mysql":
+            return super().remove_sql(model, schema_editor)
+        return f"ALTER TABLE {model._meta.db_table} DROP INDEX {self.name}, DROP COLUMN {live_column(self.key)}"
+
+
+def live_column(key: str) -> str:
+    """Return the name of MySQL's column that has the key of unfinished jobs only."""
+    return f"{key}_live"
+
+
+def is_live(connection, key: str, value: str) -> models.Q:
+    """Return the condition that an unfinished job has this key, as its index can be searched by it."""
+    if connection.vendor != "mysql":
+        return models.Q(**{key: value})
+    live = models.expressions.RawSQL(live_column(key), (), models.CharField())  # noqa: S611 - a name of ours
+    return models.Q(Exact(live, value))
 
 
 class PartialIndex(models.Index):

@@ -36,7 +36,7 @@ from ..exceptions import SessionLost, SessionRefused
 from ..models import Job, Queue, Scope
 from ..params import as_text
 from ..text import brief
-from . import base, values
+from . import base, keys, values
 from .standby import Patience
 
 logger = logging.getLogger(__name__)
@@ -65,6 +65,7 @@ _CLAIM = ", ".join(
         "failed_at": "failed_at::text",
         "outside": "outside::text",
         "memory": "memory::text",
+        "coalesces": "coalesce_key IS NOT NULL",
     }.get(name, name)
     for name in Claim._fields
 )
@@ -88,6 +89,17 @@ _INSERT_MANY = f"""
     ORDER BY place
     RETURNING id, scheduled_at
 """  # noqa: S608
+
+# An INSERT that finds its key taken by a job whose transaction is open waits for that to end.
+_KEYED = f"""
+    {_INSERT[:-1]}, {{key}}) VALUES ({"%s, " * (len(_GIVEN) - 1)} {_NEW.format("%s")}, %s)
+    ON CONFLICT ({{columns}}, {{key}}) WHERE done_at IS NULL AND {{key}} IS NOT NULL DO {{instead}}
+    RETURNING id, scheduled_at, xmax = 0
+"""
+_INSERT_UNIQUE = _KEYED.format(key="unique_key", columns="scope, queue", instead="NOTHING")
+_INSERT_COALESCED = _KEYED.format(
+    key="coalesce_key", columns="scope, queue, action", instead="UPDATE SET params = excluded.params"
+)
 
 # The database's clock, unless a test or ``testing.drain`` has one of its own.
 NOW = "coalesce(%(now)s, statement_timestamp())"
@@ -574,8 +586,17 @@ class Backend(base.Backend):
             else:
                 stored = self._run(_INSERT_MANY, [*map(list, zip(*rows, strict=True))])
             for job, (pk, scheduled_at) in zip(batch, stored, strict=True):
-                job.pk, job.scheduled_at = pk, scheduled_at
-                job._state.adding, job._state.db = False, self.alias
+                _stored(job, pk, scheduled_at, self.alias)
+
+    def insert_keyed(self, job):
+        if job.unique_key is None:
+            ((pk, scheduled_at, is_new),) = self._run(_INSERT_COALESCED, [*_inserted(job), job.coalesce_key])
+            return _stored(job, pk, scheduled_at, self.alias) if is_new else Job.objects.using(self.alias).get(pk=pk)
+        while True:
+            for pk, scheduled_at, _ in self._run(_INSERT_UNIQUE, [*_inserted(job), job.unique_key]):
+                return _stored(job, pk, scheduled_at, self.alias)
+            if found := keys.take_up(self, job):  # else it has ended meanwhile
+                return found
 
     # Wake-ups
 
@@ -850,6 +871,12 @@ def _inserted(job):
         job.scope, job.queue, job.action, as_text(job.params), *(getattr(job, name) for name in JOB_OPTIONS),
         scheduled_at,
     )  # fmt: skip
+
+
+def _stored(job, pk, scheduled_at, alias):
+    job.pk, job.scheduled_at = pk, scheduled_at
+    job._state.adding, job._state.db = False, alias
+    return job
 
 
 def _backend_pid(connection) -> int:

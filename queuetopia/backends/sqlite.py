@@ -11,7 +11,7 @@ import sqlite3
 import struct
 from collections import defaultdict
 
-from django.db import connections
+from django.db import connections, transaction
 from django.db.models import OuterRef, Subquery
 
 from ..exceptions import SessionRefused
@@ -95,6 +95,12 @@ class Backend(base.Backend):
         except BlockingIOError:
             return False
         return True
+
+    def insert_keyed(self, job):
+        with transaction.atomic(using=self.alias):
+            # A transaction that reads first cannot write after another one has: this one writes first.
+            Queue.objects.using(self.alias).filter(pk=0).update(rev=0)
+            return super().insert_keyed(job)
 
     def wake(self, wakes):
         # The whole database is locked while another process writes.

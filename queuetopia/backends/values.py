@@ -16,7 +16,7 @@ from ..params import ParamsDecoder, Unreadable, as_text
 # What is read of a queue's head: for its claim, and to decide whether it is due.
 HEAD_COLUMNS = (
     "id", "action", "scheduled_at", *conf.JOB_OPTIONS, "attempted_at", "failed_at", "attempts", "state",
-    "next_attempt_at", "outside",
+    "next_attempt_at", "outside", "coalesce_key",
 )  # fmt: skip
 
 Wake = tuple[str, str, datetime]  # scope, queue, due at
@@ -133,6 +133,7 @@ def claim_of(queue, head) -> Claim:
         failed_at=head["failed_at"] and head["failed_at"].isoformat(),
         outside=None if head["outside"] is None else json.dumps(head["outside"]),
         memory=_as_stored(queue.memory),
+        coalesces=head["coalesce_key"] is not None,
     )
 
 
@@ -166,6 +167,7 @@ def job_values(claim: Claim, outcome: Outcome, node: str, now: datetime, errors:
         values["failed_at"] = now
     if outcome.verdict == Verdict.MOVE:
         values |= {"queue": outcome.to, "scheduled_at": now}  # behind all that are due there
+        values |= {"unique_key": None, "coalesce_key": None}  # there they may be taken
     if meaning.ends_job:
         values["done_at"] = now
         values["result"] = None if outcome.result is None else json.loads(outcome.result, cls=ParamsDecoder)

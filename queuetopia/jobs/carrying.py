@@ -173,9 +173,12 @@ def _put_in_line(alias, scope, jobs, to, now) -> None:
     place = now if last is None else max(now, last + APART)
     for job in jobs:
         job.queue, job.next_attempt_at = to, None
+        job.unique_key = job.coalesce_key = None  # of the queue it leaves; in the other one they may be taken
         if job.scheduled_at <= now or job.attempted_at is not None:
             job.scheduled_at, place = place, place + APART
-    Job.objects.using(alias).bulk_update(jobs, ["queue", "scheduled_at", "next_attempt_at"])
+    Job.objects.using(alias).bulk_update(
+        jobs, ["queue", "scheduled_at", "next_attempt_at", "unique_key", "coalesce_key"]
+    )
 
 
 def _leave_events(alias, jobs, to, by, reason) -> None:

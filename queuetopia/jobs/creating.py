@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from datetime import datetime
 from difflib import get_close_matches
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
@@ -16,7 +17,7 @@ from .. import params as params_module
 from ..backends import backend_for
 from ..backends.values import has_no_time
 from ..exceptions import InvalidJob, Refused
-from ..models import Job
+from ..models import MAX_KEY, Job
 from ..moving import MAX_NAME, name_problem
 from ..performer import (
     PERFORMER_HINT,
@@ -34,6 +35,8 @@ from .sending import send
 
 logger = logging.getLogger("queuetopia.jobs")
 
+KEYS = {"unique": "unique_key", "coalesce": "coalesce_key"}  # arguments, and the fields of a job that have them
+
 
 def build(queuetopia, *, queue, action, params, scheduled_at, **options) -> Job:
     """Return an unsaved Job, or raise InvalidJob with every problem found, keyed by argument."""
@@ -47,6 +50,7 @@ def build(queuetopia, *, queue, action, params, scheduled_at, **options) -> Job:
     for name, clean in conf.JOB_OPTIONS.items():
         if name in given:
             given[name] = clean(given[name])
+    given = {KEYS.get(name, name): value for name, value in given.items()}
     return Job(scope=queuetopia.scope, queue=queue, action=action, params=params, **given)
 
 
@@ -62,6 +66,7 @@ def _problems(queuetopia, queue, action, params, given) -> dict[str, list[str]]:
     _check_action(queuetopia, action, problems)
     check_params(queuetopia, action, params, problems)
     _check_scheduled_at(given.get("scheduled_at"), problems)
+    _check_keys(given, problems)
     for name, clean in conf.JOB_OPTIONS.items():
         if name not in given:
             continue
@@ -137,6 +142,21 @@ def _check_scheduled_at(scheduled_at, problems):
         problems["scheduled_at"] = [f"is in the year {scheduled_at.year}, outside 1971-9998."]
 
 
+def _check_keys(given, problems):
+    for name in KEYS:
+        key = given.get(name)
+        if key is None:
+            continue
+        if not isinstance(key, str):
+            problems[name] = [f"must be a str, not {type(key).__name__}."]
+        elif not 1 <= len(key) <= MAX_KEY:
+            problems[name] = [f"has {len(key)} characters; a key has 1 to {MAX_KEY}."]
+        elif problem := params_module.text_problem(key):
+            problems[name] = [f"{problem}."]
+    if all(name in given for name in KEYS):
+        problems["coalesce"] = ["cannot be combined with unique: give one of them."]
+
+
 def create_many(queuetopia, jobs: list) -> list[Job]:
     """Validate all jobs, then ``create`` them."""
     _check_bulk(queuetopia, jobs)
@@ -144,7 +164,10 @@ def create_many(queuetopia, jobs: list) -> list[Job]:
 
 
 def create(queuetopia, jobs: list[Job]) -> list[Job]:
-    """INSERT the jobs in the caller's transaction; after commit wake the schedulers and send job_created."""
+    """INSERT the jobs in the caller's transaction; after commit wake the schedulers and send job_created.
+
+    Return them as they are stored: in the place of one whose key an unfinished job has stands that one.
+    """
     if not jobs:
         return jobs
     alias = queuetopia.database()
@@ -153,9 +176,39 @@ def create(queuetopia, jobs: list[Job]) -> list[Job]:
     with transaction.atomic(using=alias) if commit_ordered or len(jobs) > 1 else nullcontext():
         if commit_ordered:
             backend_for(alias).lock_order(queuetopia.scope, {job.queue for job in jobs})
-        backend_for(alias).insert(jobs)
-        transaction.on_commit(partial(_announce, queuetopia, jobs, alias), using=alias, robust=True)
-    return jobs
+        stored = _inserted(backend_for(alias), jobs)
+        if new := [job for job in stored if job.is_new]:
+            transaction.on_commit(partial(_announce, queuetopia, new, alias), using=alias, robust=True)
+    return stored
+
+
+def _inserted(backend, jobs) -> list[Job]:
+    """INSERT jobs in their order, those without a key in bulk."""
+    stored: list[Job] = []
+    keyed = [job for job in jobs if _has_key(job)]
+    if len(keyed) > 1:  # in one order, or two who have the same keys in another one would deadlock
+        backend.lock_order(keyed[0].scope, {job.queue for job in keyed})
+    for has_key, group in groupby(jobs, _has_key):
+        if has_key:
+            stored += [_inserted_alone(backend, job) for job in group]
+            continue
+        plain = list(group)
+        backend.insert(plain)
+        for job in plain:
+            job.note_new()
+        stored += plain
+    return stored
+
+
+def _has_key(job):
+    return job.unique_key is not None or job.coalesce_key is not None
+
+
+def _inserted_alone(backend, job):
+    stored = backend.insert_keyed(job)
+    if stored is job:
+        job.note_new()
+    return stored
 
 
 def _refuse_manual_transaction(alias):
@@ -195,6 +248,7 @@ def _given(job):
     given = {name: getattr(job, name) for name in conf.JOB_OPTIONS if getattr(job, name) is not None}
     if not has_no_time(job):
         given["scheduled_at"] = job.scheduled_at
+    given |= {name: getattr(job, field) for name, field in KEYS.items() if getattr(job, field) is not None}
     return given
 
 

@@ -331,7 +331,9 @@ class _Verb:
         """Skip the blocking job and create the same one anew at the end of its queue; return that."""
         job = self.job
         self.skip()
-        same = {name: getattr(job, name) for name in ("scope", "queue", "action", "params", *conf.JOB_OPTIONS)}
+        same = {
+            name: getattr(job, name) for name in ("scope", "queue", "action", "params", "unique_key", *conf.JOB_OPTIONS)
+        }
         (copy,) = create(self.queuetopia, [Job(**same)])
         self.noted_after["copy"] = copy.pk
         _leave_event(self.alias, "move_to_end", by, reason, copy.scope, copy.queue, copy.pk, {"copy_of": job.pk}, {})

@@ -514,6 +514,58 @@ def test_any_other_name_is_a_queue_of_its_own():
         assert [job.queue for job in Mail.jobs().filter(queue=name)] == [name]
 
 
+# Keys
+
+
+@pytest.mark.parametrize("name", ["unique", "coalesce"])
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [
+        ("", "has 0 characters; a key has 1 to 128."),
+        ("x" * 129, "has 129 characters"),
+        (7, "must be a str, not int."),
+        ("a\0b", "NUL"),
+        ("a\ud83d", "lone surrogate"),
+    ],
+)
+def test_a_key_that_no_job_can_have_is_refused(name, key, reason):
+    messages = refused(Mail.create_job, "customer-42", "ping", **{name: key})
+    assert list(messages) == [name]
+    assert reason in messages[name][0]
+
+
+def test_a_job_has_one_key_at_most():
+    (message,) = refused(Mail.create_job, "customer-42", "ping", unique="a", coalesce="a")["coalesce"]
+    assert message == "cannot be combined with unique: give one of them."
+    job = Mail.job("customer-42", "ping", unique="a")
+    job.coalesce_key = "x" * 129
+    assert list(refused(Mail.create_jobs, [job])) == ["jobs[0].coalesce"]
+
+
+@pytest.mark.parametrize("name", ["unique", "coalesce"])
+def test_wrong_params_are_refused_before_the_job_with_the_key_is_touched(name):
+    job = Mail.create_job("customer-42", "send_mail", HELLO, **{name: "a"})
+    with pytest.raises(InvalidJob):
+        Mail.create_job("customer-42", "send_mail", {"nope": 1}, **{name: "a"})
+    assert stored(job).params == HELLO
+
+
+@pytest.mark.parametrize("name", ["unique", "coalesce"])
+def test_a_job_that_was_there_is_announced_once(name, django_capture_on_commit_callbacks):
+    with django_capture_on_commit_callbacks() as callbacks:
+        jobs = [Mail.create_job("customer-42", "ping", **{name: "a"}) for _ in range(3)]
+    assert [job.is_new for job in jobs] == [True, False, False]
+    assert len(callbacks) == 1
+
+
+@pytest.mark.parametrize("name", ["unique", "coalesce"])
+def test_on_postgresql_a_key_costs_one_statement_and_one_more_to_read_what_was_there(name):
+    if connection.vendor != "postgresql":
+        return
+    create = lambda: Mail.create_job("customer-42", "ping", **{name: "a"})  # noqa: E731
+    assert [len(inserts(create)), len(inserts(create))] == [1, 2]
+
+
 # In bulk
 
 

@@ -15,6 +15,7 @@ import pytest
 TOPICS = (
     "claiming",
     "limits",
+    "keys",
     "racing",
     "recording",
     "corrupt",
@@ -34,6 +35,7 @@ pytest.register_assert_rewrite(*(f"{__name__}.{topic}" for topic in (*TOPICS, "t
 from .claiming import Claiming  # noqa: E402
 from .corrupt import Corrupt  # noqa: E402
 from .due import Due  # noqa: E402
+from .keys import Keyed  # noqa: E402
 from .limits import Limited  # noqa: E402
 from .locking import Locking  # noqa: E402
 from .names import Names  # noqa: E402
@@ -50,6 +52,7 @@ from .waking import Waking  # noqa: E402
 class BackendContract(
     Claiming,
     Limited,
+    Keyed,
     Racing,
     Recording,
     Corrupt,
