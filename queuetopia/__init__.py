@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Queuetopia": "declaration",
+    "Breaker": "breaker",
     "Performer": "performer",
     "action": "performer",
     "Every": "schedules",

@@ -56,6 +56,7 @@ class Claim(NamedTuple):
     outside: str | None = None  # JSON: its last attempt was deferred, and what was reported of it: ``jobs.deferring``
     memory: str | None = None  # of its queue, as stored
     coalesces: bool = False  # creators may have given it other params since these were read: ``Backend.claim``
+    trial: bool = False  # one of the few that are tried at once in, or right after, an outage: ``backends.breakers``
 
 
 class Verdict(StrEnum):
@@ -68,6 +69,7 @@ class Verdict(StrEnum):
     MOVE = "move"  # failed; halted at the end of another queue, ``to``; its own goes on
     CANCEL = "cancel"  # stopped because an operator asked for it
     SNOOZE = "snooze"  # not now: again after ``delay``; not counted
+    OUTAGE = "outage"  # failed while the breaker of its scope is open: again when it is tried; not counted
     DEFER = "defer"  # goes on outside, until that is reported, or for ``delay`` at most; counted when it has ended
     INTERRUPT = "interrupt"  # cut short by our own stop; again at once, not counted
     RETURN = "return"  # never started; again after ``delay``; nothing is written to the job
@@ -121,6 +123,7 @@ MEANING = {
     ),
     Verdict.CANCEL: Meaning("cancelled", counters=("cancelled",), signals=("job_cancelled",)),
     Verdict.SNOOZE: Meaning(counted=False, again=True),
+    Verdict.OUTAGE: Meaning(counted=False, again=True),
     Verdict.DEFER: Meaning(counted=False, again=True),
     Verdict.INTERRUPT: Meaning(counted=False, again=True),
     Verdict.RETURN: Meaning(counted=False, again=True),
@@ -143,6 +146,8 @@ class Outcome(NamedTuple):
     duration: float = 0.0
     exhausted: bool = False
     of_scope: bool = False  # a snooze of the whole scope
+    breaker: tuple | None = None  # a failure of the kind that its class's breaker names: ``breaker.Terms``
+    outage: tuple | None = None  # as recorded: it has "opened" or "closed" the scope, which was open since then
     wants_news: bool = False  # the worker has hooks or receivers that wait for the commit
     memory: str | None = None  # JSON text of the queue's memory, to be stored with a success; None: as it was
     to: str = ""  # the queue that a job moves to

@@ -16,6 +16,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 from django.utils.module_loading import import_string
 
+from .breaker import Breaker
 from .exceptions import Verdict
 from .moving import as_move
 
@@ -110,15 +111,35 @@ def _clean_on_error(value):
     if not isinstance(value, dict):
         raise ValueError(f"{value!r} is not a dict of exception classes")
     for cls, step in value.items():
-        if not (isinstance(cls, type) and issubclass(cls, BaseException)):
-            raise ValueError(f"{cls!r} is no exception class")
-        if issubclass(cls, Verdict):
-            raise ValueError(f"{cls.__name__} says itself what comes next")
+        _refuse_no_failure(cls)
         try:
             clean_on_exhausted_name(step)
         except ValueError as exc:
             raise ValueError(f"{cls.__name__}: {exc}") from None
     return dict(value)
+
+
+def _refuse_no_failure(cls):
+    if not (isinstance(cls, type) and issubclass(cls, BaseException)):
+        raise ValueError(f"{cls!r} is no exception class")
+    if issubclass(cls, Verdict):
+        raise ValueError(f"{cls.__name__} says itself what comes next")
+
+
+def _clean_breaker(value):
+    if value is None:
+        return None
+    if not isinstance(value, Breaker):
+        raise ValueError(f"{value!r} is no Breaker, as Breaker(ConnectionError, after=20)")
+    if not value.types:
+        raise ValueError("it names no exception class")
+    for cls in value.types:
+        _refuse_no_failure(cls)
+    if isinstance(value.after, bool) or not isinstance(value.after, int) or value.after < 1:
+        raise ValueError(f"after: {value.after!r} is not a whole number from 1 on")
+    times = {"backoff_base": clean_seconds(value.backoff_base, above=0, at_most=DAY)}
+    times["max_backoff"] = clean_seconds(value.max_backoff, at_least=times["backoff_base"], at_most=DAY)
+    return Breaker(*value.types, after=value.after, **times)
 
 
 def _clean_jitter(value):
@@ -205,6 +226,7 @@ OPTIONS: dict[str, Option] = {
     "max_attempts": Option(20, clean_max_attempts),
     "on_exhausted": Option("halt", _clean_on_exhausted),
     "on_error": Option({}, _clean_on_error),
+    "breaker": Option(None, _clean_breaker),
     "jitter": Option(0.0, _clean_jitter),
     "setup_retry": Option(5.0, _clean_interval),
     "poll_interval": Option(60.0, _clean_interval),

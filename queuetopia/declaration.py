@@ -80,7 +80,7 @@ class Queuetopia:
 
     A subclass without ``performer`` is abstract. ``scope`` is its name in the database and never inherited.
     Options (class attributes, see ``conf.OPTIONS``): timeout, backoff_base, backoff_factor, max_backoff, max_attempts,
-    on_exhausted, on_error, jitter, setup_retry, poll_interval, max_running, priority, rate, spacing, using,
+    on_exhausted, on_error, breaker, jitter, setup_retry, poll_interval, max_running, priority, rate, spacing, using,
     commit_ordered, retention, sensitive_params.
 
     ``schedules`` is a list of ``Every`` and ``Cron``: jobs that nodes create by the clock.
@@ -358,11 +358,11 @@ class Queuetopia:
 
     @classmethod
     @_sync
-    def retry_all(cls, queue=None, *, error=None, by="", reason=""):
+    def retry_all(cls, queue=None, *, error=None, gently=False, by="", reason=""):
         """Retry all jobs that hold queues, or those with this error; return how many. See ``jobs.retry_all``."""
         from . import jobs
 
-        return jobs.retry_all(cls, queue, error=error, by=by, reason=reason)
+        return jobs.retry_all(cls, queue, error=error, gently=gently, by=by, reason=reason)
 
     @classmethod
     @_sync

@@ -480,15 +480,20 @@ class Once(models.Model):
 
 class ScopeQuerySet(models.QuerySet):
     def resting(self, now):
-        """Those of which nothing starts now: paused by an operator, or snoozed by a performer."""
+        """Those that are paused by an operator, or snoozed by a performer."""
         return self.filter(models.Q(paused_at__isnull=False) | models.Q(snoozed_until__gt=now))
+
+    def starting_none(self, now):
+        """Those of which the usual claim starts nothing now: resting, or with a breaker that is not closed."""
+        return self.resting(now) | self.filter(ramp__isnull=False)
 
 
 class Scope(models.Model):
-    """A scope that is paused, snoozed or counted, or was. The row named ``EVERYTHING`` is the pause of all scopes.
+    """A scope that is paused, snoozed, counted or in an outage, or was. That named ``EVERYTHING`` is the pause of all.
 
     next_start_at: when the next job of a scope with a ``rate`` is due to start; see ``backends.limits.Rate``.
     snoozed_until: before that nothing of it starts, because a performer raised ``Snooze(…, scope=True)``.
+    failures, failed_at, failure, opened_at, probe_at, ramp: the state of its breaker; see ``backends.breakers``.
     """
 
     EVERYTHING = "*"  # a check keeps classes from being named so
@@ -499,6 +504,12 @@ class Scope(models.Model):
     paused_reason = WideCharField(_("reason"), max_length=500, default="")
     next_start_at = models.DateTimeField(_("next start at"), null=True)
     snoozed_until = models.DateTimeField(_("snoozed until"), null=True)
+    failures = models.PositiveIntegerField(_("failures in a row"), null=True)
+    failed_at = models.DateTimeField(_("failed at"), null=True)
+    failure = WideCharField(_("last failure"), max_length=500, db_default="")
+    opened_at = models.DateTimeField(_("open since"), null=True)
+    probe_at = models.DateTimeField(_("next try at"), null=True)
+    ramp = models.PositiveIntegerField(_("successes since"), null=True)
 
     objects = ScopeQuerySet.as_manager()
 

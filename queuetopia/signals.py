@@ -19,6 +19,10 @@ queue_still_blocked  job, queue, duration, threshold, waiting: the queue has bee
                      of several that have passed, say while no node ran, the longest
 queue_unblocked      job, queue, duration, waiting: the job that blocked the queue for ``duration`` seconds
                      has ended
+breaker_opened       job, exc: the attempt of this job was the last of so many that failed in a row, as the class's
+                     ``breaker`` says; such failures are not counted until it is closed
+breaker_closed       job, since: after this one's success all jobs run as before; since: when it was opened, None after
+                     ``retry_all(gently=True)``
 ===================  =================================================================================
 """
 
@@ -34,3 +38,5 @@ job_cancelled = Signal(use_caching=True)
 queue_blocked = Signal(use_caching=True)
 queue_still_blocked = Signal(use_caching=True)
 queue_unblocked = Signal(use_caching=True)
+breaker_opened = Signal(use_caching=True)
+breaker_closed = Signal(use_caching=True)

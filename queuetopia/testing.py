@@ -16,7 +16,8 @@ from asgiref.sync import async_to_sync
 from django.utils import timezone
 
 from .attempts import Claim, current_job, memory_of, memory_text
-from .backends import backend_for, upkeep
+from .backends import backend_for, breakers, upkeep
+from .backends.limits import Limits
 from .backends.values import Ending
 from .completion import completed, must_await
 from .conf import JOB_OPTIONS
@@ -236,7 +237,10 @@ def _next_claim(backend, queuetopia, queue, holder, now):
     after: str | None = ""
     while after is not None:  # the wake-up that follows a commit may never come in a test's transaction
         _, after = upkeep.sweep(backend, queuetopia.scope, after)
-    claims, _ = backend.claim([queuetopia.scope], 1, holder, now=now, only=queue)
+    breaker, limits = queuetopia.option("breaker"), None
+    if breaker and breakers.tripped(backend.alias, [queuetopia.scope]):
+        limits = Limits(breaker=breaker)
+    claims, _ = backend.claim([queuetopia.scope], 1, holder, now=now, only=queue, limits=limits)
     return claims[0] if claims else None
 
 

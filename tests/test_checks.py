@@ -12,7 +12,7 @@ from django.db import connections
 from django.db.backends.postgresql import psycopg_any
 from django.db.migrations.recorder import MigrationRecorder
 
-from queuetopia import Halt, Performer, Queuetopia, action
+from queuetopia import Breaker, Halt, Performer, Queuetopia, Snooze, action
 from queuetopia.conf import OPTIONS
 from queuetopia.models import Job
 
@@ -277,6 +277,14 @@ BAD_OPTIONS = [
     ("on_error", {OSError: "stop"}, "OSError: 'stop' is none of 'halt', 'skip', 'retry'"),
     ("on_error", {OSError: lambda job, exc: "halt"}, "is none of 'halt', 'skip', 'retry'"),
     ("on_error", {Halt: "skip"}, "Halt says itself what comes next"),
+    ("breaker", ConnectionError, "is no Breaker, as Breaker(ConnectionError, after=20)"),
+    ("breaker", Breaker(), "it names no exception class"),
+    ("breaker", Breaker("OSError"), "'OSError' is no exception class"),
+    ("breaker", Breaker(OSError, Snooze), "Snooze says itself what comes next"),
+    ("breaker", Breaker(OSError, after=0), "after: 0 is not a whole number from 1 on"),
+    ("breaker", Breaker(OSError, after=True), "after: True is not a whole number from 1 on"),
+    ("breaker", Breaker(OSError, backoff_base=0), "0 is not more than 0 seconds"),
+    ("breaker", Breaker(OSError, max_backoff=0.5), "0.5 is less than 1.0 seconds"),
     ("jitter", 10, "10 is not a fraction between 0 and 1"),
     ("jitter", float("nan"), "nan is not a fraction"),
     ("jitter", timedelta(0), "is not a fraction"),

@@ -161,6 +161,7 @@ ASSIGNED_BY_OTHERS = {
     ("admin/jobs.py", "job"): ROW,
     ("admin/jobs.py", "head._state"): ROW,
     ("admin/overview.py", "row"): ROW,
+    ("backends/breakers.py", "row"): ROW,
     ("admin/overview.py", "row._state"): ROW,
     ("admin/overview.py", "request"): FOREIGN,
     ("admin/queues.py", "row"): ROW,

@@ -28,6 +28,7 @@ from django.utils.crypto import salted_hmac
 from django.utils.http import urlencode
 from django.utils.translation import gettext_lazy as _
 
+from .. import jobs as decisions
 from ..backends import backend_for
 from ..models import Job, Queue, Scope
 from ..monitoring import health, statistics, status
@@ -107,7 +108,7 @@ class ScopeAdmin(ReadOnlyAdmin):
         return on_queue(verb, serving(row.name, row._state.db, "The queues"), None, by=by, reason=reason)
 
     def applies(self, verb, row):
-        return verb != "resume" or row.paused_at is not None or row.snoozed_until is not None
+        return verb != "resume" or any(at is not None for at in (row.paused_at, row.snoozed_until, row.ramp))
 
     def _named(self, number):
         return "scope" if number == 1 else "scopes"
@@ -186,7 +187,7 @@ class ScopeAdmin(ReadOnlyAdmin):
             overview["verb_of_all"] = (verb, address(self.admin_site, _of(alias, Scope(name=Scope.EVERYTHING)), verb))
         for scope in overview["scopes"]:
             row = Scope(name=scope["name"])
-            verb = "resume" if scope["paused"] or scope["snoozed_until"] else "pause"
+            verb = "resume" if scope["paused"] or scope["snoozed_until"] or scope["breaker"] else "pause"
             scope["verb"] = (verb, address(self.admin_site, row, verb)) if scope["known"] and may[verb] else None
             scope["address"] = queues and f"{queues}?{urlencode({**database, 'scope': scope['name']})}"
         for group in overview["groups"]:
@@ -231,7 +232,8 @@ class ScopeAdmin(ReadOnlyAdmin):
             return HttpResponseRedirect(self._address(alias))
         heads = self._heads(alias, group)
         if "confirmed" in request.POST:
-            self._retry_heads(request, alias, heads, request.POST.get("reason", "").strip())
+            reason, gently = request.POST.get("reason", "").strip(), "gently" in request.POST
+            self._retry_heads(request, alias, heads, reason, gently)
             forget(alias)
             return HttpResponseRedirect(self._address(alias))
         request.current_app = self.admin_site.name
@@ -249,6 +251,7 @@ class ScopeAdmin(ReadOnlyAdmin):
                 for head in heads
             ],
             "asks_for_reason": True,
+            "may_be_gentle": any(_has_breaker(scope) for scope in group.scopes),
             "action": request.get_full_path(),
             "back": self._address(alias),
             "action_checkbox_name": "job",
@@ -265,9 +268,11 @@ class ScopeAdmin(ReadOnlyAdmin):
         ids = islice((pk for pk, error in errors if fingerprint(error) == group.text), MOST_AT_ONCE)
         return list(jobs.filter(pk__in=list(ids)).defer("params", "errors", "result"))
 
-    def _retry_heads(self, request, alias, heads, reason):
+    def _retry_heads(self, request, alias, heads, reason, gently):
         results: dict[str, dict[str, Any]] = {}
         for scope in sorted({head.scope for head in heads}):
+            if gently and _has_breaker(scope):
+                decisions.begin_ramp(by_scope()[scope])
             pairs = [(head, head) for head in heads if head.scope == scope]
             results |= self.decide_scope(request, "retry", alias, scope, pairs, reason)
         refused = dict.fromkeys(result["message"] for result in results.values() if not result["ok"])
@@ -276,6 +281,10 @@ class ScopeAdmin(ReadOnlyAdmin):
         done = sum(result["ok"] for result in results.values())
         level = messages.SUCCESS if done == len(heads) else messages.WARNING
         self.message_user(request, f"Retried: {done}; refused: {len(heads) - done}.", level)
+
+
+def _has_breaker(scope) -> bool:
+    return scope in by_scope() and by_scope()[scope].option("breaker") is not None
 
 
 def kept(alias) -> dict[str, Any]:
@@ -383,6 +392,7 @@ def _scope_shown(facts, name, known):
         "known": name in known,
         "limits": "; ".join(status.limits_in_words(name)),
         "snoozed_until": local_time(facts.snoozes[name]) if name in facts.snoozes else "",
+        "breaker": visible(facts.breakers[name]["sentence"]) if name in facts.breakers else "",
         "paused": paused(facts.pauses.get(name)),
     }
 

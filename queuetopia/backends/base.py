@@ -44,6 +44,7 @@ from ..repeats import Repeats
 from ..text import brief
 from ..times import refuse_wrong
 from . import keys, rows, sums
+from .breakers import Breakers
 from .columns import DatabaseNow, database_now
 from .limits import Closed, Limits, Locked, take_limited
 from .refusals import Refusals
@@ -347,7 +348,7 @@ class Backend:
         what the snapshot before it missed. Queues whose lock another session has are skipped. Returns the claims,
         and whether there may be more to claim.
 
-        limits: those of the scope, which is the only one then.
+        limits: those of the scope, which is the only one then; needed also while its breaker is not closed.
 
         To a job that coalesces no params come from here on. A claim that has read older ones gets the last committed.
         """
@@ -425,7 +426,7 @@ class Backend:
         """Return the ids of due queues, longest due first. Per scope, so that unserved scopes cost nothing."""
         now = now or self.now()
         due: list[tuple[datetime, int]] = []
-        for scope in set(scopes) - rows.resting_scopes(self.alias, scopes, now):
+        for scope in set(scopes) - rows.starting_none(self.alias, scopes, now):
             queues = Queue.objects.using(self.alias).due(now).filter(scope=scope)
             if only is not None:
                 queues = queues.filter(name=only)
@@ -445,7 +446,7 @@ class Backend:
             # A row that another transaction has locked is passed over: it may stay so for long.
             queues = Queue.objects.using(self.alias).select_for_update(skip_locked=True).order_by("id")
             names = [models.OuterRef("scope"), models.Value(Scope.EVERYTHING)]
-            resting = Scope.objects.resting(now).filter(name__in=names)
+            resting = Scope.objects.starting_none(now).filter(name__in=names)
             for queue in queues.filter(~models.Exists(resting), pk__in=queue_ids, held_by=None, paused_at=None):
                 head, current_job, due_at = rows.next_head(self.alias, queue, now)
                 if head:
@@ -526,7 +527,8 @@ class Backend:
         """
         result = Recorded([], [], [], False, [])
         released, cleared, due = [], [], False
-        resting = rows.resting_scopes(self.alias, {ending.claim.scope for ending in endings}, now)
+        resting = rows.starting_none(self.alias, {ending.claim.scope for ending in endings}, now)
+        breakers = Breakers(self.alias, now)
         for ending in sorted(endings, key=queue_of):  # rows are locked in one order everywhere
             queue = rows.held_queue(self.alias, ending.claim)
             was_run = ending.outcome.verdict != Verdict.RETURN
@@ -540,6 +542,7 @@ class Backend:
                 continue
             if was_run and ending.outcome.verdict != Verdict.DONE:
                 ending = rows.with_what_is_known(self.alias, ending)
+            ending = breakers.judge(ending)
             rows.write_job(self.alias, ending, node, now, was_run)
             if ending.outcome.verdict == Verdict.DONE and ending.outcome.memory is not None:
                 queue.memory = rows.remember(self.alias, ending.claim, ending.outcome.memory)
@@ -557,6 +560,7 @@ class Backend:
                 due = True
             elif current_job is None and ending.outcome.verdict != Verdict.RETURN:
                 cleared.append(queue.pk)
+        breakers.save()
         return result._replace(released_due=due), released, cleared
 
     def _after_commit(self, result, released, cleared, holder) -> Recorded:

@@ -1,7 +1,8 @@
-"""What the limits of a scope let start: ``max_running``, ``rate`` and ``spacing``. The same on every database.
+"""What lets jobs of a scope start: ``max_running``, ``rate``, ``spacing``, its breaker. The same on every database.
 
-Only the claim of a limited scope comes here. It locks the scope's row until the heads are marked, so that nodes count
-one after the other; nothing that records, gives back or takes over has to know of limits.
+Only the claim of a limited scope comes here, or of one whose breaker is not closed. It locks the scope's row until the
+heads are marked, so that nodes count one after the other; nothing that records, gives back or takes over has to know of
+limits.
 """
 
 import math
@@ -12,9 +13,14 @@ from typing import Any, NamedTuple
 from django.db import OperationalError, transaction
 from django.db.models import F
 
+from ..breaker import Breaker
 from ..channel import uptime
+from ..conf import DAY
 from ..models import Queue, Scope
+from . import breakers
 
+# Seconds after which a scope that is tried again is counted again, whoever has let go of its queues.
+RECOUNT = 1.0
 # A share of the span of ``rate``: a start may come so much before its turn, to make up for one that came late …
 EARLY = 0.02
 # … and this much after its claim, without more starts than may be in any span.
@@ -27,15 +33,27 @@ class Limits(NamedTuple):
     max_running: so many of its queues are held at once, by all nodes together.
     rate: (number, seconds): so many of its jobs start in any span of so many seconds.
     spacing: seconds from one start in a queue to the next in that queue.
+    breaker: what makes it rest in an outage; none of these while that is closed.
     """
 
     max_running: int | None = None
     rate: tuple[int, float] | None = None
     spacing: float = 0.0
+    breaker: Breaker | None = None
 
     @classmethod
     def of(cls, queuetopia) -> "Limits":
         return cls(*map(queuetopia.option, cls._fields))
+
+    @property
+    def hold_always(self) -> bool:
+        """True if they bound what starts, whatever the breaker says."""
+        return bool(self.max_running or self.counts_starts)
+
+    @property
+    def longest_wait(self) -> float:
+        """Return for how many seconds at most nothing is tried in an outage."""
+        return self.breaker.max_backoff if self.breaker else DAY
 
     @property
     def counts_starts(self) -> bool:
@@ -83,7 +101,7 @@ class Closed:
     def __init__(self):
         self._until: dict[str, float] = {}
 
-    def close(self, scope: str, seconds: float = float("inf")) -> None:
+    def close(self, scope: str, seconds: float = math.inf) -> None:
         """Note that nothing of the scope may start for so long; without end: until a queue of it is let go."""
         self._until[scope] = uptime() + seconds
 
@@ -141,17 +159,35 @@ def _is_closed(backend, scope, limits, places, row, now) -> bool:
         if not rate.due(turn, now):
             backend.closed.close(scope, rate.wait(turn, now))
             return True
+    if limits.breaker and (found := row.filter(ramp__isnull=False).first()):
+        return _close_if_none_may_be_tried(backend, found, places.with_a_place().count(), limits, now or backend.now())
+    return False
+
+
+def _close_if_none_may_be_tried(backend, row, taken, limits, now) -> bool:
+    """Return whether the breaker, open or catching up, lets nothing start now; note until when."""
+    if taken >= breakers.at_once(row.ramp):
+        backend.closed.close(row.name, RECOUNT)
+        return True
+    if seconds := breakers.wait(row, now, limits.longest_wait):
+        backend.closed.close(row.name, seconds)
+        return True
     return False
 
 
 def _take(backend, row, limits, places, room, holder, now, only, passed):
     """Take with the scope's row locked."""
     scope, moment, free, due = row.name, now or backend.now(), room + 1, room + 1
-    if limits.max_running:
+    is_tripped = row.ramp is not None
+    if limits.max_running or is_tripped:
         let_go = places.filter(held_by=None)
         unlocked = let_go.select_for_update(skip_locked=True).values_list("pk", flat=True)
         let_go.filter(pk__in=[*unlocked]).update(has_place=False)
-        free = limits.max_running - places.with_a_place().count()
+        taken_places = places.with_a_place().count()
+        if is_tripped and _close_if_none_may_be_tried(backend, row, taken_places, limits, moment):
+            return [], [], []
+        bounds = [limits.max_running, breakers.at_once(row.ramp) if is_tripped else None]
+        free = min(filter(None, bounds)) - taken_places
     if limits.rate:
         rate = Rate(*limits.rate)
         due = rate.due(row.next_start_at, moment)
@@ -159,11 +195,15 @@ def _take(backend, row, limits, places, room, holder, now, only, passed):
         passed = [*passed, *_put_off(backend, scope, limits.spacing, moment)]
     taken: tuple[list, list, list] = ([], [], [])
     if (most := min(room, free, due)) > 0:
-        taken = backend.take([scope], most, holder, now, only, passed)
+        taken = (
+            _take_trials(backend, row, most, holder, now, only, passed)
+            if is_tripped
+            else (backend.take([scope], most, holder, now, only, passed))
+        )
     started = [claim.queue_id for claim in taken[1]]
-    _mark(backend, started, limits, moment)
+    _mark(backend, started, limits, moment, with_places=bool(limits.max_running or is_tripped))
     if len(started) >= free:
-        backend.closed.close(scope)
+        backend.closed.close(scope, RECOUNT if is_tripped else math.inf)
     if limits.rate and started:
         turn = rate.after(row.next_start_at, moment, len(started))
         Scope.objects.using(backend.alias).filter(pk=row.pk).update(next_start_at=turn)
@@ -172,9 +212,21 @@ def _take(backend, row, limits, places, room, holder, now, only, passed):
     return taken
 
 
-def _mark(backend, started, limits, now):
+def _take_trials(backend, row, most, holder, now, only, passed):
+    """Take from a scope of which the usual claim starts nothing.
+
+    For this transaction the breaker is closed: it is the only one that sees that, and no other can change the row.
+    """
+    scope = Scope.objects.using(backend.alias).filter(pk=row.pk)
+    scope.update(ramp=None)
+    found, claims, rest = backend.take([row.name], most, holder, now, only, passed)
+    scope.update(ramp=row.ramp)
+    return found, [claim._replace(trial=True) for claim in claims], rest
+
+
+def _mark(backend, started, limits, now, *, with_places):
     marks: dict[str, Any] = {}
-    if limits.max_running:
+    if with_places:
         marks["has_place"] = True
     if limits.spacing:
         marks["spaced_until"] = now + timedelta(seconds=limits.spacing)

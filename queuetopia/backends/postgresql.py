@@ -66,6 +66,7 @@ _CLAIM = ", ".join(
         "outside": "outside::text",
         "memory": "memory::text",
         "coalesces": "coalesce_key IS NOT NULL",
+        "trial": "false",
     }.get(name, name)
     for name in Claim._fields
 )
@@ -106,11 +107,12 @@ NOW = "coalesce(%(now)s, statement_timestamp())"
 
 
 _RESTS = "(paused_at IS NOT NULL OR snoozed_until > {now})"
+_STARTS_NONE = f"({_RESTS} OR ramp IS NOT NULL)"  # but by ``limits.take_limited``
 
 
-def _is_resting(scope, now=NOW):
-    """Return the condition that this scope, or everything, is paused or snoozed."""
-    rests = _RESTS.format(now=now)
+def _is_resting(scope, now=NOW, rests=_STARTS_NONE):
+    """Return the condition that nothing of this scope starts, or of everything."""
+    rests = rests.format(now=now)
     return f"EXISTS (SELECT 1 FROM {SCOPE} WHERE name IN ({scope}, '{Scope.EVERYTHING}') AND {rests})"  # noqa: S608
 
 
@@ -219,7 +221,7 @@ def _finish(array="", column="", change=""):
                              %(attempts)s::int[], %(results)s::text[], %(keeps)s::bool[]{array})
                       AS f (fid, qid, ffence, frev, fattempt, fresult, keep{column})
     ), p AS MATERIALIZED (
-        SELECT name FROM {SCOPE} WHERE {_RESTS.format(now=NOW)}
+        SELECT name FROM {SCOPE} WHERE {_STARTS_NONE.format(now=NOW)}
     ), h AS MATERIALIZED (
         SELECT f.*, j.*, f.keep AND j.scheduled_at <= {NOW} AND j.state = 'pending'
                          AND NOT EXISTS (SELECT 1 FROM p WHERE p.name IN (q.scope, '{Scope.EVERYTHING}')) AS go
@@ -350,7 +352,7 @@ _NEXT_DUE = f"""
             WHERE q.scope = s.scope AND q.due_at IS NOT NULL AND q.paused_at IS NULL AND q.held_by IS NULL
               AND q.id <> ALL(%(refused)s)
             ORDER BY q.due_at LIMIT 1) c
-        WHERE NOT {_is_resting("s.scope", "clock_timestamp()")}
+        WHERE NOT {_is_resting("s.scope", "clock_timestamp()", _RESTS)}
         UNION ALL
         SELECT snoozed_until FROM {SCOPE}
         WHERE name = ANY(%(scopes)s) AND paused_at IS NULL AND snoozed_until > clock_timestamp()

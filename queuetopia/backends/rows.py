@@ -129,6 +129,13 @@ def resting_scopes(alias, scopes, now=None) -> set[str]:
     return set(scopes) if Scope.EVERYTHING in found else found
 
 
+def starting_none(alias, scopes, now) -> set[str]:
+    """Return the scopes of which the usual claim starts nothing: resting, or with a breaker that is not closed."""
+    rows = Scope.objects.using(alias).starting_none(now).filter(name__in=[*scopes, Scope.EVERYTHING])
+    found = set(rows.values_list("name", flat=True))
+    return set(scopes) if Scope.EVERYTHING in found else found
+
+
 def snooze_scope(alias, scope, until) -> None:
     """Have nothing of the scope start until then, or until later if that was said before."""
     Scope.objects.using(alias).bulk_create([Scope(name=scope)], ignore_conflicts=True)

@@ -124,7 +124,7 @@ class Backend(base.Backend):
         queues, done, rest = self._untouched(endings)
         self._write_done(done, node, now)
         heads = self._next_heads(queues)
-        resting = rows.resting_scopes(self.alias, {queue.scope for queue in queues.values()}, now)
+        resting = rows.starting_none(self.alias, {queue.scope for queue in queues.values()}, now)
         claims, let_go, cleared, due = [], [], [], False
         for ending in done:
             queue, head = queues[ending.claim.queue_id], heads.get(ending.claim.queue_id)

@@ -51,7 +51,7 @@ class Alert(NamedTuple):
 
 def is_plain(ending: Ending) -> bool:
     """True for a success that may be written together with others."""
-    return ending.outcome.verdict == Verdict.DONE and not ending.passed_over
+    return ending.outcome.verdict == Verdict.DONE and not ending.passed_over and not ending.claim.trial
 
 
 def as_done(ending: Ending, result: str | None = None) -> Ending:
@@ -161,7 +161,7 @@ def job_values(claim: Claim, outcome: Outcome, node: str, now: datetime, errors:
             **outcome.error,
         }
         values["errors"] = bounded([*errors, entry][-ERRORS_KEPT:], 0 if entry["message"] == REFUSED else ERRORS_LIMIT)
-        if meaning.is_failure:
+        if meaning.is_failure or outcome.verdict == Verdict.OUTAGE:
             values["error"] = f"{entry['type']}: {entry['message']}"
     if meaning.is_failure and not claim.failed_at:
         values["failed_at"] = now

@@ -3,7 +3,7 @@
 Every function that the classes of a project call is named here.
 """
 
-from .bulk import batches, blocking, decide, refusals, retry_all, skip_all
+from .bulk import batches, begin_ramp, blocking, decide, refusals, retry_all, skip_all
 from .carrying import movable, move, moves, why_not_moved
 from .creating import build, create, create_many
 from .deciding import (
@@ -39,7 +39,7 @@ from .scheduling import (
 from .sending import keep_hook_error, number_waiting, send, send_unblocked
 
 __all__ = [
-    "again_after_deadlock", "batches", "blocking", "build", "cancel", "complete", "create", "create_due",
+    "again_after_deadlock", "batches", "begin_ramp", "blocking", "build", "cancel", "complete", "create", "create_due",
     "create_many", "decide", "declared", "delete_ended", "edit", "edit_memory", "fail", "failed", "keep_hook_error",
     "log_wrong", "mark_done", "movable", "move", "move_to_end", "moves", "number_waiting", "pause", "pause_all",
     "pause_schedule", "prioritize", "prune", "prune_schedules", "refusals", "report_in_background", "report_outside",

@@ -8,7 +8,8 @@ from django.db.models import F, Q, Value
 from django.db.models.functions import Coalesce
 
 from .. import signals
-from ..backends import backend_for
+from ..backends import backend_for, breakers
+from ..exceptions import Refused
 from ..models import Job, JobEvent, Queue
 from ..text import storable
 from .deciding import persons_verb, recheck_all, why_not_at_rest, why_not_blocked
@@ -19,16 +20,32 @@ logger = logging.getLogger("queuetopia.jobs")
 BATCH = 500  # jobs that one transaction decides about
 
 
-def retry_all(queuetopia, queue=None, *, error=None, by="", reason="") -> int:
+def retry_all(queuetopia, queue=None, *, error=None, gently=False, by="", reason="") -> int:
     """Retry all jobs that hold queues and are not due yet, and all that are halted; return how many.
 
     queue: only this one. error: only jobs whose last error contains this text, in upper or lower case.
+    gently: as after an outage, 1, 2, 4, 8 … queues of the scope at a time, new jobs included, until nothing waits any
+    more; needs a ``breaker`` of the class, and what fails by its kind uses no attempt meanwhile.
 
     Batches of ``BATCH`` jobs, each a transaction of its own and with an event for each job: what has been done stays
     done if a later batch fails, and a second call goes on. Jobs that run or end meanwhile, or that another transaction
     has locked, are left alone.
     """
+    if gently:
+        begin_ramp(queuetopia)
     return _decide_about_all(queuetopia, "retry", queue, error, by, reason)
+
+
+def begin_ramp(queuetopia) -> None:
+    """Let 1, 2, 4, 8 … queues of the scope start at a time, until nothing waits. Raise Refused without a breaker."""
+    if queuetopia.option("breaker") is None:
+        raise Refused(
+            f"{queuetopia.__name__} has no breaker, by which nodes know how many have succeeded: declare one, "
+            "breaker = Breaker(ConnectionError), or retry without gently."
+        )
+    alias = queuetopia.database()
+    with transaction.atomic(using=alias):
+        breakers.begin_ramp(alias, queuetopia.scope)
 
 
 def skip_all(queuetopia, queue=None, *, error=None, by="", reason="") -> int:

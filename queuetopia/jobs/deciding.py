@@ -20,7 +20,7 @@ from django.db.models import F
 from .. import conf, signals
 from .. import params as params_module
 from ..attempts import memory_text
-from ..backends import backend_for
+from ..backends import backend_for, breakers
 from ..decisions import HEAD_START
 from ..exceptions import InvalidJob, InvalidMemory, Refused
 from ..models import UNBEGUN, Job, JobEvent, Queue, Scope
@@ -532,6 +532,8 @@ def pause(queuetopia, queue=None, *, by="", reason=""):
 def resume(queuetopia, queue=None, *, by="", reason=""):
     """Serve a paused queue (None: the scope) again, at once; a scope also if a job has snoozed it.
 
+    The breaker of a scope is closed: what waits for the end of an outage starts now, all of it.
+
     Raises Refused when it is not paused.
     """
     alias, scope = queuetopia.database(), queuetopia.scope
@@ -571,11 +573,10 @@ def _set_pause(alias, scope, queue, verb, by, reason):
         else:
             row = _locked_queue(alias, scope, queue)
             after_commit = partial(_recheck, alias, row.pk)
-        is_snoozed = isinstance(row, Scope) and row.snoozed_until and row.snoozed_until > backend_for(alias).now()
-        if verb == "resume" and row.paused_at is None and not is_snoozed:
+        rest = _what_ends_rest(row, backend_for(alias).now()) if verb == "resume" else {}
+        if verb == "resume" and row.paused_at is None and not rest:
             raise Refused(f"{_paused_place(alias, scope, queue)} is not paused.")
-        if verb == "resume" and is_snoozed:
-            values["snoozed_until"] = None
+        values |= rest
         before = {"paused": row.paused_at is not None, "by": row.paused_by, "reason": row.paused_reason}
         type(row).objects.using(alias).filter(pk=row.pk).update(**values)
         _leave_event(
@@ -583,6 +584,14 @@ def _set_pause(alias, scope, queue, verb, by, reason):
         )
         # due_at is kept up to date while a queue is paused, so that a wake-up is all that resuming needs.
         transaction.on_commit(after_commit, using=alias, robust=True)
+
+
+def _what_ends_rest(row, now) -> dict[str, Any]:
+    """Return the values that end what else than a pause keeps a scope from starting jobs: a snooze, an outage."""
+    if not isinstance(row, Scope):
+        return {}
+    is_snoozed = row.snoozed_until is not None and row.snoozed_until > now
+    return {**({"snoozed_until": None} if is_snoozed else {}), **({} if row.ramp is None else breakers.AT_REST)}
 
 
 def _paused_place(alias, scope, queue):

@@ -27,6 +27,7 @@ def failed(
     """
     step = _step_on_error(queuetopia, exc)
     goes_on = step not in GIVEN_UP and not as_move(step)
+    breaker = _breaker_for(queuetopia, exc) if goes_on else None
     exhausted = goes_on and claim.attempt >= (claim.max_attempts or queuetopia.option("max_attempts"))
     if exhausted:
         step = next_step or _step_on_exhausted(queuetopia, claim)
@@ -43,6 +44,7 @@ def failed(
         duration=duration,
         exhausted=exhausted,
         to=move.queue if move else "",
+        breaker=breaker,
     )
 
 
@@ -52,6 +54,14 @@ def _step_on_error(queuetopia, exc):
     if not steps or isinstance(exc, exceptions.Verdict):  # raised on purpose, it says itself what comes next
         return None
     return next((steps[cls] for cls in type(exc).__mro__ if cls in steps), None)
+
+
+def _breaker_for(queuetopia, exc):
+    """Return the terms of the class's breaker if it is for such an exception; None if not."""
+    breaker = queuetopia.option("breaker")
+    if breaker is None or isinstance(exc, exceptions.Verdict) or not isinstance(exc, breaker.types):
+        return None
+    return breaker.terms
 
 
 def _step_on_exhausted(queuetopia, claim):

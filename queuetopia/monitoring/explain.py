@@ -22,6 +22,7 @@ from ..performer import known_actions
 from ..registry import by_scope
 from .status import (
     QueueState,
+    breaker_of,
     is_alive,
     most_attempts,
     node_rows,
@@ -60,6 +61,8 @@ class Cause(StrEnum):
     NO_PLACE = "no place"  # as many queues of the scope run as may: its ``max_running``
     RATE = "rate"  # as many jobs of the scope have started as may: its ``rate``
     SPACING = "spacing"  # a job of the queue has started less than its scope's ``spacing`` ago
+    OUTAGE = "outage"  # the breaker of its scope is open: so many have failed in a row
+    CATCHING_UP = "catching up"  # as many queues of its scope are tried as may at once, after an outage
     SCOPE_SNOOZED = "scope snoozed"  # a performer raised ``Snooze(…, scope=True)``
     READY = "ready"
     SCHEDULED = "scheduled"
@@ -84,6 +87,7 @@ def explain(queuetopia, queue: str) -> dict[str, Any]:
       something at the last heartbeat; ``ahead``: due queues of the scope whose turn is before this one's
     - ``limit``: what keeps a due head from starting, or None: its ``cause``, ``until`` (None: until a queue of the
       scope is let go), and of ``max_running`` how many queues have places (``taken``) and may (``most``)
+    - ``breaker``: None while that of the scope is closed; else as in ``status``
 
     ``waiting``, ``halted_behind`` and ``ahead`` count up to ``MOST_COUNTED``; one more means: more than that.
     """
@@ -235,13 +239,28 @@ class _Facts:
         return queues.count_to(MOST_COUNTED)
 
     @cached_property
+    def scope_row(self) -> Scope | None:
+        return Scope.objects.using(self.alias).filter(name=self.scope).first()
+
+    @cached_property
+    def breaker(self) -> dict[str, Any] | None:
+        """The state of the breaker of the scope; None if it is closed, or if there is none."""
+        if not self.queuetopia or not self.queuetopia.option("breaker"):
+            return None
+        return breaker_of(self.scope_row, self.now)
+
+    @cached_property
     def limit(self) -> dict[str, Any] | None:
         """What keeps a due head from starting: a snooze of its scope, or one of its limits."""
         if not self.queuetopia or not self.is_due() or self.is_paused():
             return None
-        limits, row = Limits.of(self.queuetopia), Scope.objects.using(self.alias).filter(name=self.scope).first()
+        limits, row = Limits.of(self.queuetopia), self.scope_row
         if row and row.snoozed_until and row.snoozed_until > self.now:
             return {"cause": Cause.SCOPE_SNOOZED, "until": row.snoozed_until}
+        if self.breaker and self.breaker["state"] == "open":
+            return {"cause": Cause.OUTAGE, "until": self.breaker["next_probe_at"]}
+        if self.breaker:
+            return {"cause": Cause.CATCHING_UP, "until": None}
         latest = self.now + timedelta(seconds=limits.spacing)
         if self.line.spaced_until and self.now < self.line.spaced_until <= latest:
             return {"cause": Cause.SPACING, "until": self.line.spaced_until}
@@ -293,6 +312,7 @@ class _Facts:
             "busy": self.busy,
             "ahead": self.ahead(),
             "limit": self.limit,
+            "breaker": self.breaker,
         }
 
     # Words
@@ -474,6 +494,8 @@ def _limit(facts):
     limit, scope = facts.limit, facts.scope
     if limit["cause"] is Cause.NO_PLACE:
         return f"it waits for a place: {limit['taken']} of {limit['most']} queues of {scope} run (max_running)"
+    if limit["cause"] in (Cause.OUTAGE, Cause.CATCHING_UP):
+        return f"the breaker of {scope} is {facts.breaker['sentence']}"
     until = _in(facts, limit["until"])
     if limit["cause"] is Cause.SCOPE_SNOOZED:
         return f"all of {scope} is snoozed for another {until}, by one of its jobs"

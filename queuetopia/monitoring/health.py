@@ -22,7 +22,7 @@ from ..backends.trouble import database_trouble
 from ..models import Chore, Job, Queue, QueueIs, Scope
 from ..registry import by_scope
 from . import schedules
-from .status import databases, is_alive, limits_in_words, node_rows, span, unknown_scopes
+from .status import breaker_of, databases, is_alive, limits_in_words, node_rows, span, unknown_scopes
 
 OLDEST = 600.0  # seconds for which a due job may wait for a worker
 BLOCKED = 3600.0  # seconds for which a queue may be blocked
@@ -56,6 +56,7 @@ class Facts:
     nodes: list[Any]
     pauses: dict[str, Scope]
     snoozes: dict[str, datetime]  # of scopes: until when
+    breakers: dict[str, dict[str, Any]]  # of scopes, those that are not closed: see ``status.breaker_of``
     counts: dict[str, dict[str, Any]]  # by scope: numbers of queues
     errors: list[dict[str, Any]]  # of blocked queues: scope, error, number, since, long, one, other
     problems: list[dict[str, Any]]  # of queues: scope, problem, number, queue
@@ -87,6 +88,7 @@ def problems(queuetopias, *, limits: Limits | None = None, is_all: bool = True) 
     - ``not woken``: jobs are due for longer than ``oldest``, and no node was notified of it
     - ``late``: a job is due for longer than ``oldest``, and no worker takes it. Paused scopes and queues are not late
     - ``problem``: nodes give jobs back: an unknown action, a ``setup()`` that fails, a row the database refuses
+    - ``outage``: the breaker of a scope is open: the jobs that it would try fail, one after the other
     - ``halted``: queues wait for an operator
     - ``blocked``: queues have been blocked for longer than ``blocked``
     - ``paused``: everything, a scope or queues have been paused for longer than ``paused``
@@ -131,15 +133,16 @@ def read(alias: str, scopes: list[str], limits: Limits | None = None, *, in_dept
     asked_at = timezone.now()
     nodes, now = node_rows(alias)
     ahead, behind = (now - timezone.now()).total_seconds(), (asked_at - now).total_seconds()
-    resting = list(Scope.objects.using(alias).resting(now))
+    resting = list(Scope.objects.using(alias).starting_none(now))
     pauses = {scope.name: scope for scope in resting if scope.paused_at}
     snoozes = {scope.name: scope.snoozed_until for scope in resting if (scope.snoozed_until or now) > now}
+    tripped = {scope.name: breaker for scope in resting if (breaker := breaker_of(scope, now))}
     counts = {row["of"]: row for row in _counts(alias, now, limits)}
     has_problem = any(row["problems"] for row in counts.values())
     is_blocked = any(row["halted"] or row["backing_off"] for row in counts.values())
     errors = list(_errors(alias, now, limits)) if is_blocked else []
     facts = Facts(
-        alias, now, nodes, pauses, snoozes, counts,
+        alias, now, nodes, pauses, snoozes, tripped, counts,
         errors=[row for row in errors if not row["is_outside"]],
         outside=sum(row["number"] for row in errors if row["is_outside"]),
         problems=list(_problems_of_queues(alias)) if has_problem else [],
@@ -301,7 +304,9 @@ def _of_the_scope(facts, scope, limits):
                 f"{lost['number']} ({lost['queue']}, …): a wake-up was lost, and no sweep has come by"
             ),
         )
-    rests = facts.is_paused(scope) or scope in facts.snoozes
+    if (breaker := facts.breakers.get(scope)) and breaker["state"] == "open":
+        yield "outage", f"its breaker is {breaker['sentence']}"
+    rests = facts.is_paused(scope) or scope in facts.snoozes or scope in facts.breakers
     if counts.get("late") and not rests and (late := _late(facts, scope, limits.oldest)):
         yield "late", late
     for row in facts.problems:

@@ -15,12 +15,13 @@ from django.db import router
 from django.db.models import Case, Count, Min, OuterRef, Q, Subquery, When
 
 from .. import conf
-from ..backends import backend_for
+from ..backends import backend_for, breakers
 from ..backends.columns import DatabaseNow
 from ..backends.limits import Limits
 from ..exceptions import Refused
 from ..models import Job, Node, Queue, QueueIs, Scope
 from ..registry import by_scope, registered
+from ..times import local
 from . import schedules
 
 MOST_QUEUES = 1_000  # queues listed of one scope
@@ -135,6 +136,9 @@ def scope_status(queuetopia, queues: int = 20) -> dict[str, Any]:
     - ``priority``
     - ``snoozed_until``: before that nothing of it starts, because a performer said so; or None
     - ``schedules``: ``schedules.described`` of each, none if the class declares none
+    - ``breaker``: None while it is closed, or there is none; else its ``state`` ("open" or "catching up"), ``since``
+      (opened at; None after ``retry_all(gently=True)``), ``next_probe_at``, ``failures`` (in a row, of its kind),
+      ``failure`` (the last one), ``at_once`` (how many queues may be tried at once), and ``sentence``
     - ``nodes``: those that serve the scope: node, alive
     - ``jobs``: unfinished, waiting, running, backing_off, halted, oldest (scheduled_at of the oldest unfinished)
     - ``queue_counts``: not_empty, blocked (backing_off and halted), backing_off, halted, running, paused, problem
@@ -172,6 +176,7 @@ def scope_status(queuetopia, queues: int = 20) -> dict[str, Any]:
         "priority": queuetopia.option("priority"),
         "snoozed_until": snoozed_until(alias, scope, now),
         "schedules": schedules.of_scope(queuetopia, now),
+        "breaker": breaker_of(Scope.objects.using(alias).filter(name=scope, ramp__isnull=False).first(), now),
         "nodes": [{"node": str(node), "alive": is_alive(node, now)} for node in all_nodes if scope in node.scopes],
         "jobs": {**jobs, "waiting": waiting, "running": running, "backing_off": backing_off},
         "queue_counts": queue_counts,
@@ -306,6 +311,34 @@ def snoozed_until(alias: str, scope: str, now: datetime) -> datetime | None:
     """Return until when nothing of the scope starts because a performer raised ``Snooze(…, scope=True)``, or None."""
     snoozed = Scope.objects.using(alias).filter(name=scope, snoozed_until__gt=now)
     return snoozed.values_list("snoozed_until", flat=True).first()
+
+
+def breaker_of(row: Scope | None, now: datetime) -> dict[str, Any] | None:
+    """Return the state of a scope's breaker, in figures and in a ``sentence``; None if it is closed."""
+    if row is None or row.ramp is None:
+        return None
+    is_open, at_once = row.ramp == 0, breakers.at_once(row.ramp)
+    state = {
+        "state": "open" if is_open else "catching up",
+        "since": row.opened_at,
+        "next_probe_at": row.probe_at if is_open else None,
+        "failures": row.failures or 0,
+        "failure": row.failure,
+        "at_once": at_once,
+    }
+    return {**state, "sentence": _breaker_in_words(state, now)}
+
+
+def _breaker_in_words(breaker, now):
+    since = f" since {local(breaker['since'])}" if breaker["since"] else ""
+    if breaker["state"] == "catching up":
+        after = f", after it was open{since}" if since else ", as asked for"
+        return f"catching up, {breaker['at_once']} at a time{after}"
+    wait = (breaker["next_probe_at"] - now).total_seconds() if breaker["next_probe_at"] else 0
+    probe = f"next probe in {span(wait)}" if wait > 0 else "a probe is due, or runs"
+    failures = breaker["failures"]
+    number = "1 such failure" if failures == 1 else f"{failures} such failures"
+    return f"open{since}, {probe}, {number} in a row, the last one {(breaker['failure'].splitlines() or [''])[0]}"
 
 
 def limits_in_words(scope: str) -> list[str]:

@@ -137,6 +137,7 @@ class Sweep(Chore):
             self.store.claim_soon()
         if not self._left and (is_poll or self.store.backend.is_sweep_wanted()):
             self._left = [(scope, "") for scope in self.store.scopes]
+            self.store.close_unused_breakers()
         if self._left:
             self._step()
             if self._left:

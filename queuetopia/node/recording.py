@@ -8,6 +8,7 @@ from django.db import DatabaseError
 from .. import exceptions
 from ..attempts import ENDINGS, FAILURES, REFUSED, Claim, Verdict, readable
 from ..backends import rows
+from ..backends.breakers import OPENED
 from ..backends.values import Ending, Recorded, joined
 from ..channel import uptime
 from ..logs import fields
@@ -97,8 +98,26 @@ class Recording:
         elif outcome.verdict == Verdict.INTERRUPT:
             extra = fields(claim, "attempt interrupted", self._node)
             logger.warning("attempt interrupted, not counted node=%s %s", self._node, text_of(claim), extra=extra)
-        if ending.notifier and outcome.verdict in FAILURES | ENDINGS:
+        if outcome.outage:
+            _log_outage(claim, outcome, self._node)
+            ending = ending._replace(notifier=ending.notifier or (None, 0))
+        if ending.notifier and (outcome.verdict in FAILURES | ENDINGS or outcome.outage):
             self._pool.notify(ending)
+        elif ending.notifier and outcome.verdict == Verdict.OUTAGE:  # it was a failure when it was reported
+            self._pool.forget(ending)
+
+
+def _log_outage(claim: Claim, outcome, node):
+    change, since = outcome.outage
+    if change == OPENED:
+        cause = f"{outcome.error['type']}: {(outcome.error['message'].splitlines() or [''])[0][:200]}"
+        logger.warning(
+            "breaker open, such failures use no attempt scope=%s cause=%r", claim.scope, cause,
+            extra=fields(claim, "breaker open", node),
+        )  # fmt: skip
+    else:
+        extra = fields(claim, "breaker closed", node)
+        logger.warning("breaker closed scope=%s open_since=%s", claim.scope, since or "never", extra=extra)
 
 
 def _log_failure(claim: Claim, outcome, node):

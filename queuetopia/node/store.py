@@ -14,7 +14,7 @@ from django.db import DatabaseError, InterfaceError, OperationalError
 
 from .. import conf, exceptions
 from ..attempts import Claim
-from ..backends import backend_for, nodes, upkeep
+from ..backends import backend_for, breakers, nodes, upkeep
 from ..backends.limits import Limits
 from ..channel import uptime
 from ..models import Node
@@ -37,6 +37,7 @@ class Store:
         self.backend = backend_for(alias)
         self.node_id: uuid.UUID = None  # type: ignore[assignment]  # until ``register``
         self._limits = {scope: limits for scope in sorted(scopes) if any(limits := Limits.of(by_scope()[scope]))}
+        self._breaking = [scope for scope, limits in self._limits.items() if not limits.hold_always]
         self._dispatch = conf.dispatch()({scope: by_scope()[scope].option("priority") for scope in scopes})
         self._turn = 0  # of limited scopes that are claimed from together, which one is the first
         self.poll_interval = poll_interval or min(by_scope()[scope].option("poll_interval") for scope in scopes)
@@ -222,16 +223,18 @@ class Store:
         """Claim up to ``limit`` due queues, in the order that the dispatch says; yield the claims of each statement."""
         self.woken_at = float("inf")
         any_claims = is_left = False
+        closed = self._closed_breakers()
         self._turn += 1
         turns = self._dispatch.turns(limit)
         turn = next(turns, None)
         while turn and limit > 0:
             (scopes, most), claimed = turn, 0
-            for group in self._groups_of(scopes):
+            for group in self._groups_of(scopes, closed):
                 if (room := min(limit, most - claimed)) <= 0:
                     is_left = True
                     break
-                claims, more = self.backend.claim(group, room, self.node_id, limits=self._limits.get(group[0]))
+                limits = None if group[0] in closed else self._limits.get(group[0])
+                claims, more = self.backend.claim(group, room, self.node_id, limits=limits)
                 limit, claimed = limit - len(claims), claimed + len(claims)
                 any_claims, is_left = any_claims or bool(claims), is_left or more
                 yield claims
@@ -240,10 +243,22 @@ class Store:
         if is_left and not any_claims:
             self.claim_later()
 
-    def _groups_of(self, scopes) -> list[list[str]]:
+    def close_unused_breakers(self) -> None:
+        """Have nothing rest because of a breaker that its class had before: no claim of ours would try it."""
+        scopes = [scope for scope in self.scopes if scope not in self._limits or not self._limits[scope].breaker]
+        if breakers.close(self.backend.alias, scopes):
+            self.may_have_due = True
+
+    def _closed_breakers(self) -> set[str]:
+        """Return the scopes whose only limit is a breaker, and that is closed: nothing bounds what starts of them."""
+        if not self._breaking:
+            return set()
+        return set(self._breaking) - breakers.tripped(self.backend.alias, self._breaking)
+
+    def _groups_of(self, scopes, closed) -> list[list[str]]:
         """Return the scopes that are claimed from by one statement each: those without limits, and each with limits."""
-        limited = [[scope] for scope in scopes if scope in self._limits]
-        unlimited = [scope for scope in scopes if scope not in self._limits]
+        limited = [[scope] for scope in scopes if scope in self._limits and scope not in closed]
+        unlimited = [scope for scope in scopes if scope not in self._limits or scope in closed]
         groups = limited + ([unlimited] if unlimited else [])
         first = self._turn % len(groups) if groups else 0  # each is the first in its turn
         return groups[first:] + groups[:first]
@@ -262,15 +277,20 @@ class Store:
         if len(recorded.claims) < len(recorded.written):
             self._knows_next = False  # a queue was let go: its head may be due later
             self._note_places(ending.claim for ending in recorded.written)
+        if any(ending.outcome.outage for ending in recorded.written) and self.has_peers:
+            self.backend.notify()
         self.tally.add(recorded.written)
         self.note_for_followers()
 
     def _note_places(self, claims):
         """After queues of a scope with a limit were let go: others may run now."""
-        if self._limits and any(claim.scope in self._limits for claim in claims):
+        if self._limits and any(claim.trial or self._is_bounded(claim.scope) for claim in claims):
             self.may_have_due = True
             if self.has_peers:
                 self.backend.notify()
+
+    def _is_bounded(self, scope) -> bool:
+        return scope in self._limits and self._limits[scope].hold_always
 
     def give_back(self) -> None:
         """Let go of claims that no worker has begun, so that other nodes can take them; record those that cannot be."""

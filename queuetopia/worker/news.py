@@ -7,6 +7,7 @@ from functools import partial
 
 from .. import exceptions, signals
 from ..attempts import MEANING, Claim, Outcome, Verdict, raised
+from ..backends.breakers import OPENED
 from ..completion import completed
 from ..jobs import keep_hook_error, send_unblocked
 from ..logs import fields
@@ -55,6 +56,8 @@ def notify(claim: Claim, outcome: Outcome, exc: BaseException | None) -> None:
     if meaning.frees_queue and claim.failed_at:
         since = datetime.fromisoformat(claim.failed_at)
         whatever_happens(job, "queue_unblocked", partial(send_unblocked, queuetopia, job, since, claim.queue))
+    if outcome.outage:
+        _send_outage(queuetopia, job, outcome.outage, exc)
 
 
 def _job_as_stored(queuetopia, claim, outcome) -> Job:
@@ -85,6 +88,14 @@ def _stored(queuetopia, claim):
     except Exception as exc:  # the hooks are called all the same
         logger.warning("job not read for its hooks job=%d error=%r", claim.job_id, exc)
         return None
+
+
+def _send_outage(queuetopia, job, outage, exc):
+    change, since = outage
+    if change == OPENED:
+        send_signal("breaker_opened", queuetopia, job=job, exc=exc)
+    else:
+        send_signal("breaker_closed", queuetopia, job=job, since=datetime.fromisoformat(since) if since else None)
 
 
 def send_alert(claim, duration, threshold):

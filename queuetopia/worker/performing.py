@@ -238,11 +238,15 @@ class Attempt:
         outcome = failed(self.queuetopia, self.claim, exc, duration=duration, secrets=hidden, delay=delay)
         if verdict is not None:
             outcome = outcome._replace(verdict=verdict, delay=0.0, exhausted=False)
-        elif outcome.exhausted and (next_step := self._next_step(exc)):
+        elif outcome.exhausted and not self._is_trial_of(outcome) and (next_step := self._next_step(exc)):
             outcome = failed(
                 self.queuetopia, self.claim, exc, duration=duration, secrets=hidden, delay=delay, next_step=next_step
             )
         self.outcome = outcome
+
+    def _is_trial_of(self, outcome):
+        """True for a failure of the kind of an outage that lasts: it will not be counted, so nothing is decided."""
+        return self.claim.trial and outcome.breaker is not None
 
     def tidy(self):
         """Undo what the attempt left open. An open transaction is a failure: its work is not stored."""

@@ -16,7 +16,7 @@ from django.utils import timezone
 from hypothesis import given
 from hypothesis import strategies as st
 
-from queuetopia import registry
+from queuetopia import Breaker, registry
 from queuetopia.admin import ScopeAdmin, overview
 from queuetopia.admin.charts import Line, chart
 from queuetopia.admin.overview import fingerprint, grouped
@@ -304,6 +304,21 @@ class TestGroups:
         put(queues, "halted", scope="gone.away")
         refused, counted = told(boss.post(self.retry_address(boss), {"confirmed": "yes"}))
         assert refused.startswith("No class of this code has the scope") and counted == "Retried: 0; refused: 1."
+
+    @pytest.mark.capability("X6")
+    def test_of_a_class_with_a_breaker_are_retried_gently_if_that_is_wanted(self, boss, declare_only):
+        declare_only()
+        queues = mail_queue(breaker=Breaker(ValueError))
+        jobs = self.put_blocked(queues)
+        assert 'name="gently"' in page(boss, self.retry_address(boss))
+        boss.post(self.retry_address(boss), {"confirmed": "yes", "gently": "on"})
+        assert set(states(*jobs)) == {"pending"}
+        assert Scope.objects.get().ramp == 1
+        assert "its breaker is catching up, 1 at a time, as asked for" in words(boss)
+
+    def test_of_other_classes_are_not_retried_gently(self, boss, queues):
+        self.put_blocked(queues)
+        assert 'name="gently"' not in page(boss, self.retry_address(boss))
 
     def test_that_are_gone_are_no_error(self, boss, queues):
         answer = boss.post(f"{OVERVIEW}retry_group/?group=nonsense", {"confirmed": "yes"})

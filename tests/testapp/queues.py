@@ -15,7 +15,20 @@ from importlib import import_module
 from asgiref.sync import sync_to_async
 from django.db import connections, models, transaction
 
-from queuetopia import Deferred, External, Halt, JobTimeout, Performer, Queuetopia, Retry, Skip, Snooze, action, signals
+from queuetopia import (
+    Breaker,
+    Deferred,
+    External,
+    Halt,
+    JobTimeout,
+    Performer,
+    Queuetopia,
+    Retry,
+    Skip,
+    Snooze,
+    action,
+    signals,
+)
 
 LEDGER = "QUEUETOPIA_TEST_LEDGER"
 CODE = "QUEUETOPIA_TEST_CODE"  # name of a module of the test's own: code that changes between two nodes, or breaks
@@ -331,6 +344,25 @@ class LedgerQueue(Queuetopia):
     performer = LedgerPerformer
     max_backoff = 0
     max_attempts = 1_000_000
+
+
+class ProviderPerformer(LedgerPerformer):
+    @action
+    def call(self, job, seq, lasts=0.02):
+        """Fail while the provider is down: as long as there is a file of that name beside the ledger."""
+        note("start", job.queue, seq, job.fence)
+        time.sleep(lasts)
+        if os.path.exists(f"{os.environ[LEDGER]}.down"):
+            note("failed", job.queue, seq, job.fence)
+            raise ConnectionError("no route to the provider")
+        note("end", job.queue, seq, job.fence)
+
+
+class ProviderQueue(LedgerQueue):
+    scope = "tests.provider"
+    performer = ProviderPerformer
+    max_attempts = 3
+    breaker = Breaker(ConnectionError, after=5, backoff_base=0.2, max_backoff=1)
 
 
 class SlowRetryQueue(LedgerQueue):

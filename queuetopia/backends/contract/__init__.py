@@ -13,6 +13,7 @@ Needs pytest and pytest-django, which Queuetopia itself does not install. A proj
 import pytest
 
 TOPICS = (
+    "breaking",
     "claiming",
     "limits",
     "keys",
@@ -32,6 +33,7 @@ TOPICS = (
 # Before they are imported: a failed assertion then shows both sides.
 pytest.register_assert_rewrite(*(f"{__name__}.{topic}" for topic in (*TOPICS, "toolkit")))
 
+from .breaking import Breaking  # noqa: E402
 from .claiming import Claiming  # noqa: E402
 from .corrupt import Corrupt  # noqa: E402
 from .due import Due  # noqa: E402
@@ -50,6 +52,7 @@ from .waking import Waking  # noqa: E402
 
 
 class BackendContract(
+    Breaking,
     Claiming,
     Limited,
     Keyed,

@@ -31,7 +31,7 @@ EDITED = {"edited": True}
 
 # Verdicts: those that are failures, that hold their queue, that end their job, after which its queue goes on.
 FAILED = (Verdict.RETRY, Verdict.HALT, Verdict.SKIP, Verdict.MOVE)
-HOLDING = (Verdict.RETRY, Verdict.HALT, Verdict.SNOOZE, Verdict.DEFER, Verdict.INTERRUPT)
+HOLDING = (Verdict.RETRY, Verdict.HALT, Verdict.SNOOZE, Verdict.OUTAGE, Verdict.DEFER, Verdict.INTERRUPT)
 ENDING = (Verdict.DONE, Verdict.SKIP, Verdict.CANCEL)
 FREEING = (*ENDING, Verdict.MOVE)
 GRAVEYARD = "graveyard"  # where MOVE leads to
@@ -64,6 +64,7 @@ AFTER = {
         ENDED,
     ),
     Verdict.SNOOZE: ({**UNCHANGED, "next_attempt_at": "later"}, {"current_job": "job", "due_at": "later"}),
+    Verdict.OUTAGE: ({**UNCHANGED, "next_attempt_at": "later"}, {"current_job": "job", "due_at": "later"}),
     Verdict.DEFER: ({**UNCHANGED, "next_attempt_at": "later"}, {"current_job": "job", "due_at": "later"}),
     Verdict.INTERRUPT: ({**UNCHANGED, "next_attempt_at": "later"}, {"current_job": "job", "due_at": "later"}),
     Verdict.RETURN: (UNCHANGED, {"current_job": "job", "due_at": "later"}),

@@ -104,6 +104,12 @@ class Command(TerminalCommand):
                 verb.add_argument("--queue", metavar="QUEUE", help="with --all: of this queue")
                 verb.add_argument("--error", metavar="TEXT", help="with --all: whose last error contains this text")
                 verb.add_argument("--dry-run", action="store_true", help="with --all: only say how many")
+            if name == "retry":
+                verb.add_argument(
+                    "--gently",
+                    action="store_true",
+                    help="with --all: 1, 2, 4, 8 … queues at a time",
+                )
             if name == "edit":
                 verb.add_argument("params", metavar="PARAMS", help=f"all of them, as JSON; {MASK} keeps a masked one")
             verb.add_argument("--scope", help="of the jobs; found by their ids if left out")
@@ -163,8 +169,9 @@ class Command(TerminalCommand):
     def answer_skip(self, **options):
         return self.some_or_all("skip", **options)
 
-    def some_or_all(self, verb, all, queue, error, dry_run, **options):
+    def some_or_all(self, verb, all, queue, error, dry_run, gently=False, **options):
         narrows = [name for name, value in (("--queue", queue), ("--error", error)) if value is not None]
+        narrows += ["--gently"] if gently else []
         if all and options["job_ids"]:
             raise CommandError("Error: name jobs by their ids or say --all, not both.")
         if not all and (narrows or dry_run):
@@ -172,22 +179,24 @@ class Command(TerminalCommand):
         if not all and not options["job_ids"]:
             raise CommandError("Error: name jobs by their ids, or say --all.")
         if all:
-            return self.all_blocking(verb, queue, error, dry_run, **options)
+            return self.all_blocking(verb, queue, error, dry_run, gently, **options)
         return self.each_job(verb, **options)
 
-    def all_blocking(self, verb, queue, error, dry_run, scope, database, by, reason, **options):
+    def all_blocking(self, verb, queue, error, dry_run, gently, scope, database, by, reason, **options):
         """Yield a result for each scope."""
         for queuetopia in _chosen([scope] if scope else []):
             if database in (None, queuetopia.database()):
                 why = {"by": _person(by), "reason": reason}
-                act = partial(self.decide, verb, queuetopia, queue, error, dry_run, why)
+                act = partial(self.decide, verb, queuetopia, queue, error, dry_run, gently, why)
                 yield tried(act, scope=queuetopia.scope)
 
-    def decide(self, verb, queuetopia, queue, error, dry_run, why):
+    def decide(self, verb, queuetopia, queue, error, dry_run, gently, why):
         ids = jobs.blocking(queuetopia, verb, queue, error)
         done = "retried" if verb == "retry" else "skipped"
         if dry_run:
             return {"found": len(ids), "message": f"{queuetopia.scope}: jobs that would be {done}: {len(ids)}."}
+        if gently and ids:
+            jobs.begin_ramp(queuetopia)
         bar, number = Bar(len(ids), stream=sys.stderr) if ids and self.has_bar() else None, 0
         for batch, decided in jobs.batches(queuetopia, verb, ids, **why):
             number += len(decided)
@@ -521,6 +530,8 @@ class Command(TerminalCommand):
         waits = _waits(found["oldest"], scope["at"])
         if scope["snoozed_until"]:
             self.write(f"  snoozed until {local(scope['snoozed_until'])} by one of its jobs", self.style.WARNING)
+        if scope["breaker"]:
+            self.write(f"  its breaker is {scope['breaker']['sentence']}", self.style.WARNING)
         limit = "".join(f"; {words}" for words in scope["limits"])
         self.write(
             f"  unfinished jobs: {found['unfinished']} ({found['waiting']} waiting, {found['running']} running, "
