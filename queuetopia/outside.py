@@ -15,7 +15,7 @@ from django.core import signing
 from . import conf
 from .exceptions import ExternalFailed, Refused
 
-LOOK = 0.1  # seconds between two looks at a program, in which a stop of its attempt waits
+POLL_EVERY = 0.1  # seconds between two polls of a program, in which a stop of its attempt waits
 
 
 class Deferred:
@@ -46,7 +46,7 @@ class External:
         try:
             while self.process.poll() is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    self.process.wait(LOOK)
+                    self.process.wait(POLL_EVERY)
         except BaseException:
             self._kill()
             raise
@@ -59,7 +59,7 @@ class External:
                 await self.process.wait()
             else:
                 while self.process.poll() is None:
-                    await asyncio.sleep(LOOK)
+                    await asyncio.sleep(POLL_EVERY)
         except BaseException:
             self._kill()
             raise
@@ -96,7 +96,7 @@ async def aended(returned: Any) -> Any:
 
 
 def token_of(scope: str, job_id: int, fence: int) -> str:
-    """Return the text by which whoever ends this attempt shows that it may: signed with the project's SECRET_KEY."""
+    """Return the text that proves the right to end this attempt: signed with the project's SECRET_KEY."""
     return _signer(scope).sign(f"{job_id}.{fence}")
 
 

@@ -479,7 +479,7 @@ def first_line(text) -> str:
 
 def running(queue, job, node) -> str:
     """Return where the current job of a held queue runs, and since when; ``node`` is None when it is gone."""
-    # Told with the node's heartbeats: not there for a job that has just begun.
+    # Reported with the node's heartbeats: not there for a job that has just begun.
     workers = [worker["pid"] for worker in node.workers if queue.current_job in worker["jobs"]] if node else []
     where = f"{visible(node) if node else 'a node that is gone'}{''.join(f', worker {pid}' for pid in workers)}"
     stop = ", asked to stop" if queue.stop_requested else ""

@@ -460,7 +460,7 @@ class Backend:
         """Return the seconds until a queue is due that no node holds, or None.
 
         One that is due already was passed over by the last claim, or became due after it: at once. Scopes that had no
-        place free then are left out: whoever frees one notifies.
+        place free then are left out: the transaction that frees one notifies.
         """
         now = self.now()
         served = self.closed.without(scopes) - rows.resting_scopes(self.alias, scopes, now)

@@ -438,7 +438,7 @@ class Backend(base.Backend):
 
     def beat_while_waiting(self, beat, every):
         if self._durably in _REMOTE:
-            Patience(self.connection, self._pid, every, beat)
+            Patience(self.connection, every, beat)
 
     def is_busy(self, exc):
         return getattr(exc.__cause__, "sqlstate", None) in _BUSY

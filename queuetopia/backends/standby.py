@@ -1,9 +1,9 @@
 """Heartbeats go on while a commit of a session waits for a synchronous standby of PostgreSQL.
 
 The server answers nothing for as long as the standby is away, and a node that does not beat for the fence time is
-killed with what it runs. So the driver's wait for an answer is looked after: where the server says that the session
-waits for the standby, and for nothing else, the node beats through another connection. Whatever else makes an answer
-late (locks, a slow disk, a network that forwards nothing) still ends with the fence.
+killed with what it runs. So the driver's wait for an answer is interrupted now and then: where the server says that
+the session waits for the standby, and for nothing else, the node beats through another connection. Whatever else makes
+an answer late (locks, a slow disk, a network that forwards nothing) still ends with the fence.
 """
 
 import copy
@@ -22,15 +22,20 @@ _SETTINGS = """
     SELECT set_config('synchronous_commit', 'local', false), set_config('statement_timeout', '1000', false),
            set_config('lock_timeout', '200', false)
 """
-_AWAITS_STANDBY = "SELECT 1 FROM pg_stat_activity WHERE pid = %s AND wait_event = 'SyncRep'"
+# Which process of which server: after a failover another server may have one of the same number.
+_WHO = "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+_AWAITS_STANDBY = "SELECT 1 FROM pg_stat_activity WHERE pid = %s AND backend_start = %s AND wait_event = 'SyncRep'"
 
 
 class Patience:
-    """Looks after the statements of one session."""
+    """Watches the statements of one session."""
 
-    def __init__(self, session, pid: int | None, every: float, beat: Callable[[str], None]):
+    def __init__(self, session, every: float, beat: Callable[[str], None]):
         """beat: called with an alias whose commits wait for nothing, about each ``every`` seconds; must not raise."""
-        self._session, self._pid, self._every, self._beat = session, pid, every, beat
+        self._session, self._every, self._beat = session, every, beat
+        with session.cursor() as cursor:
+            cursor.execute(_WHO)
+            self._who = cursor.fetchone()
         driver = session.connection
         self._wait, driver.wait = driver.wait, self.wait
 
@@ -60,7 +65,7 @@ class Patience:
         try:
             alias = alias or self._connect()
             with connections[alias].cursor() as cursor:
-                cursor.execute(_AWAITS_STANDBY, [self._pid])
+                cursor.execute(_AWAITS_STANDBY, self._who)
                 awaits_standby = cursor.fetchone() is not None
         except DatabaseError as exc:
             logger.warning("no connection beside the session alias=%s cause=%r", self._session.alias, brief(exc))

@@ -1,6 +1,6 @@
 """Figures for Prometheus: ``pip install 'queuetopia[metrics]'``.
 
-All of them are read from the database when they are asked for, so one process tells about the whole cluster, and none
+All of them are read from the database when they are asked for, so one process reports on the whole cluster, and none
 has to be kept anywhere. Counters come from what nodes have counted (``monitoring.statistics``), and outlive the rows of
 jobs and of statistics.
 """

@@ -135,7 +135,7 @@ def edit(queuetopia, job, params, *, was=None, by="", reason="") -> Job:
     with _verb(queuetopia, job, "edit", by, reason) as verb:
         verb.refuse_unless_at_rest("edited")
         if was is not None and verb.job.params != was:
-            raise Refused(f"Job {verb.job.pk} cannot be edited: its params have changed meanwhile. Look at them again.")
+            raise Refused(f"Job {verb.job.pk} cannot be edited: its params have changed meanwhile. Check them again.")
         problems: dict[str, list[str]] = {}
         check_params(queuetopia, verb.job.action, params, problems)
         if problems:
@@ -508,7 +508,7 @@ def _write_memory(queuetopia, alias, queue, memory, was, by, reason):
             )
         old = {} if row.memory is None else row.memory
         if was is not None and old != was:
-            raise Refused(f"The memory of {row} cannot be edited: it has changed meanwhile. Look at it again.")
+            raise Refused(f"The memory of {row} cannot be edited: it has changed meanwhile. Check it again.")
         Queue.objects.using(alias).filter(pk=row.pk).update(memory=memory)
         sensitive = queuetopia.option("sensitive_params")
         before, after = ({"memory": _as_json(masked(value, sensitive))} for value in (old, memory))

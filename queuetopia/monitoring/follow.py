@@ -114,7 +114,7 @@ class Follower(Listening):
         self._from = dict.fromkeys(self.scopes, now)  # by scope: where the next poll begins
         self._began = now
         self._far_at = 0.0  # uptime of the next poll far back
-        self.reported: dict[str, dict[int, datetime]] = {scope: {} for scope in self.scopes}  # reported lately
+        self.ends: dict[str, dict[int, datetime]] = {scope: {} for scope in self.scopes}  # reported lately, by job
         self._running: set[tuple[int, int]] = set()  # (job, attempt) reported as started
         self._reported: dict[int, Any] = {}  # by job that goes on: what it has reported of its progress
         self._outside: set[int] = set()  # jobs whose attempts go on elsewhere
@@ -168,12 +168,12 @@ class Follower(Listening):
     def _ends(self, scope, back) -> Iterator[dict[str, Any]]:
         after, first = self._from[scope] - timedelta(seconds=back), 0
         jobs = Job.objects.using(self.alias).ended().filter(scope=scope).order_by("done_at", "id")
-        told = self.reported[scope]
+        reported = self.ends[scope]
         while page := list(jobs.filter(_beyond(after, first)).only(*_LIGHT)[:PAGE]):
             errors = self._errors_of(page)
             for job in page:
-                if job.pk not in told and job.done_at >= self._began:
-                    told[job.pk] = job.done_at
+                if job.pk not in reported and job.done_at >= self._began:
+                    reported[job.pk] = job.done_at
                     yield from self._failures_of(job, errors.get(job.pk))
                     self._failed.pop(job.pk, None)
                     yield _event(job, job.done_at, job.state)
@@ -182,7 +182,7 @@ class Follower(Listening):
                 break
         self._from[scope] = max(self._from[scope], after)
         oldest = self._from[scope] - timedelta(seconds=2 * WINDOW)
-        self.reported[scope] = {job: at for job, at in told.items() if at >= oldest}
+        self.ends[scope] = {job: at for job, at in reported.items() if at >= oldest}
 
     # What fails
 

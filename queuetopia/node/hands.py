@@ -98,7 +98,7 @@ class Hands:
         store.endings.add(store.endings.apart(Ending(claim, outcome, notifier)))
 
     def awaits(self, notifier) -> bool:
-        """True while something that this worker is to tell hooks and receivers of is not recorded."""
+        """True while an ending whose hooks and receivers this worker will call is not recorded."""
         endings = (ending for store in self._stores for ending in store.endings.all())
         return any(ending.notifier and ending.notifier[0] is notifier for ending in endings)
 

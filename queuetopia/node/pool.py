@@ -414,7 +414,7 @@ class Pool:
         return bool(self._unnotified) or any(worker.notifying for worker in self.workers)
 
     def forget(self, ending: Ending) -> None:
-        """Tell the worker that no commit will follow: its result was refused."""
+        """Send the worker word that no commit will follow: its result was refused."""
         worker, ticket = ending.notifier
         if worker in self.workers:
             worker.send(Message.FORGET, ticket)

@@ -308,7 +308,7 @@ class Store:
 
 
 def _next_turn(turns, claimed):
-    """Tell a dispatch how many queues its last turn brought; return the next (scopes, most), None at the end."""
+    """Send a dispatch what its last turn brought; return the next (scopes, most), None at the end."""
     try:
         return turns.send(claimed)
     except StopIteration:

@@ -197,7 +197,7 @@ class WorkerProcess:
         return self.retires and not self.used_up
 
     def dismiss(self, until: float | None = None) -> None:
-        """Tell it that it may end; if it has not by the uptime ``until``, it is killed."""
+        """Allow the worker to end; if it has not by the uptime ``until``, it is killed."""
         self.dismissed = True
         self.condemned_at = self.condemned_at if until is None else until
         self.send(Message.BYE)

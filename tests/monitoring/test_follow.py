@@ -93,7 +93,7 @@ class TestEnds:
         for number in range(5):
             end(queues, f"queue-{number}", at=timezone.now() + number * 60 * SECOND)
             follower.poll()
-        assert len(follower.reported["tests.mail"]) == 1
+        assert len(follower.ends["tests.mail"]) == 1
 
 
 class TestFailures:
