@@ -23,7 +23,7 @@ from django.utils import timezone
 
 from queuetopia import InvalidJob, registry
 from queuetopia.models import Job
-from queuetopia.testing import drain, perform_job, wait_until
+from queuetopia.testing import create_due_jobs, drain, perform_job, wait_until
 from tests.conftest import REPOSITORY
 from tests.mails import mails_to_files
 from tests.nodes import PATIENCE, Node
@@ -62,8 +62,9 @@ def shop(django_db_setup, django_db_blocker):
         for app in ("shop", "provider"):
             call_command("migrate", app, verbosity=0)
         modules = {name.rpartition(".")[2]: import_module(f"example_project.shop.{name}") for name in MODULES}
-        if (queues := modules["queues"].OrderQueue) not in registry.registered():  # imported before, by another run
-            registry.register(queues)
+        for queues in (modules["queues"].OrderQueue, modules["queues"].ReportQueue):
+            if queues not in registry.registered():  # imported before, by another run
+                registry.register(queues)
         _in_admin.update(set(admin.site._registry.items()) - set(models.items()))
         admin.site._registry.update(_in_admin)
         yield SimpleNamespace(**modules, provider=import_module("example_project.provider.models"))
@@ -556,6 +557,19 @@ class TestDemo:
         assert "true  12 of 12 orders are placed, 36 of their 36 jobs are done" in output
         assert output.count("  true  ") == 16
         assert "NOT TRUE" not in output
+
+
+@pytest.mark.django_db
+@pytest.mark.capability("X10")
+def test_each_midnight_the_office_gets_a_digest_of_the_day(shop, mail_folder):
+    queue = shop.queues.ReportQueue
+    create_due_jobs(queue)
+    tomorrow = queue.list_schedules()[0]["next_at"]
+    order = place(shop)
+    type(order).objects.update(placed_at=tomorrow - timedelta(hours=1))
+    (job,) = create_due_jobs(queue, now=tomorrow)
+    assert job.scheduled_at == tomorrow
+    assert [done.result for done in drain(queue, now=tomorrow)] == [1]
 
 
 @pytest.fixture

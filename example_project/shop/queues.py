@@ -1,9 +1,12 @@
 """The shop's queues: every customer is one, in which the steps of their orders are done one after the other."""
 
+from datetime import timedelta
+
 from django.core.mail import EmailMessage
+from django.db.models import Count, Sum
 from django.utils import timezone
 
-from queuetopia import Performer, Queuetopia, action
+from queuetopia import Every, Performer, Queuetopia, action
 
 from . import billing
 from .models import Order
@@ -49,6 +52,31 @@ class OrderQueue(Queuetopia):
     timeout = 30
     # A provider that is down comes back some day; its jobs then go on by themselves.
     on_exhausted = "retry"
+
+
+class ReportPerformer(Performer):
+    @action
+    def send_digest(self, job):
+        """Mail what was ordered in the day before the job's due time, which is the same at each attempt."""
+        ordered = Order.objects.filter(
+            placed_at__gte=job.scheduled_at - timedelta(days=1), placed_at__lt=job.scheduled_at
+        )
+        found = ordered.aggregate(number=Count("id"), amount=Sum("amount", default=0))
+        EmailMessage(
+            f"Orders until {job.scheduled_at:%d %B}",
+            f"{found['number']} orders, {found['amount']} € in all.",
+            to=["office@shop.example"],
+            headers={"Message-ID": message_id(job)},
+        ).send()
+        return found["number"]
+
+
+class ReportQueue(Queuetopia):
+    """What the shop's own people get by the clock: a digest each day, at midnight in UTC."""
+
+    performer = ReportPerformer
+    scope = "shop.reports"
+    schedules = [Every("digest", days=1, queue="digest", action="send_digest")]
 
 
 def order_of(order_id):

@@ -13,7 +13,7 @@ from example_project.provider.models import Provider
 from example_project.shop.models import Customer, Order
 from example_project.shop.orders import place_order
 from example_project.shop.producer import producer
-from example_project.shop.queues import OrderQueue
+from example_project.shop.queues import OrderQueue, ReportQueue
 from example_project.shop.regulars import CUSTOMERS, ITEMS, address_of
 from example_project.shop.site import Visitor, serve
 from example_project.shop.verification import verify
@@ -48,7 +48,7 @@ class Command(TerminalCommand):
         try:
             with serve(port) as self.address:
                 os.environ["PROVIDER_URL"] = f"{self.address}provider/"
-                with start_node(OrderQueue, processes=2, concurrency=4, grace=5) as node:
+                with start_node(OrderQueue, ReportQueue, processes=2, concurrency=4, grace=5) as node:
                     if exit:
                         self.tell_the_story(node)
                         self.end(node)
