@@ -29,6 +29,7 @@ from .performer import (
     PERFORMER_HINT,
     Performer,
     action_methods,
+    alias_problems,
     call_problem,
     has_own_perform,
     hook_problem,
@@ -238,7 +239,7 @@ def check_performers(app_configs, **kwargs):
     for performer, label in performers.items():
         problems += [*_bad_methods(performer, label), *_doubled(performer), *_bad_actions(performer, label)]
         problems += [*_bad_hooks(performer, label), *_misspelt_hooks(performer, label)]
-        problems += _actions_alike(performer, label)
+        problems += [*_actions_alike(performer, label), *_bad_aliases(performer, label)]
     return [*problems, *_forgotten_performers()]
 
 
@@ -271,7 +272,7 @@ def _bad_hooks(performer, label):
 
 
 def _misspelt_hooks(performer, label):
-    known = [*hooks(), "actions"]
+    known = [*hooks(), "actions", "aliases"]
     for base in performer.__mro__[: performer.__mro__.index(Performer)]:
         for name in vars(base):
             close = get_close_matches(name.lower(), known, n=1, cutoff=0.8)
@@ -291,6 +292,12 @@ def _actions_alike(performer, label):
     for actions in _alike(names):
         message = f"{label}: the actions {actions} are different ones, and look alike."
         yield _problem("W012", message, "Rename one, in more than case, spaces or forms of a letter.")
+
+
+def _bad_aliases(performer, label):
+    hint = 'Write {what an action was called: what it is called now}, as in aliases = {"send_mail": "send"}.'
+    for problem in alias_problems(performer):
+        yield _problem("E021", f"{label}.{problem}.", hint)
 
 
 def _doubled(performer):

@@ -5,7 +5,7 @@ This module knows no models, so that a performer can be imported anywhere.
 
 import inspect
 import logging
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from functools import cache, cached_property, lru_cache, partialmethod
 from typing import Any
 
@@ -64,9 +64,12 @@ class Performer:
 
     actions: the names that a ``perform`` of your own performs: a tuple, list or set; or an object that answers
     ``name in actions``, in any process, for names that cannot be listed.
+    aliases: {older name: name} of actions that were renamed: jobs under the older name run as the action of today, and
+    the job that is handed over carries the name of today.
     """
 
     actions: Container[str] = ()
+    aliases: Mapping[str, str] = {}  # {what an action was called: what it is called now}, for jobs that wait
     # Whether hooks and receivers get the job as it is stored, by a query after the commit. False saves that: they get
     # it as this attempt has left it, without the errors of earlier ones.
     reads_stored_job = True
@@ -168,6 +171,34 @@ def _action_methods(performer):
     return {action: name for base in reversed(performer.__mro__) for action, name in own_actions(base)}
 
 
+def name_now(performer, action: str) -> str:
+    """Return what the performer calls an action today, of which a job may carry an older name."""
+    return _aliases(performer).get(action, action)
+
+
+@cache
+def _aliases(performer) -> dict[str, str]:
+    return {} if alias_problems(performer) else dict(performer.aliases)
+
+
+def alias_problems(performer) -> list[str]:
+    """Return what is wrong with the performer's ``aliases``."""
+    aliases = performer.aliases
+    if not isinstance(aliases, Mapping) or not all(isinstance(name, str) for pair in aliases.items() for name in pair):
+        return [f"aliases is {aliases!r}, no dict of names"]
+    if not aliases:
+        return []
+    if not lists_actions(performer):
+        return ["aliases has names, and actions, which is no list, has to know these itself"]
+    listed: Any = performer.actions
+    known = [*listed, *action_methods(performer)]
+    problems = [f"aliases has {old!r}, which is an action by itself" for old in aliases if old in known]
+    if known or not has_own_perform(performer):
+        unknown = [new for new in aliases.values() if new not in known]
+        problems += [f"aliases says {new!r}, and there is no such action" for new in unknown]
+    return problems
+
+
 def own_actions(cls: type) -> list[tuple[str, str]]:
     """Return [(action name, method name)] of the methods marked in the body of ``cls`` itself."""
     marked = ((getattr(_inside(value), _MARK, None), name) for name, value in vars(cls).items())
@@ -204,7 +235,7 @@ def lists_actions(performer) -> bool:
 def _known_actions(performer):
     if not lists_actions(performer):
         return performer.actions
-    names = frozenset([*performer.actions, *action_methods(performer)])
+    names = frozenset([*performer.actions, *action_methods(performer), *_aliases(performer)])
     return None if has_own_perform(performer) and not names else names
 
 
@@ -270,7 +301,7 @@ def param_problems(performer, action_name: str, params: dict) -> list[str]:
 @lru_cache(maxsize=1_000)
 def _param_problems(performer, action_name, params):
     kinds = inspect.Parameter
-    method = action_methods(performer).get(action_name)
+    method = action_methods(performer).get(name_now(performer, action_name))
     if method is not None and method_problem(performer, method):
         return []  # said of the action
     first, arguments = _arguments(performer, method) if method else ([], [])

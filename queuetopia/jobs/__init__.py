@@ -24,6 +24,7 @@ from .deciding import (
 )
 from .deferring import complete, fail, report_outside, settled
 from .failing import failed, timeout_text, was_cut_short
+from .pending import pending_problems
 from .reporting import report_in_background, write_reports
 from .retention import delete_ended, prune
 from .scheduling import (
@@ -42,8 +43,8 @@ __all__ = [
     "again_after_deadlock", "batches", "begin_ramp", "blocking", "build", "cancel", "complete", "create", "create_due",
     "create_many", "decide", "declared", "delete_ended", "edit", "edit_memory", "fail", "failed", "keep_hook_error",
     "log_wrong", "mark_done", "movable", "move", "move_to_end", "moves", "number_waiting", "pause", "pause_all",
-    "pause_schedule", "prioritize", "prune", "prune_schedules", "refusals", "report_in_background", "report_outside",
-    "resume", "resume_all", "resume_schedule", "retry", "retry_all", "run_now", "run_schedule", "schedule_problems",
-    "send", "send_unblocked", "settled", "skip", "skip_all", "timeout_text", "was_cut_short", "why_not_moved",
-    "write_reports",
+    "pause_schedule", "pending_problems", "prioritize", "prune", "prune_schedules", "refusals",
+    "report_in_background", "report_outside", "resume", "resume_all", "resume_schedule", "retry", "retry_all",
+    "run_now", "run_schedule", "schedule_problems", "send", "send_unblocked", "settled", "skip", "skip_all",
+    "timeout_text", "was_cut_short", "why_not_moved", "write_reports",
 ]  # fmt: skip

@@ -27,6 +27,7 @@ from ..performer import (
     known_actions,
     lists_actions,
     method_problem,
+    name_now,
     param_problems,
     performer_problem,
 )
@@ -63,7 +64,7 @@ def _problems(queuetopia, queue, action, params, given) -> dict[str, list[str]]:
     """Return everything that would keep such a job from being stored or run, keyed by argument."""
     problems: dict[str, list[str]] = {}
     check_queue(queue, problems)
-    _check_action(queuetopia, action, problems)
+    check_action(queuetopia, action, problems)
     check_params(queuetopia, action, params, problems)
     _check_scheduled_at(given.get("scheduled_at"), problems)
     _check_keys(given, problems)
@@ -82,7 +83,7 @@ def check_queue(queue, problems):
         problems["queue"] = [f"{problem}."]
 
 
-def _check_action(queuetopia, action, problems):
+def check_action(queuetopia, action, problems):
     if not isinstance(action, str):
         name = getattr(action, "__name__", None)
         hint = f"; give its name, {name!r}" if callable(action) and name else ""
@@ -91,7 +92,7 @@ def _check_action(queuetopia, action, problems):
     performer = queuetopia.performer
     known = known_actions(performer)
     if known is None or action in known:
-        method = action_methods(performer).get(action)
+        method = action_methods(performer).get(name_now(performer, action))
         if method is not None and not has_own_perform(performer) and (trouble := method_problem(performer, method)):
             problems["action"] = [f"{performer.__name__}.{method} cannot run action {action!r}: {trouble}."]
         elif not 1 <= len(action) <= MAX_NAME:

@@ -22,7 +22,7 @@ from ..jobs import failed, was_cut_short
 from ..models import Job
 from ..outside import Deferred, aended, ended
 from ..params import Unreadable
-from ..performer import Performer, action_methods, has_own_perform
+from ..performer import Performer, action_methods, has_own_perform, name_now
 from ..registry import by_scope
 from ..repeats import Repeats
 from ..text import covered
@@ -59,7 +59,7 @@ def job_of(claim: Claim) -> Job:
         "id": claim.job_id,
         "scope": claim.scope,
         "queue": claim.queue,
-        "action": claim.action,
+        "action": name_now(by_scope()[claim.scope].performer, claim.action),
         "params": readable(claim.params),
         **dict(zip(conf.JOB_OPTIONS, _options(claim), strict=True)),
         "scheduled_at": datetime.fromisoformat(claim.scheduled_at),
@@ -101,7 +101,11 @@ def forget_performer(queuetopia) -> None:
 
 def is_async(claim: Claim) -> bool:
     performer = by_scope()[claim.scope].performer
-    name = "perform" if has_own_perform(performer) else action_methods(performer).get(claim.action, "perform")
+    name = (
+        "perform"
+        if has_own_perform(performer)
+        else action_methods(performer).get(name_now(performer, claim.action), "perform")
+    )
     return inspect.iscoroutinefunction(getattr(performer, name)) and takes_async()
 
 

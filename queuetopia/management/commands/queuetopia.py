@@ -37,7 +37,7 @@ from ...verbs import known, on_everything, on_job, on_queue, on_schedule, pruned
 
 PRUNE_BATCH = 1_000
 LONG = 20  # jobs from which on a decision about them has a progress bar
-READING = ("status", "explain", "statistics", "tail")  # the verbs that change nothing
+READING = ("status", "explain", "check", "statistics", "tail")  # the verbs that change nothing
 COLUMNS = ("STATE", "QUEUE", "JOBS", "OLDEST", "JOB", "ATTEMPT", "SINCE", "NEXT", "WHY")
 SCHEDULE_COLUMNS = ("SCHEDULE", "DUE", "NEXT", "LAST", "JOB", "CREATED", "MISSED", "HELD BACK", "STATE")
 SCHEDULE_VERBS = {
@@ -80,6 +80,11 @@ class Command(TerminalCommand):
         verb = _add_verb(verbs, "explain", "say why a queue runs, waits or is blocked")
         verb.add_argument("scope", metavar="SCOPE")
         verb.add_argument("queue", metavar="QUEUE")
+        verb = _add_verb(verbs, "check", "check whether this code can run what waits, before a deploy")
+        verb.add_argument("scopes", nargs="*", metavar="SCOPE", help="all scopes, unknown ones too, if none is given")
+        verb.add_argument(
+            "--pending", action="store_true", required=True, help="every unfinished job: its scope, action and params"
+        )
         verb = _add_verb(verbs, "statistics", "show what was done, how often it failed, and how long it took")
         verb.add_argument("scopes", nargs="*", metavar="SCOPE", help="all scopes if none is given")
         verb.add_argument(
@@ -357,6 +362,23 @@ class Command(TerminalCommand):
             self.write_json(explained)
         else:
             self.write(explained["sentence"])
+
+    # Check
+
+    def answer_check(self, scopes, **options):
+        number, found = 0, list[dict]()
+        for alias in status.databases():
+            count, problems = jobs.pending_problems(alias, scopes or None)
+            number, found = number + count, found + problems
+        if self.as_json:
+            self.write_json({"jobs": number, "problems": found})
+        else:
+            for each in found:
+                self.write(_cannot_run(each), self.style.ERROR)
+        if found:
+            raise SystemExit(1)
+        if self.verbosity and not self.as_json:
+            self.write(f"ok: this code can run the unfinished jobs, {number}", self.style.SUCCESS)
 
     # Schedules
 
@@ -730,6 +752,13 @@ def _why(queue):
 
 def _progress(job):
     return f", {progress_text(job['progress'])}" if job["progress"] else ""
+
+
+def _cannot_run(found):
+    first = ", ".join(f"{each['job']} of {each['queue']}" for each in found["examples"])
+    more = ", …" if found["jobs"] > len(found["examples"]) else ""
+    which = f"{found['scope']}, {found['action']} (database {found['database']})"
+    return f"{which}: jobs that this code cannot run: {found['jobs']} ({first}{more}): {found['cause']}"
 
 
 def _paused(paused):
