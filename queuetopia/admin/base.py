@@ -489,6 +489,11 @@ def running(queue, job, node) -> str:
     return f"attempt {queue.attempt} on {where} since {when(queue.held_since)}{claimed}{stop}{reported}"
 
 
+def outside(queue, job) -> str:
+    """Return for what a job waits whose attempt goes on elsewhere."""
+    return f"{status.outside_text(when(job.attempted_at), when(job.next_attempt_at))}{_reported(job, queue)}"
+
+
 def _reported(job, queue):
     progress = status.progress_of(job, queue)
     return f"; {visible(status.progress_text(progress))} at {when(progress['at'])}" if progress else ""

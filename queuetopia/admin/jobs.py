@@ -31,6 +31,7 @@ from .base import (
     event_shown,
     first_line,
     full_name,
+    outside,
     pause_of_scope,
     running,
     scope_of,
@@ -168,11 +169,11 @@ class JobAdmin(ReadOnlyAdmin):
         return ParamsForm(row, data) if verb == "edit" else None
 
     def applies(self, verb, row):
-        blocked = (JobState.BACKING_OFF, JobState.HALTED)
+        blocked = (JobState.OUTSIDE, JobState.BACKING_OFF, JobState.HALTED)
         states = {
             "retry": blocked,
             "skip": blocked,
-            "cancel": (JobState.WAITING, JobState.RUNNING),
+            "cancel": (JobState.WAITING, JobState.RUNNING, JobState.OUTSIDE),
             **dict.fromkeys(("mark_done", "edit", "move_to_end"), (JobState.WAITING, *blocked)),
         }
         if verb == "run_now":
@@ -269,9 +270,11 @@ class JobAdmin(ReadOnlyAdmin):
     @admin.display(description=_("details"))
     def details(self, job):
         """Return where it runs, or its last error."""
-        if job.state_seen is not JobState.RUNNING:
-            return first_line(job.error) or NOTHING
-        return running(job.line, job, job.node)
+        if job.state_seen is JobState.RUNNING:
+            return running(job.line, job, job.node)
+        if job.state_seen is JobState.OUTSIDE:
+            return outside(job.line, job)
+        return first_line(job.error) or NOTHING
 
     @admin.display(description=_("place in line"))
     def place(self, job):

@@ -167,7 +167,8 @@ class JobStateFilter(SimpleListFilter):
         chosen = {
             "unfinished": unfinished,
             status.JobState.RUNNING: unfinished.filter(pk__in=held.values("current_job")),
-            status.JobState.BACKING_OFF: backing_off.filter(attempted_at__isnull=False),
+            status.JobState.OUTSIDE: backing_off.filter(outside__isnull=False),
+            status.JobState.BACKING_OFF: backing_off.filter(attempted_at__isnull=False, outside__isnull=True),
             status.JobState.WAITING: idle.filter(attempted_at=None),
             status.JobState.HALTED: unfinished.filter(pk__in=blocked.halted()).halted(),
             **{state: queryset.ended().filter(state=state) for state in ("done", "skipped", "cancelled")},
@@ -187,11 +188,14 @@ class QueueStateFilter(SimpleListFilter):
 
     def queryset(self, request, queryset):
         idle = queryset.idle()
+        waiting = queryset.backing_off()
+        outside = Job.objects.using(queryset.db).filter(pk__in=waiting.values("current_job"), outside__isnull=False)
         now = timezone.now()
         chosen = {
             "blocked": queryset.blocked(),
             status.QueueState.HALTED: queryset.halted(),
-            status.QueueState.BACKING_OFF: queryset.backing_off(),
+            status.QueueState.OUTSIDE: waiting.filter(current_job__in=outside.values("pk")),
+            status.QueueState.BACKING_OFF: waiting.exclude(current_job__in=outside.values("pk")),
             status.QueueState.RUNNING: queryset.held(),
             status.QueueState.PAUSED: queryset.paused(),
             status.QueueState.READY: idle.filter(paused_at=None, due_at__lte=now),

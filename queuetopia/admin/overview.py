@@ -370,9 +370,7 @@ def _read(alias, known):
             for group in groups[:MOST_GROUPS]
         ],
         "more_groups": max(0, len(groups) - MOST_GROUPS),
-        "not_grouped": max(
-            0, totals["halted"] + totals["backing_off"] - facts.outside - sum(group.number for group in groups)
-        ),
+        "not_grouped": max(0, totals["halted"] + totals["backing_off"] - sum(group.number for group in groups)),
     }
 
 
@@ -383,7 +381,7 @@ def _wrong(lines):
 
 
 def _scope_shown(facts, name, known):
-    nothing = dict.fromkeys(("running", "halted", "backing_off", "paused_queues", "queues"), 0)
+    nothing = dict.fromkeys(("running", "outside", "halted", "backing_off", "paused_queues", "queues"), 0)
     return {
         **nothing,
         **facts.counts.get(name, {}),
@@ -400,7 +398,7 @@ def _scope_shown(facts, name, known):
 def _totals(alias, scopes):
     unfinished = Job.objects.using(alias).unfinished().order_by()
     number = unfinished[: MOST_COUNTED + 1].count()
-    names = ("running", "halted", "backing_off", "paused_queues", "queues")
+    names = ("running", "outside", "halted", "backing_off", "paused_queues", "queues")
     return {
         "jobs": f"more than {MOST_COUNTED:,}" if number > MOST_COUNTED else f"{number:,}",
         **{name: sum(scope[name] for scope in scopes) for name in names},

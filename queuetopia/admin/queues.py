@@ -28,6 +28,7 @@ from .base import (
     event_shown,
     first_line,
     full_name,
+    outside,
     pause_of_scope,
     paused,
     running,
@@ -156,7 +157,7 @@ class QueueAdmin(ReadOnlyAdmin):
 
     def applies(self, verb, row):
         if verb.endswith("_head"):
-            return row.state_seen in (QueueState.HALTED, QueueState.BACKING_OFF)
+            return row.state_seen in (QueueState.HALTED, QueueState.BACKING_OFF, QueueState.OUTSIDE)
         if verb == "prioritize":
             return row.state_seen == QueueState.READY
         if verb == "edit_memory":
@@ -211,7 +212,8 @@ class QueueAdmin(ReadOnlyAdmin):
 
     @admin.display(description=_("blocked for"))
     def blocked_since(self, queue):
-        return _ago(blocked_since(queue.head)) if queue.head and queue.held_by is None else NOTHING
+        is_blocked = queue.state_seen in (QueueState.HALTED, QueueState.BACKING_OFF)
+        return _ago(blocked_since(queue.head)) if is_blocked else NOTHING
 
     @admin.display(description=_("explained"))
     def explained(self, queue):
@@ -322,9 +324,11 @@ def _without_memory(event, sees_memory):
 
 
 def _about_head(queue):
-    """Return where a queue's job runs, or that job's last error."""
+    """Return where a queue's job runs, or goes on, or that job's last error."""
     if queue.held_by:
         return running(queue, queue.head, queue.node)
+    if queue.state_seen is QueueState.OUTSIDE:
+        return outside(queue, queue.head)
     return first_line(queue.head.error) if queue.head else ""
 
 

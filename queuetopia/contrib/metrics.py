@@ -48,8 +48,8 @@ COUNTERS = {
 }
 # States of queues, by what ``health.read`` counts.
 QUEUES = {
-    "running": "running", "backing_off": "backing_off", "halted": "halted", "paused": "paused_queues",
-    "problem": "problems", "late": "late",
+    "running": "running", "outside": "outside", "backing_off": "backing_off", "halted": "halted",
+    "paused": "paused_queues", "problem": "problems", "late": "late",
 }  # fmt: skip
 
 

@@ -73,7 +73,7 @@ def write_reports() -> None:
     _reports.write_all()
 
 
-class _Reports:
+class Reports:
     """The last report of each job that is not written yet."""
 
     def __init__(self):
@@ -149,4 +149,4 @@ def _has_event_loop():
     return True
 
 
-_reports = _Reports()
+_reports = Reports()

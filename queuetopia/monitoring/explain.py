@@ -386,7 +386,7 @@ def _main(facts):
     if facts.state is QueueState.HALTED:
         held = f"{name} is held by {facts.job_name()}, halted: {facts.last_attempt()}"
         return Cause.HALTED, f"{held}; an operator must retry or skip it"
-    if facts.state is QueueState.BACKING_OFF and facts.head.is_outside():
+    if facts.state is QueueState.OUTSIDE:
         return Cause.OUTSIDE, _outside(facts)
     if facts.state is QueueState.BACKING_OFF:
         return Cause.BACKING_OFF, f"{name} is held by {facts.job_name()}, {facts.last_attempt()}; {_next_try(facts)}"

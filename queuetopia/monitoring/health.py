@@ -60,7 +60,6 @@ class Facts:
     counts: dict[str, dict[str, Any]]  # by scope: numbers of queues
     errors: list[dict[str, Any]]  # of blocked queues: scope, error, number, since, long, one, other
     problems: list[dict[str, Any]]  # of queues: scope, problem, number, queue
-    outside: int = 0  # queues whose head's attempt goes on elsewhere: no error blocks them
     deaths: Counter[str] = field(default_factory=Counter)  # of nodes lately, by host
     standbys: list[dict[str, Any]] = field(default_factory=list)  # nodes that wait for their turn: node, scopes
     not_woken: dict[str, dict[str, Any]] = field(default_factory=dict)  # by scope: number of queues, queue
@@ -137,14 +136,17 @@ def read(alias: str, scopes: list[str], limits: Limits | None = None, *, in_dept
     pauses = {scope.name: scope for scope in resting if scope.paused_at}
     snoozes = {scope.name: scope.snoozed_until for scope in resting if (scope.snoozed_until or now) > now}
     tripped = {scope.name: breaker for scope in resting if (breaker := breaker_of(scope, now))}
-    counts = {row["of"]: row for row in _counts(alias, now, limits)}
+    counts = {row["of"]: {**row, "outside": 0} for row in _counts(alias, now, limits)}
     has_problem = any(row["problems"] for row in counts.values())
     is_blocked = any(row["halted"] or row["backing_off"] for row in counts.values())
     errors = list(_errors(alias, now, limits)) if is_blocked else []
+    for row in errors:
+        if row["is_outside"] and (count := counts.get(row["scope"])):
+            count["outside"] += row["number"]
+            count["backing_off"] = max(0, count["backing_off"] - row["number"])
     facts = Facts(
         alias, now, nodes, pauses, snoozes, tripped, counts,
         errors=[row for row in errors if not row["is_outside"]],
-        outside=sum(row["number"] for row in errors if row["is_outside"]),
         problems=list(_problems_of_queues(alias)) if has_problem else [],
         clock=max(0.0, ahead) - max(0.0, behind),
     )  # fmt: skip

@@ -35,6 +35,7 @@ class QueueState(StrEnum):
 
     HALTED = "halted"
     BACKING_OFF = "backing off"
+    OUTSIDE = "outside"
     RUNNING = "running"
     PAUSED = "paused"
     READY = "ready"
@@ -46,6 +47,7 @@ class JobState(StrEnum):
     """What a job does now: the stored state, and for a pending one what its attempts and its queue's row say."""
 
     RUNNING = "running"
+    OUTSIDE = "outside"  # its attempt goes on elsewhere: a performer returned ``Deferred``
     BACKING_OFF = "backing off"
     HALTED = "halted"
     WAITING = "waiting"
@@ -65,6 +67,8 @@ def queue_state(queue: Queue, current: Job | None, now: datetime, *, scope_is_pa
     if queue.held_by is not None:
         return QueueState.RUNNING
     if current is not None and not current.is_ended():
+        if current.is_outside():
+            return QueueState.OUTSIDE
         return QueueState.HALTED if current.state == Job.State.HALTED else QueueState.BACKING_OFF
     if queue.paused_at is not None:
         return QueueState.PAUSED
@@ -81,6 +85,8 @@ def job_state(job: Job, queue: Queue | None) -> JobState:
         return JobState(job.state)
     if queue is not None and queue.held_by is not None and queue.current_job == job.pk:
         return JobState.RUNNING
+    if job.is_outside():
+        return JobState.OUTSIDE
     is_head = queue is None or queue.current_job in (None, job.pk)  # else it was moved here, and waits for its turn
     return JobState.BACKING_OFF if job.is_backing_off() and is_head else JobState.WAITING
 
@@ -124,6 +130,11 @@ def progress_text(progress: dict[str, Any] | None) -> str:
     return f"{percent}: {progress['text']}" if progress["text"] else percent
 
 
+def outside_text(since: object, until: object) -> str:
+    """Return why a queue waits whose head's attempt goes on elsewhere."""
+    return f"waits for outside completion since {since}, until {until}"
+
+
 def scope_status(queuetopia, queues: int = 20) -> dict[str, Any]:
     """Return how a scope does now. Datetimes are aware; all else is JSON.
 
@@ -140,8 +151,10 @@ def scope_status(queuetopia, queues: int = 20) -> dict[str, Any]:
       (opened at; None after ``retry_all(gently=True)``), ``next_probe_at``, ``failures`` (in a row, of its kind),
       ``failure`` (the last one), ``at_once`` (how many queues may be tried at once), and ``sentence``
     - ``nodes``: those that serve the scope: node, alive
-    - ``jobs``: unfinished, waiting, running, backing_off, halted, oldest (scheduled_at of the oldest unfinished)
-    - ``queue_counts``: not_empty, blocked (backing_off and halted), backing_off, halted, running, paused, problem
+    - ``jobs``: unfinished, waiting, running, outside (their attempts go on elsewhere), backing_off, halted, oldest
+      (scheduled_at of the oldest unfinished)
+    - ``queue_counts``: not_empty, blocked (backing_off and halted), backing_off, halted, outside, running, paused,
+      problem
     - ``queues``: queue, state, problem, paused, depth (unfinished jobs), oldest, job, action, attempt,
       max_attempts, error, next_attempt_at, blocked_since, progress (fraction, text, at), due_at, held_by, since,
       fence. The keys from ``job`` to ``progress`` are about the job that runs or blocks the queue, None if there is
@@ -153,8 +166,8 @@ def scope_status(queuetopia, queues: int = 20) -> dict[str, Any]:
     all_nodes = list(Node.objects.using(alias).defer("workers").order_by("started_at", "id")[:MOST_NODES])
     jobs = _job_counts(alias, scope)
     queue_counts = _queue_counts(alias, scope)
-    running, backing_off = queue_counts["running"], queue_counts["backing_off"]
-    waiting = max(0, jobs.pop("pending") - running - backing_off)
+    held = {name: queue_counts[name] for name in ("running", "outside", "backing_off")}
+    waiting = max(0, jobs.pop("pending") - sum(held.values()))
     rows = _first_queues(alias, scope, now, max(0, min(queues, MOST_QUEUES)))
     described = _described(queuetopia, alias, rows, now, scope_is_paused=bool(paused or all_paused))
     names = {node.pk: str(node) for node in all_nodes}
@@ -178,7 +191,7 @@ def scope_status(queuetopia, queues: int = 20) -> dict[str, Any]:
         "schedules": schedules.of_scope(queuetopia, now),
         "breaker": breaker_of(Scope.objects.using(alias).filter(name=scope, ramp__isnull=False).first(), now),
         "nodes": [{"node": str(node), "alive": is_alive(node, now)} for node in all_nodes if scope in node.scopes],
-        "jobs": {**jobs, "waiting": waiting, "running": running, "backing_off": backing_off},
+        "jobs": {**jobs, "waiting": waiting, **held},
         "queue_counts": queue_counts,
         "queues": described,
     }
@@ -212,7 +225,15 @@ def _queue_counts(alias, scope):
             problem=Count("id", filter=QueueIs.WITH_A_PROBLEM),
         )
     )
-    return {**counts, "backing_off": max(0, counts["blocked"] - counts["halted"])}
+    outside = _outside(alias, scope)
+    blocked = max(counts["halted"], counts["blocked"] - outside)
+    return {**counts, "blocked": blocked, "outside": outside, "backing_off": blocked - counts["halted"]}
+
+
+def _outside(alias, scope):
+    """Return how many jobs of the scope wait for their completion from outside."""
+    heads = Queue.objects.using(alias).backing_off().filter(scope=scope).values("current_job")
+    return Job.objects.using(alias).unfinished().filter(pk__in=heads, outside__isnull=False).count()
 
 
 def _first_queues(alias, scope, now, limit):
@@ -290,7 +311,7 @@ def most_attempts(queuetopia, job):
 def _since(row, job, state):
     if state is QueueState.RUNNING:
         return row.held_since
-    if state in (QueueState.HALTED, QueueState.BACKING_OFF):
+    if state in (QueueState.HALTED, QueueState.BACKING_OFF, QueueState.OUTSIDE):
         return job.attempted_at
     return row.paused_at if state is QueueState.PAUSED else None
 

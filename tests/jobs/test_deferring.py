@@ -1,15 +1,21 @@
 """Work that ends elsewhere: ``Deferred``, its token, and what may be reported when."""
 
+import re
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from django.core.cache import cache
 from django.utils import timezone
 
 from queuetopia import Deferred, InvalidJob, Refused
 from queuetopia.models import Job, Queue
 from queuetopia.monitoring.explain import Cause
 from queuetopia.testing import drain, perform_job
+from queuetopia.times import local
+from tests.admin.client import client_of, page, plain
+from tests.commands import run, run_json
+from tests.states import put
 from tests.testapp.queues import LEDGER, BookingQueue, LedgerQueue
 
 pytestmark = [pytest.mark.django_db, pytest.mark.capability("J21", "J22")]
@@ -149,6 +155,56 @@ def test_explain_says_for_what_the_queue_waits(token):
     )
     LedgerQueue.complete(token())
     assert "whose end was reported from outside" in LedgerQueue.explain("a")["sentence"]
+
+
+class TestShown:
+    """A deferred attempt has a word of its own, and says for what it waits and until when."""
+
+    @pytest.fixture
+    def job(self, declare_only):
+        declare_only(LedgerQueue)
+        cache.clear()  # the overview's
+        job = deferred()
+        put(LedgerQueue, "backing off", "failing")
+        job.refresh_from_db()
+        return job
+
+    @pytest.fixture
+    def why(self, job):
+        return f"waits for outside completion since {local(job.attempted_at)}, until {local(job.next_attempt_at)}"
+
+    def test_by_status(self, job, why):
+        text, _ = run("status", "--verbosity", "2")
+        assert re.search(rf"^  outside +a .*{re.escape(why)}$", text, re.MULTILINE)
+        assert "3 jobs" not in text and "(1 waiting, 0 running, 1 outside, 1 backing off, 0 halted)" in text
+        (scope,) = run_json("status")[0]["scopes"]
+        assert {queue["queue"]: queue["state"] for queue in scope["queues"]} == {
+            "a": "outside", "failing": "backing off",
+        }  # fmt: skip
+        counts = scope["queue_counts"]
+        assert (counts["blocked"], counts["outside"], counts["backing_off"]) == (1, 1, 1)
+        assert (scope["jobs"]["outside"], scope["jobs"]["backing_off"]) == (1, 1)
+
+    def test_by_the_overview(self, job):
+        text = plain(page(client_of(username="boss", is_superuser=True), "/admin/queuetopia/scope/"))
+        assert re.search(r"1\s+queues backing off", text) and re.search(r"1\s+queues wait for outside completion", text)
+
+    def test_by_the_lists_and_their_filters(self, job):
+        boss = client_of(username="boss", is_superuser=True)
+        for url in ("job/", "queue/"):
+            for state, other in (("outside", "backing off"), ("backing off", "outside")):
+                text = plain(page(boss, f"/admin/queuetopia/{url}", state=state))
+                assert ("waits for outside completion since" in text) is (state == "outside")
+                assert ("ValueError: boom" in text) is (other == "outside")
+
+    def test_by_its_page_with_the_verbs_that_apply(self, job):
+        boss = client_of(username="boss", is_superuser=True)
+        text = page(boss, f"/admin/queuetopia/job/{job.pk}/change/")
+        assert "waits for outside completion since" in plain(text)
+        shown = re.findall(r'class="queuetopia-verb">([^<]+)<', text)
+        assert shown == ["Retry", "Skip", "Cancel", "Mark done", "Edit", "Move to end"]
+        line = Queue.objects.get(name="a")
+        assert "waits for outside completion since" in plain(page(boss, f"/admin/queuetopia/queue/{line.pk}/change/"))
 
 
 def test_a_token_is_of_the_job_that_a_performer_is_handed():

@@ -1,6 +1,7 @@
 """Progress: what an attempt reports of itself, to whom it shows, and for how long."""
 
 import json
+import threading
 import time
 from contextlib import contextmanager
 from datetime import timedelta
@@ -290,13 +291,19 @@ def statements_of_the_thread(execute):
         connection_created.disconnect(wrap)
 
 
+def is_writing():
+    return any(thread.name == "queuetopia-progress" for thread in threading.enumerate())
+
+
 @pytest.mark.django_db(transaction=True)
 class TestInTheBackground:
     @pytest.fixture
-    def reports(self):
-        reports = reporting._Reports()
+    def reports(self, monkeypatch):
+        monkeypatch.setattr(reporting, "IDLE", 0.01)
+        reports = reporting.Reports()
         reports.write_in_background()
-        return reports
+        yield reports
+        wait_until(lambda: not is_writing(), PATIENCE)  # its connections are closed
 
     def text(self):
         return (Job.objects.get().progress or {}).get("text")
@@ -338,10 +345,9 @@ class TestInTheBackground:
             "progress not written error=OperationalError('the server is away')"
         ]
 
-    def test_a_thread_without_reports_ends_and_the_next_report_starts_another(self, reports, monkeypatch):
-        monkeypatch.setattr(reporting, "IDLE", 0.01)
+    def test_a_thread_without_reports_ends_and_the_next_report_starts_another(self, reports):
         claim = claim_of()
         for text in ("one", "two"):
             self.put(reports, claim, text)
             wait_until(lambda text=text: self.text() == text, PATIENCE)
-            wait_until(lambda: reports._thread is None, PATIENCE)
+            wait_until(lambda: not is_writing(), PATIENCE)

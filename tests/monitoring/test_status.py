@@ -172,16 +172,24 @@ class TestScope:
         queues.pause("queue-4")
         found = queues.status()
         oldest = found["jobs"].pop("oldest")
-        assert found["jobs"] == {"unfinished": 6, "waiting": 2, "running": 1, "backing_off": 2, "halted": 1}
+        assert found["jobs"] == {
+            "unfinished": 6,
+            "waiting": 2,
+            "running": 1,
+            "outside": 0,
+            "backing_off": 2,
+            "halted": 1,
+        }
         assert oldest == min(Job.objects.unfinished().values_list("scheduled_at", flat=True))
         assert found["queue_counts"] == {
-            "not_empty": 5, "blocked": 3, "backing_off": 2, "halted": 1, "running": 1, "paused": 1, "problem": 0,
+            "not_empty": 5, "blocked": 3, "backing_off": 2, "halted": 1, "outside": 0, "running": 1, "paused": 1,
+            "problem": 0,
         }  # fmt: skip
 
     def test_without_a_job_is_all_zero(self, queues):
         found = queues.status()
         assert found["jobs"] == {
-            "unfinished": 0, "waiting": 0, "running": 0, "backing_off": 0, "halted": 0, "oldest": None,
+            "unfinished": 0, "waiting": 0, "running": 0, "outside": 0, "backing_off": 0, "halted": 0, "oldest": None,
         }  # fmt: skip
         assert set(found["queue_counts"].values()) == {0}
 

@@ -25,7 +25,7 @@ from ...exceptions import Refused
 from ...models import Job, Scope
 from ...monitoring import health, schedules, statistics, status
 from ...monitoring.follow import PAUSE, Follower, wait_for_news
-from ...monitoring.status import QueueState, progress_text, span
+from ...monitoring.status import QueueState, outside_text, progress_text, span
 from ...params import loads
 from ...progress import Bar, counted
 from ...registry import by_scope
@@ -557,7 +557,7 @@ class Command(TerminalCommand):
         limit = "".join(f"; {words}" for words in scope["limits"])
         self.write(
             f"  unfinished jobs: {found['unfinished']} ({found['waiting']} waiting, {found['running']} running, "
-            f"{found['backing_off']} backing off, {found['halted']} halted)"
+            f"{found['outside']} outside, {found['backing_off']} backing off, {found['halted']} halted)"
             f"{f'; the oldest is due for {waits}' if waits else ''}"
         )
         self.write(
@@ -743,8 +743,10 @@ def _why(queue):
     reasons = [
         queue["problem"],
         queue["held_by"] and f"on {queue['held_by']}",
+        queue["state"] == QueueState.OUTSIDE
+        and outside_text(local(queue["since"]), local(queue["next_attempt_at"] or queue["since"])),
         progress_text(queue["progress"]),
-        not queue["held_by"] and queue["error"],
+        queue["state"] in (QueueState.BACKING_OFF, QueueState.HALTED) and queue["error"],
         queue["paused"] and f"paused {_paused(queue['paused'])}",
     ]
     return "; ".join(reason for reason in reasons if reason)
