@@ -10,6 +10,7 @@ urlpatterns = [
     path("everybody/", views.everybody, name="everybody"),
     path("produce/", views.produce, name="produce"),
     path("queues/", views.queues, name="queues"),
+    path("paid/<str:token>/", views.paid, name="paid"),
     path("mails/", views.mails, name="mails"),
     path("mails/<str:name>", views.mail, name="mail"),
     path("provider/", include("example_project.provider.urls")),

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from types import SimpleNamespace
@@ -194,6 +195,36 @@ class TestSteps:
         assert perform_job(shop.queues.OrderQueue.jobs().get(action="register_invoice")) is None
         assert naps == [3]
 
+    @pytest.mark.capability("J21", "J22")
+    def test_a_provider_that_accepts_only_calls_back_and_the_page_shows_that_the_line_waits(
+        self, shop, provider, mail_folder, client, monkeypatch
+    ):
+        may_call = threading.Event()
+        monkeypatch.setattr("example_project.provider.views.time.sleep", lambda seconds: may_call.wait(PATIENCE))
+        provider("later")
+        order = place(shop)
+        assert actions(drain(shop.queues.OrderQueue)) == STEPS[:3]
+        page = " ".join(client.get("/queues/").content.decode().split())
+        assert "charge_payment, waits for the provider's call for" in page and ": accepted by the provider." in page
+        charge = shop.queues.OrderQueue.jobs().get(action="charge_payment")
+        assert charge.is_outside()
+        may_call.set()
+        wait_until(lambda: shop.queues.OrderQueue.jobs().get(pk=charge.pk).outside, PATIENCE)
+        assert actions(drain(shop.queues.OrderQueue)) == STEPS[2:]
+        order.refresh_from_db()
+        number = shop.provider.Booking.objects.get(kind="payment").number
+        assert order.payment_number == number
+        assert f"by card: {number}." in shop.mailbox.mails_to(order.customer.email)[-1].get_content()
+
+    def test_a_call_of_the_provider_that_is_wrong_or_late_is_refused(self, shop, client):
+        order = place(shop)
+        body = {"order": order.pk, "number": "P-1"}
+        assert client.post("/paid/12.3/", "x", content_type="application/json").status_code == 400
+        assert client.post("/paid/12.3/", {}, content_type="application/json").status_code == 400
+        assert client.post("/paid/12.3/", body, content_type="application/json").status_code == 409
+        order.refresh_from_db()
+        assert not order.payment_number
+
     def test_a_refused_payment_halts_the_line(self, shop, provider, mail_folder):
         order = place(shop, amount="500.01")
         *_, refused = drain(shop.queues.OrderQueue)
@@ -256,6 +287,11 @@ class TestProvider:
         assert response.status_code == 400
         assert said in response.content.decode()
         assert not shop.provider.Booking.objects.exists()
+
+    def test_it_calls_back_no_other_site(self, shop, client):
+        switch(shop, "later")
+        body = {**self.CALL, "callback": "https://elsewhere.example/"}
+        assert self.call(client, body, kind="payments").status_code == 400
 
     def test_it_is_switched_to_what_it_can_be_only(self, shop, client):
         assert client.post("/provider/", {"mode": "off"}).status_code == 302

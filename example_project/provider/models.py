@@ -8,6 +8,7 @@ class Provider(models.Model):
     class Mode(models.TextChoices):
         ON = "on", "on"
         SLOW = "slow", "slow"
+        LATER = "later", "later"
         FAILING = "failing", "failing"
         OFF = "off", "off"
 

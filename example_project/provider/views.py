@@ -1,6 +1,10 @@
 import json
+import logging
+import threading
 import time
 from decimal import Decimal
+from urllib import error
+from urllib import request as http
 
 from django.http import HttpResponse, JsonResponse
 from django.shortcuts import redirect
@@ -10,6 +14,9 @@ from django.views.decorators.http import require_POST
 from .forms import BookingForm, ModeForm
 from .models import Booking, Provider
 
+logger = logging.getLogger(__name__)
+
+LATER = 5  # seconds after which a provider that only accepts has charged a card
 SLOW = 3  # seconds a slow provider takes for an answer
 CARD_LIMIT = Decimal(500)
 
@@ -27,7 +34,10 @@ def switch(request):
 @csrf_exempt  # called by programs
 @require_POST
 def book(request, kind):
-    """Register an invoice or charge a card. The same Idempotency-Key gets the same answer, and nothing more."""
+    """Register an invoice or charge a card. The same Idempotency-Key gets the same answer, and nothing more.
+
+    A payment may be accepted only (202): then the provider calls the address ``callback`` when it is through.
+    """
     mode = Provider.load().mode
     if mode == Provider.Mode.OFF:
         return refusal(503, "the provider is switched off")
@@ -35,7 +45,29 @@ def book(request, kind):
         return refusal(500, "the provider fails")
     if mode == Provider.Mode.SLOW:
         time.sleep(SLOW)
-    return _book(request.headers.get("Idempotency-Key", ""), kind, request.body)
+    answer = _book(request.headers.get("Idempotency-Key", ""), kind, request.body)
+    if mode == Provider.Mode.LATER and kind == Booking.Kind.PAYMENT and answer.status_code < 300:
+        return _accept(request, json.loads(answer.content))
+    return answer
+
+
+def _accept(request, booked):
+    asked = json.loads(request.body)
+    callback = str(asked.get("callback"))
+    if not callback.startswith(request.build_absolute_uri("/")):  # it calls no other site
+        return refusal(400, "callback is no address of the shop")
+    body = {"order": asked["order"], **booked}
+    threading.Thread(target=_call_back, args=(callback, body), daemon=True).start()
+    return JsonResponse({"accepted": True}, status=202)
+
+
+def _call_back(address, body):
+    time.sleep(LATER)
+    call = http.Request(address, json.dumps(body).encode(), {"Content-Type": "application/json"})  # noqa: S310
+    try:
+        http.build_opener(http.ProxyHandler({})).open(call, timeout=10).close()
+    except (error.URLError, OSError) as exc:  # the shop asks again when its deadline is over
+        logger.warning("called back in vain: %s", exc)
 
 
 def _book(key, kind, body):

@@ -2,8 +2,10 @@
 
 import json
 from urllib import error, request
+from urllib.parse import urljoin
 
 from django.conf import settings
+from django.urls import reverse
 
 from queuetopia import Halt
 
@@ -25,8 +27,11 @@ def register_invoice(job, order):
 
 
 def charge_payment(job, order):
-    """Charge the customer's card; return the payment's number. Raises as ``register_invoice`` does."""
-    return _book("payments/", job, order)
+    """Charge the customer's card; return the payment's number. Raises as ``register_invoice`` does.
+
+    None: the provider has accepted it, and calls the view ``paid`` when it is through.
+    """
+    return _book("payments/", job, order, callback=urljoin(settings.PROVIDER_URL, reverse("paid", args=[job.token])))
 
 
 def idempotency_key(job):
@@ -34,13 +39,19 @@ def idempotency_key(job):
     return f"job-{job.pk}"
 
 
-def _book(path, job, order):
-    body = {"customer": order.customer.email, "order": order.pk, "item": order.item, "amount": str(order.amount)}
+def _book(path, job, order, **more):
+    body = {
+        "customer": order.customer.email,
+        "order": order.pk,
+        "item": order.item,
+        "amount": str(order.amount),
+        **more,
+    }
     headers = {"Content-Type": "application/json", "Idempotency-Key": idempotency_key(job)}
     call = request.Request(settings.PROVIDER_URL + path, json.dumps(body).encode(), headers)  # noqa: S310
     try:
         with opener.open(call, timeout=PATIENCE) as answer:
-            return json.load(answer)["number"]
+            return json.load(answer).get("number")
     except error.HTTPError as exc:
         with exc:
             reason = exc.read(REASON_LIMIT).decode(errors="replace")

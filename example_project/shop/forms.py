@@ -15,3 +15,10 @@ class OrderForm(forms.ModelForm):
         model = Order
         fields = ("item", "amount", "payment")
         widgets = {"payment": forms.RadioSelect, "item": forms.TextInput(attrs={"autocomplete": "off"})}
+
+
+class PaidForm(forms.Form):
+    """What the provider says of a payment that is through."""
+
+    order = forms.IntegerField(min_value=1)
+    number = forms.CharField(max_length=20)

@@ -90,6 +90,8 @@ def _line(customer, now, at):
 def _state(job, running):
     if job.pk == running:
         return "running"
+    if job.is_outside():
+        return "outside"
     if job.is_backing_off():
         return "backing off"
     return "waiting" if job.state == Job.State.PENDING else job.state
@@ -107,7 +109,8 @@ def _order_id(step):
 
 def _since(now, jobs):
     """Return since when the line is blocked, which is its job's first failure, or else since when its job runs."""
-    blockers = [job for job in jobs if now and job.pk == now["job"] and now["state"] != "running" and job.errors]
+    is_blocked = now and now["state"] in ("backing off", "halted")
+    blockers = [job for job in jobs if is_blocked and job.pk == now["job"] and job.errors]
     return datetime.fromisoformat(blockers[0].errors[0]["at"]) if blockers else now and now["since"]
 
 

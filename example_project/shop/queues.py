@@ -6,7 +6,7 @@ from django.core.mail import EmailMessage
 from django.db.models import Count, Sum
 from django.utils import timezone
 
-from queuetopia import Every, Performer, Queuetopia, action
+from queuetopia import Deferred, Every, Performer, Queuetopia, action
 
 from . import billing
 from .models import Order
@@ -29,7 +29,11 @@ class OrderPerformer(Performer):
     @action
     def charge_payment(self, job, order_id):
         order = order_of(order_id)
-        order.payment_number = billing.charge_payment(job, order)
+        number = billing.charge_payment(job, order)
+        if number is None:  # accepted: the provider calls back, and until then the line waits
+            job.report_progress(0.5, "accepted by the provider")
+            return Deferred(timeout=60)
+        order.payment_number = number
         order.save(update_fields=["payment_number"])
 
     @action

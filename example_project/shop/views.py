@@ -1,17 +1,23 @@
+import json
+
 from django.contrib import messages
-from django.http import FileResponse, Http404
+from django.db import transaction
+from django.http import FileResponse, Http404, HttpResponse
 from django.shortcuts import redirect, render
 from django.views.decorators.cache import never_cache
+from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
 from example_project.provider.models import Provider
+from queuetopia import Refused
 
-from .forms import OrderForm
+from .forms import OrderForm, PaidForm
 from .lines import CUSTOMERS, current_lines
 from .mailbox import mail_files, mails_in
 from .models import Customer, Order
 from .orders import order_again, place_order
 from .producer import RATE, producer
+from .queues import OrderQueue
 
 NEW_ORDER = {"email": "red@customer.example", "item": "a kettle", "amount": 39}
 MAIL_FILES = 50  # listed at most
@@ -64,6 +70,26 @@ def produce(request):
         producer.stop()
         messages.success(request, "No more orders come in by themselves. Those that did are done.")
     return redirect("shop")
+
+
+@csrf_exempt  # called by the provider, which has the token
+@require_POST
+def paid(request, token):
+    """Store that a payment is through which the provider had only accepted: its step is done, and its line goes on."""
+    try:
+        form = PaidForm(json.loads(request.body))
+    except ValueError:
+        return HttpResponse("the body is no JSON", status=400)
+    if not form.is_valid():
+        return HttpResponse(form.errors.as_text(), status=400, content_type="text/plain")
+    order, number = form.cleaned_data["order"], form.cleaned_data["number"]
+    try:
+        with transaction.atomic():
+            OrderQueue.complete(token, {"payment_number": number})
+            Order.objects.filter(pk=order).update(payment_number=number)
+    except Refused as exc:
+        return HttpResponse(str(exc), status=409, content_type="text/plain")
+    return HttpResponse(status=204)
 
 
 @require_safe
