@@ -130,7 +130,7 @@ def _undeclared_scopes():
 @checks.register("queuetopia")
 def check_options(app_configs, **kwargs):
     problems = [problem for where, options in _option_sources() for problem in _bad_options(where, options)]
-    return [*problems, *_bad_deciders()]
+    return [*problems, *_bad_deciders(), *_unordered()]
 
 
 def _option_sources():
@@ -180,6 +180,25 @@ def _bad_deciders():
             continue
         hint = f"Write def {value}(self, job, exc) there, or one of the three names."
         yield _problem("E005", f"{queuetopia.label}: option 'on_exhausted': {value!r} {trouble}.", hint)
+
+
+def _unordered():
+    """Yield a problem for each option about order of a class whose jobs need none."""
+    for queuetopia in registered():
+        try:
+            if queuetopia.option("ordered"):
+                continue
+            commit_ordered, spacing = queuetopia.option("commit_ordered"), queuetopia.option("spacing")
+        except (ImproperlyConfigured, TypeError, ValueError, ArithmeticError):
+            continue  # It cannot be used: said elsewhere.
+        if commit_ordered:
+            message = f"{queuetopia.label}: commit_ordered = True asks for an order, and ordered = False for none."
+            yield _problem("E018", message, "Remove one of the two.")
+        if spacing:
+            message = (
+                f"{queuetopia.label}: spacing is between the jobs of one queue; with ordered = False each has its own."
+            )
+            yield _problem("W013", message, "Remove it. rate limits how many jobs of the class start in a span.")
 
 
 # Scopes

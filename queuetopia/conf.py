@@ -235,6 +235,7 @@ OPTIONS: dict[str, Option] = {
     "rate": Option(None, _clean_rate),
     "spacing": Option(0.0, _clean_spacing),
     "using": Option(None, _clean_using),
+    "ordered": Option(True, _clean_bool),
     "commit_ordered": Option(False, _clean_bool),
     "retention": Option(7 * DAY, _clean_retention),
     "sensitive_params": Option((), _clean_names),

@@ -80,8 +80,8 @@ class Queuetopia:
 
     A subclass without ``performer`` is abstract. ``scope`` is its name in the database and never inherited.
     Options (class attributes, see ``conf.OPTIONS``): timeout, backoff_base, backoff_factor, max_backoff, max_attempts,
-    on_exhausted, on_error, breaker, jitter, setup_retry, poll_interval, max_running, priority, rate, spacing, using,
-    commit_ordered, retention, sensitive_params.
+    on_exhausted, on_error, breaker, jitter, setup_retry, poll_interval, max_running, priority, rate, spacing, ordered,
+    using, commit_ordered, retention, sensitive_params.
 
     ``schedules`` is a list of ``Every`` and ``Cron``: jobs that nodes create by the clock.
     """
@@ -169,7 +169,8 @@ class Queuetopia:
         The job exists only if the surrounding transaction commits; then the schedulers are woken. One INSERT is
         all that happens inside the transaction.
 
-        queue: 1-255 characters; it exists from its first job on.
+        queue: 1-255 characters; it exists from its first job on. With ``ordered = False`` the job waits for no other
+            one of this name, which has 234 characters at most; None names it by its action.
         params: dict of the action's keyword arguments: JSON, datetime, date, time, timedelta, Decimal, UUID.
         scheduled_at: not before this aware datetime; None means the database's now.
         timeout: seconds (or timedelta) one attempt may last; None means the class's.
@@ -230,10 +231,14 @@ class Queuetopia:
 
     @classmethod
     def jobs(cls):
-        """Return a QuerySet of this scope's jobs."""
-        from .models import Job
+        """Return a QuerySet of this scope's jobs.
 
-        return Job.objects.using(cls.database()).filter(scope=cls.scope)
+        With ``ordered = False``, ``filter(queue="mails")`` selects all jobs that were given this name.
+        """
+        from .models import IndependentJobs, Job, JobQuerySet
+
+        jobs = JobQuerySet if cls.option("ordered") else IndependentJobs
+        return jobs(Job, using=cls.database()).filter(scope=cls.scope)
 
     @classmethod
     @_sync

@@ -6,11 +6,15 @@ neither reads nor locks a Queue row. This module reads only; ``jobs`` and ``back
 
 import uuid
 from datetime import UTC, datetime, timedelta
+from functools import reduce
+from operator import or_
 from typing import Any
 
 from django.apps import apps
 from django.core.exceptions import ImproperlyConfigured
 from django.db import models
+from django.db.models.functions import Left, Length, Right
+from django.db.models.lookups import Exact
 from django.utils.translation import gettext_lazy as _
 
 from .attempts import changed_memory, memory_of
@@ -26,6 +30,7 @@ from .backends.columns import (
 from .conf import LONGEST
 from .decisions import permissions_on
 from .exceptions import ReadOnlyJob
+from .lines import ADDED, MARK, GivenName, given_name, is_own, row_name
 from .outside import token_of
 from .params import ParamsField
 from .text import visible
@@ -72,6 +77,40 @@ class JobQuerySet(BoundedQuerySet):
     def in_order(self):
         """The order in which the jobs of one queue run."""
         return self.order_by("scheduled_at", "id")
+
+
+class IndependentJobs(JobQuerySet):
+    """Jobs of a class with ``ordered = False``: ``queue="mails"`` selects those that were given this name."""
+
+    def filter(self, *args, **kwargs):
+        return super().filter(*args, *_by_given_names(kwargs), **kwargs)
+
+    def exclude(self, *args, **kwargs):
+        return super().exclude(*args, *_by_given_names(kwargs), **kwargs)
+
+
+def _by_given_names(filters):
+    """Take the look-ups of exact names of queues out of the filters; return them as conditions."""
+    for lookup in ("queue", "queue__exact", "queue__in"):
+        if isinstance(filters.get(lookup), str | list | tuple | set | frozenset):
+            names = filters.pop(lookup)
+            names = [names] if isinstance(names, str) else names
+            yield reduce(or_, map(has_name, names), models.Q(pk__in=[]))
+
+
+def has_name(queue: str, column: str = "queue") -> models.Q:
+    """Return the condition that a queue has this name, or was given it by an independent job."""
+    if isinstance(queue, GivenName):
+        return models.Q(**{column: queue})
+    begins = Exact(Left(column, len(queue) + len(MARK)), models.Value(f"{queue}{MARK}"))
+    return models.Q(**{column: queue}) | models.Q(begins, Exact(Length(column), len(queue) + ADDED))
+
+
+def given_of(column: str) -> models.Case:
+    """Return the expression for the name that jobs were given, of a column with names of queues' rows."""
+    is_own = Exact(Left(Right(column, ADDED), len(MARK)), models.Value(MARK))
+    given = Left(column, Length(column) - ADDED)
+    return models.Case(models.When(is_own, then=given), default=column, output_field=models.CharField())
 
 
 class Job(models.Model):
@@ -195,6 +234,18 @@ class Job(models.Model):
     def delete(self, *args, **kwargs):
         self._refuse_if_claim("delete")
         return super().delete(*args, **kwargs)
+
+    @classmethod
+    def from_db(cls, *args, **kwargs):
+        job = super().from_db(*args, **kwargs)
+        if is_own(job.__dict__.get("queue", "")):
+            job.queue = given_name(job.queue)
+        return job
+
+    @property
+    def row_name(self) -> str:
+        """The name of its queue's row: ``queue``, but for an independent job (``ordered = False``)."""
+        return row_name(self.queue)
 
     def is_ended(self):
         return self.done_at is not None

@@ -22,7 +22,8 @@ from .backends.values import Ending
 from .completion import completed, must_await
 from .conf import JOB_OPTIONS
 from .jobs import create_due, declared, settled, write_reports
-from .models import Job
+from .lines import row_name
+from .models import Job, Queue, has_name
 from .monitoring import status
 from .monitoring.events import Event
 from .monitoring.follow import Follower
@@ -176,7 +177,7 @@ def _claim_of(job, memory):
         job_id=job.pk,
         queue_id=0,
         scope=job.scope,
-        queue=job.queue,
+        queue=job.row_name,
         action=job.action,
         params=dumps(job.params),
         attempt=job.attempts + 1,
@@ -237,10 +238,15 @@ def _next_claim(backend, queuetopia, queue, holder, now):
     after: str | None = ""
     while after is not None:  # the wake-up that follows a commit may never come in a test's transaction
         _, after = upkeep.sweep(backend, queuetopia.scope, after)
+    if queue is not None and not queuetopia.option("ordered"):
+        of_name = Queue.objects.using(backend.alias).due(now or backend.now()).filter(has_name(queue, "name"))
+        queue = (
+            of_name.filter(scope=queuetopia.scope).order_by("due_at").values_list("name", flat=True).first() or queue
+        )
     breaker, limits = queuetopia.option("breaker"), None
     if breaker and breakers.tripped(backend.alias, [queuetopia.scope]):
         limits = Limits(breaker=breaker)
-    claims, _ = backend.claim([queuetopia.scope], 1, holder, now=now, only=queue, limits=limits)
+    claims, _ = backend.claim([queuetopia.scope], 1, holder, now=now, only=queue and row_name(queue), limits=limits)
     return claims[0] if claims else None
 
 

@@ -199,7 +199,7 @@ class JobAdmin(ReadOnlyAdmin):
         nodes, seen = self.holders(rows, lines.values(), alias)
         for row in rows:
             row.nodes_seen = seen
-            row.line = lines.get((row.scope, row.queue))
+            row.line = lines.get((row.scope, row.row_name))
             row.state_seen = job_state(row, row.line)
             row.node = nodes.get(row.line.held_by) if row.state_seen is JobState.RUNNING else None
 
@@ -310,7 +310,7 @@ def _queues_of(jobs, alias):
     """Return {(scope, queue): the queue's row}, found by the unique index."""
     names: dict[str, set[str]] = {}
     for job in jobs:
-        names.setdefault(job.scope, set()).add(job.queue)
+        names.setdefault(job.scope, set()).add(job.row_name)
     if not names:
         return {}
     wanted = Q.create([Q(scope=scope, name__in=found) for scope, found in names.items()], connector=Q.OR)

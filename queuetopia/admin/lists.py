@@ -12,7 +12,7 @@ from django.utils.html import format_html
 from django.utils.http import urlencode
 from django.utils.translation import gettext_lazy as _
 
-from ..models import Job, Queue, Scope
+from ..models import Job, Queue, Scope, has_name
 from ..monitoring import status
 from ..registry import by_scope
 from ..text import visible
@@ -141,7 +141,11 @@ class QueueFilter(SimpleListFilter):
         return [] if name is None else [(name, visible(name))]
 
     def queryset(self, request, queryset):
-        return queryset if self.value() is None else _exactly(queryset, queue=self.value())
+        name, known = self.value(), by_scope().get(request.GET.get(ScopeFilter.parameter_name))
+        if name is None:
+            return queryset
+        is_of_many = known is not None and not known.option("ordered") and "\x00" not in name
+        return queryset.filter(has_name(name)) if is_of_many else _exactly(queryset, queue=name)
 
 
 def _exactly(queryset, **text):

@@ -15,6 +15,7 @@ from django.utils.translation import gettext_lazy as _
 
 from ..decisions import DECISIONS, HEAD_START
 from ..exceptions import Refused
+from ..lines import given_name
 from ..models import Job, JobEvent, Queue, QueueIs, Scope
 from ..monitoring.explain import Seen, explain_queue
 from ..monitoring.status import QueueState, job_state, queue_state, span
@@ -219,7 +220,7 @@ class QueueAdmin(ReadOnlyAdmin):
     def explained(self, queue):
         """Return why it runs, waits or is blocked."""
         seen = Seen(queue, [queue.head], queue.scope_seen, _next_jobs(queue), queue.nodes_seen)
-        return visible(explain_queue(queue.scope, queue.name, queue._state.db, seen)["sentence"])
+        return visible(explain_queue(queue.scope, given_name(queue.name), queue._state.db, seen)["sentence"])
 
     @admin.display(description=_("current job"))
     def job(self, queue):

@@ -39,6 +39,7 @@ from django.db.models.functions import Coalesce
 from .. import conf
 from ..attempts import ENDINGS, MEANING, Claim, Verdict
 from ..channel import uptime
+from ..lines import is_own
 from ..models import Chore, Job, Queue, Scope
 from ..repeats import Repeats
 from ..text import brief
@@ -451,6 +452,9 @@ class Backend:
                 head, current_job, due_at = rows.next_head(self.alias, queue, now)
                 if head:
                     claims.append(rows.mark_started(self, queue, head, holder, now))
+                elif current_job is None and due_at is None and is_own(queue.name):
+                    # Its one job has ended, and may be gone: a wake-up that came so late has made the row again.
+                    rows.remove_own(self.alias, [queue.pk])
                 else:
                     Queue.objects.using(self.alias).filter(pk=queue.pk).update(current_job=current_job, due_at=due_at)
         started = {claim.queue_id for claim in claims}
@@ -555,6 +559,8 @@ class Backend:
                 result.claims.append(claim)
                 continue
             rows.let_go(self.alias, queue, due_at, current_job, problem_of(ending), **alert_of(ending, now))
+            if ending.outcome.verdict == Verdict.MOVE and is_own(queue.name):
+                rows.remove_own(self.alias, [queue.pk])
             released.append(queue.pk)
             if due_at is not None and due_at <= now:
                 due = True

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from django.db import migrations, models
 from django.db.models.lookups import Exact
 
+from ..lines import row_name
 from ..times import refuse_wrong
 
 # The times there are, with room for time zones at both ends.
@@ -63,8 +64,12 @@ class ExactCharField(models.CharField):
     """Text compared character by character: case and trailing spaces count on every database.
 
     PostgreSQL and SQLite compare so by themselves. MySQL's default ignores case, and even its ``_bin``
-    collations pad with spaces, so the column names one that does not.
+    collations pad with spaces, so the column names one that does not. The name of an independent job's queue is
+    stored, and compared, as that of its row.
     """
+
+    def get_prep_value(self, value):
+        return super().get_prep_value(row_name(value))
 
     def db_type(self, connection):
         if connection.vendor != "mysql":

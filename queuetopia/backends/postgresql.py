@@ -33,6 +33,7 @@ from ..attempts import Claim
 from ..channel import uptime
 from ..conf import JOB_OPTIONS, MOST_ATTEMPTS
 from ..exceptions import SessionLost, SessionRefused
+from ..lines import row_name
 from ..models import Job, Queue, Scope
 from ..params import as_text
 from ..text import brief
@@ -870,7 +871,7 @@ class Listener:
 def _inserted(job):
     scheduled_at = None if values.has_no_time(job) else job.scheduled_at
     return (
-        job.scope, job.queue, job.action, as_text(job.params), *(getattr(job, name) for name in JOB_OPTIONS),
+        job.scope, row_name(job.queue), job.action, as_text(job.params), *(getattr(job, name) for name in JOB_OPTIONS),
         scheduled_at,
     )  # fmt: skip
 

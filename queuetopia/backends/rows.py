@@ -8,6 +8,7 @@ from django.db.models import Q
 from django.db.models.functions import Cast
 
 from ..attempts import Claim, Verdict, memory_of
+from ..lines import is_own
 from ..models import Job, JobEvent, Queue, Scope
 from .columns import DatabaseNow
 from .values import HEAD_COLUMNS, as_done, claim_of, history, job_values, next_attempt
@@ -178,6 +179,20 @@ def mark_started(backend, queue, head, holder, now) -> Claim:
         problem="",
     )
     return claim_of(queue, head)
+
+
+def remove_own(alias, queue_ids) -> None:
+    """Delete the rows of independent jobs whose job has ended and that nothing holds; no other is ever deleted.
+
+    Nothing is claimed under their names again, so their fences do not begin anew. The caller has locked them.
+    """
+    if not queue_ids:
+        return
+    job = Job.objects.unfinished().in_queue(models.OuterRef("scope"), models.OuterRef("name"))
+    rows = Queue.objects.using(alias).filter(pk__in=queue_ids, held_by=None)
+    # Not in one statement: MySQL would lock the jobs that the condition reads, and hold up who creates some.
+    ended = [queue.pk for queue in rows.filter(~models.Exists(job)).only("name") if is_own(queue.name)]
+    rows.filter(pk__in=ended)._raw_delete(alias)
 
 
 def let_go(alias, queue, due_at, current_job, problem="", **alert) -> None:

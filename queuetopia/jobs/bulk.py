@@ -100,10 +100,10 @@ def decide(queuetopia, verb, ids, *, by="", reason="") -> list[int]:
         rows = Queue.objects.using(alias).filter(pk__in=list(queues.values_list("pk", flat=True))).order_by("id")
         lines = {line.name: line for line in rows.select_for_update(skip_locked=passes_over)}
         locked = chosen.filter(queue__in=lines).select_for_update(skip_locked=passes_over).order_by("id")
-        jobs = [job for job in locked if _waits_for_operator(job, lines[job.queue])]
+        jobs = [job for job in locked if _waits_for_operator(job, lines[job.row_name])]
         done = [job.pk for job in jobs]
         before = [{"state": job.state, "attempts": job.attempts, "running": False} for job in jobs]
-        _decide_rows(queuetopia, verb, jobs, [lines[job.queue].pk for job in jobs])
+        _decide_rows(queuetopia, verb, jobs, [lines[job.row_name].pk for job in jobs])
         JobEvent.objects.using(alias).bulk_create(
             JobEvent(
                 verb=verb, scope=job.scope, queue=job.queue, job=job.pk,

@@ -114,7 +114,7 @@ def _move_batch(queuetopia, ids, to, *, by, reason) -> list[int]:
         lines = _locked_lines(alias, scope, {*_names_of(queuetopia, ids), to})
         rows = queuetopia.jobs().unfinished().filter(pk__in=ids, queue__in=lines).defer(*LIGHT)
         locked = {job.pk: job for job in rows.order_by("id").select_for_update()}
-        jobs = [job for pk in ids if (job := locked.get(pk)) and not _why_left(job, lines[job.queue], to)]
+        jobs = [job for pk in ids if (job := locked.get(pk)) and not _why_left(job, lines[job.row_name], to)]
         now = backend_for(alias).now()
         _leave_events(alias, jobs, to, by, reason)
         _free(queuetopia, jobs, lines, now)
@@ -155,8 +155,8 @@ def why_not_moved(queuetopia, ids, to: str) -> dict[int, str]:
 def _free(queuetopia, jobs, lines, now) -> None:
     """Let the queues go on that were held by one of these jobs."""
     alias = queuetopia.database()
-    freed = [job for job in jobs if lines[job.queue].current_job == job.pk]
-    ids = [lines[job.queue].pk for job in freed]
+    freed = [job for job in jobs if lines[job.row_name].current_job == job.pk]
+    ids = [lines[job.row_name].pk for job in freed]
     # Due, not cleared: the next claim finds the new head or empties the queue, and checks again.
     Queue.objects.using(alias).filter(pk__in=ids).update(current_job=None, due_at=now)
     for job in freed:

@@ -17,6 +17,7 @@ from .. import params as params_module
 from ..backends import backend_for
 from ..backends.values import has_no_time
 from ..exceptions import InvalidJob, Refused
+from ..lines import LONGEST_GIVEN, is_own, own_name
 from ..models import MAX_KEY, Job
 from ..moving import MAX_NAME, name_problem
 from ..performer import (
@@ -43,6 +44,8 @@ def build(queuetopia, *, queue, action, params, scheduled_at, **options) -> Job:
     """Return an unsaved Job, or raise InvalidJob with every problem found, keyed by argument."""
     _require_performer(queuetopia)
     params = {} if params is None else params
+    if queue is None and not queuetopia.option("ordered"):
+        queue = action
     given = {name: value for name, value in options.items() if value is not None}
     if scheduled_at is not None:
         given["scheduled_at"] = scheduled_at
@@ -63,11 +66,13 @@ def _require_performer(queuetopia):
 def _problems(queuetopia, queue, action, params, given) -> dict[str, list[str]]:
     """Return everything that would keep such a job from being stored or run, keyed by argument."""
     problems: dict[str, list[str]] = {}
-    check_queue(queue, problems)
+    check_queue(queue, problems, MAX_NAME if queuetopia.option("ordered") else LONGEST_GIVEN)
+    if "queue" not in problems and type(queue) is str and is_own(queue):
+        problems["queue"] = [f"{queue!r} is how the queue of an independent job is named; choose another name."]
     check_action(queuetopia, action, problems)
     check_params(queuetopia, action, params, problems)
     _check_scheduled_at(given.get("scheduled_at"), problems)
-    _check_keys(given, problems)
+    _check_keys(queuetopia, given, problems)
     for name, clean in conf.JOB_OPTIONS.items():
         if name not in given:
             continue
@@ -78,9 +83,11 @@ def _problems(queuetopia, queue, action, params, given) -> dict[str, list[str]]:
     return problems
 
 
-def check_queue(queue, problems):
+def check_queue(queue, problems, most=MAX_NAME):
     if problem := name_problem(queue):
         problems["queue"] = [f"{problem}."]
+    elif len(queue) > most:
+        problems["queue"] = [f"has {len(queue)} characters; a queue's name has 1 to {most} where ordered = False."]
 
 
 def check_action(queuetopia, action, problems):
@@ -143,12 +150,14 @@ def _check_scheduled_at(scheduled_at, problems):
         problems["scheduled_at"] = [f"is in the year {scheduled_at.year}, outside 1971-9998."]
 
 
-def _check_keys(given, problems):
+def _check_keys(queuetopia, given, problems):
     for name in KEYS:
         key = given.get(name)
         if key is None:
             continue
-        if not isinstance(key, str):
+        if not queuetopia.option("ordered"):
+            problems[name] = ["is among the jobs of one queue; with ordered = False each has its own. Leave it out."]
+        elif not isinstance(key, str):
             problems[name] = [f"must be a str, not {type(key).__name__}."]
         elif not 1 <= len(key) <= MAX_KEY:
             problems[name] = [f"has {len(key)} characters; a key has 1 to {MAX_KEY}."]
@@ -174,9 +183,10 @@ def create(queuetopia, jobs: list[Job]) -> list[Job]:
     alias = queuetopia.database()
     _refuse_manual_transaction(alias)
     commit_ordered = queuetopia.option("commit_ordered")
+    separate(queuetopia, jobs)
     with transaction.atomic(using=alias) if commit_ordered or len(jobs) > 1 else nullcontext():
         if commit_ordered:
-            backend_for(alias).lock_order(queuetopia.scope, {job.queue for job in jobs})
+            backend_for(alias).lock_order(queuetopia.scope, {job.row_name for job in jobs})
         stored = _inserted(backend_for(alias), jobs)
         if new := [job for job in stored if job.is_new]:
             transaction.on_commit(partial(_announce, queuetopia, new, alias), using=alias, robust=True)
@@ -210,6 +220,13 @@ def _inserted_alone(backend, job):
     if stored is job:
         job.note_new()
     return stored
+
+
+def separate(queuetopia, jobs: list[Job]) -> None:
+    """Give each of new jobs a queue of its own, if its class says that they need no order."""
+    if not queuetopia.option("ordered"):
+        for job in jobs:
+            job.queue = own_name(job.queue)
 
 
 def _refuse_manual_transaction(alias):
@@ -256,7 +273,7 @@ def _given(job):
 def _announce(queuetopia, jobs, alias):
     due: dict[str, datetime] = {}
     for job in jobs:
-        due[job.queue] = min(job.scheduled_at, due.get(job.queue, job.scheduled_at))
+        due[job.row_name] = min(job.scheduled_at, due.get(job.row_name, job.scheduled_at))
     try:
         wakes = [(queuetopia.scope, queue, at) for queue, at in due.items()]
         if left := backend_for(alias).wake(wakes):

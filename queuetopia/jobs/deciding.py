@@ -23,6 +23,7 @@ from ..attempts import memory_text
 from ..backends import backend_for, breakers
 from ..decisions import HEAD_START
 from ..exceptions import InvalidJob, InvalidMemory, Refused
+from ..lines import is_own, row_name
 from ..models import UNBEGUN, Job, JobEvent, Queue, Scope
 from ..text import masked, storable
 from ..times import local
@@ -454,7 +455,8 @@ def prioritize(queuetopia, queue, seconds=HEAD_START, *, by="", reason="") -> No
         problems["seconds"] = [f"{exc}."]
     if problems:
         raise InvalidJob(problems)
-    again_after_deadlock(alias, partial(_give_head_start, alias, scope, queue, seconds, by, reason))
+    _refuse_name_of_many(queuetopia, queue)
+    again_after_deadlock(alias, partial(_give_head_start, alias, scope, row_name(queue), seconds, by, reason))
 
 
 def _give_head_start(alias, scope, queue, seconds, by, reason):
@@ -492,9 +494,10 @@ def edit_memory(queuetopia, queue, memory, *, was=None, by="", reason="") -> Non
         problems["memory"] = [f"{exc}."]
     if problems:
         raise InvalidJob(problems)
+    _refuse_name_of_many(queuetopia, queue)
     alias = queuetopia.database()
     _wait_for_claims(alias, scope=queuetopia.scope, name=queue)
-    again_after_deadlock(alias, partial(_write_memory, queuetopia, alias, queue, memory, was, by, reason))
+    again_after_deadlock(alias, partial(_write_memory, queuetopia, alias, row_name(queue), memory, was, by, reason))
 
 
 def _write_memory(queuetopia, alias, queue, memory, was, by, reason):
@@ -525,7 +528,8 @@ def pause(queuetopia, queue=None, *, by="", reason=""):
     what nodes have just claimed: it has begun by then, or was given back and does not start.
     """
     alias, scope = queuetopia.database(), queuetopia.scope
-    again_after_deadlock(alias, partial(_set_pause, alias, scope, queue, "pause", by, reason))
+    _refuse_name_of_many(queuetopia, queue)
+    again_after_deadlock(alias, partial(_set_pause, alias, scope, row_name(queue), "pause", by, reason))
     _wait_for_claims(alias, scope=scope, **({} if queue is None else {"name": queue}))
 
 
@@ -537,7 +541,21 @@ def resume(queuetopia, queue=None, *, by="", reason=""):
     Raises Refused when it is not paused.
     """
     alias, scope = queuetopia.database(), queuetopia.scope
-    again_after_deadlock(alias, partial(_set_pause, alias, scope, queue, "resume", by, reason))
+    _refuse_name_of_many(queuetopia, queue)
+    again_after_deadlock(alias, partial(_set_pause, alias, scope, row_name(queue), "resume", by, reason))
+
+
+def _refuse_name_of_many(queuetopia, queue):
+    """Refuse a name that independent jobs were given: each of them has a queue of its own."""
+    if queuetopia.option("ordered") or not isinstance(queue, str) or is_own(row_name(queue)):
+        return
+    waiting = Job.objects.using(queuetopia.database()).unfinished().in_queue(queuetopia.scope, queue)
+    rows = Queue.objects.using(queuetopia.database()).filter(scope=queuetopia.scope, name=queue)
+    if not (rows.exists() or waiting.exists()):  # what was created while the class had an order
+        raise Refused(
+            f"{queue} is no queue: the jobs of {queuetopia.scope} need no order (ordered = False), so each has a queue "
+            "of its own. Name that one (job.row_name), pause the whole scope, or cancel jobs."
+        )
 
 
 def pause_all(alias, *, by="", reason=""):

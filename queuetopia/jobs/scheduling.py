@@ -21,7 +21,7 @@ from ..registry import by_scope
 from ..schedules import Periodic, Problem, listed
 from ..text import storable
 from ..times import local
-from .creating import build, create
+from .creating import build, create, separate
 from .deciding import _leave_event, again_after_deadlock
 
 logger = logging.getLogger("queuetopia.jobs")
@@ -119,7 +119,8 @@ def create_due_of(backend, queuetopia, schedule, row, now) -> list[Job]:
             return []
         jobs = _create(backend, queuetopia, schedule, row, due, now) if due else []
     if jobs:
-        backend.wake([(queuetopia.scope, schedule.queue, jobs[0].scheduled_at)])
+        firsts = {job.row_name: job.scheduled_at for job in reversed(jobs)}
+        backend.wake([(queuetopia.scope, name, at) for name, at in firsts.items()])
     return jobs
 
 
@@ -144,6 +145,7 @@ def _create(backend, queuetopia, schedule, row, due, now) -> list[Job]:
     if jobs:
         if queuetopia.option("commit_ordered"):
             backend.lock_order(queuetopia.scope, {schedule.queue})
+        separate(queuetopia, jobs)
         backend.insert(jobs)
         counts |= {"created": F("created") + len(jobs), "last_due_at": wanted[-1], "last_job": jobs[-1].pk}
     this.update(**counts)

@@ -14,15 +14,18 @@ from functools import cached_property
 from typing import Any
 
 from .. import conf
+from ..backends import backend_for
 from ..backends.limits import Limits, Rate
 from ..backends.values import attempts_of
-from ..models import Job, Queue, Scope
+from ..lines import given_name, is_own, row_name
+from ..models import Job, Queue, Scope, has_name
 from ..params import Unreadable
 from ..performer import known_actions
 from ..registry import by_scope
 from .status import (
     QueueState,
     breaker_of,
+    first_of_name,
     is_alive,
     most_attempts,
     node_rows,
@@ -89,9 +92,29 @@ def explain(queuetopia, queue: str) -> dict[str, Any]:
       scope is let go), and of ``max_running`` how many queues have places (``taken``) and may (``most``)
     - ``breaker``: None while that of the scope is closed; else as in ``status``
 
-    ``waiting``, ``halted_behind`` and ``ahead`` count up to ``MOST_COUNTED``; one more means: more than that.
+    With ``ordered = False`` all this is about one of the jobs of that name, the one that is in most trouble, and
+    ``jobs`` is how many of them have not ended.
+
+    ``waiting``, ``halted_behind``, ``jobs`` and ``ahead`` count up to ``MOST_COUNTED``; one more means: more than that.
     """
-    return explain_queue(queuetopia.scope, queue, queuetopia.database())
+    alias, scope = queuetopia.database(), queuetopia.scope
+    if queuetopia.option("ordered") or is_own(row_name(queue)):
+        return explain_queue(scope, given_name(row_name(queue)), alias)
+    return _explain_independent(scope, queue, alias)
+
+
+def _explain_independent(scope, queue, alias):
+    """Explain the jobs that were given this name by the one of them that is in most trouble."""
+    jobs = Job.objects.using(alias).unfinished().filter(has_name(queue), scope=scope)
+    row = first_of_name(alias, scope, queue, backend_for(alias).now())
+    first = None if row else jobs.only("queue").in_order().first()
+    name = given_name(row.name) if row else first.queue if first else queue
+    found = explain_queue(scope, name, alias)
+    count = jobs.count_to(MOST_COUNTED)
+    if count > 1:
+        number = _counted(count, "job", "jobs")
+        found["sentence"] = f"{queue} is the name of {number} that need no order. One of them: {found['sentence']}"
+    return {**found, "jobs": count}
 
 
 @dataclass

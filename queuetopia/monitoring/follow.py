@@ -23,6 +23,7 @@ from django.db.models import Q
 from ..backends import backend_for
 from ..backends.values import attempts_of
 from ..channel import uptime
+from ..lines import given_name
 from ..models import Job, JobEvent, Node, Queue, Scope
 from ..text import brief
 from .status import MOST_NODES, progress_of
@@ -321,7 +322,7 @@ def _told(event):
         "at": event.at,
         "event": event.verb,
         "scope": event.scope,
-        "queue": event.queue or None,
+        "queue": given_name(event.queue) or None,
         "job": event.job,
         "action": None,
         "attempt": None,

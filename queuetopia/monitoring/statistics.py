@@ -12,6 +12,7 @@ from django.utils import timezone
 
 from ..backends import backend_for
 from ..backends.upkeep import CENSUS
+from ..lines import given_name
 from ..models import Chore, Job, Statistic
 from . import census
 from .histogram import SPAN, bin_of, bounds_of
@@ -229,7 +230,7 @@ def _by_queue(queuetopia, since, until):
     queues: dict[str, _Line] = defaultdict(_Line)
     total = _Line()
     for queue, *job in jobs[:MOST_JOBS]:
-        queues[queue].add(*job)
+        queues[given_name(queue)].add(*job)
         total.add(*job)
     created, saw_all = _created(queuetopia, since, until)
     for queue, number in created.items():
@@ -247,7 +248,7 @@ def _created(queuetopia, since, until):
     """Return how many jobs were created in each queue, by those with the highest ids, and whether these are all."""
     newest = Job.objects.using(queuetopia.database()).order_by("-pk").values_list("scope", "queue", "scheduled_at")
     rows = list(newest[: MOST_JOBS + 1])
-    ours = (queue for scope, queue, at in rows if scope == queuetopia.scope and since <= at < until)
+    ours = (given_name(queue) for scope, queue, at in rows if scope == queuetopia.scope and since <= at < until)
     return Counter(ours), len(rows) <= MOST_JOBS or rows[-1][2] < since
 
 

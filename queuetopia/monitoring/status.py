@@ -12,14 +12,15 @@ from enum import StrEnum
 from typing import Any
 
 from django.db import router
-from django.db.models import Case, Count, Min, OuterRef, Q, Subquery, When
+from django.db.models import BigIntegerField, Case, Count, ExpressionWrapper, F, Min, OuterRef, Q, Subquery, When
 
 from .. import conf
 from ..backends import backend_for, breakers
 from ..backends.columns import DatabaseNow
 from ..backends.limits import Limits
 from ..exceptions import Refused
-from ..models import Job, Node, Queue, QueueIs, Scope
+from ..lines import given_name
+from ..models import Job, Node, Queue, QueueIs, Scope, given_of, has_name
 from ..registry import by_scope, registered
 from ..times import local
 from . import schedules
@@ -57,6 +58,7 @@ class JobState(StrEnum):
 
 
 _LISTED_AT = {state: position for position, state in enumerate(QueueState)}
+_IDS = 10**15  # more than a table has ids
 
 
 def queue_state(queue: Queue, current: Job | None, now: datetime, *, scope_is_paused: bool = False) -> QueueState:
@@ -138,13 +140,15 @@ def outside_text(since: object, until: object) -> str:
 def scope_status(queuetopia, queues: int = 20) -> dict[str, Any]:
     """Return how a scope does now. Datetimes are aware; all else is JSON.
 
-    queues: how many queues to list, blocked ones first; empty ones never are.
+    queues: how many queues to list, blocked ones first; empty ones never are. Independent jobs (``ordered = False``)
+    are listed under the names they were given: ``depth`` and ``oldest`` are about all of a name, the other keys about
+    the one that is in most trouble.
 
     - ``scope``, ``class``, ``database``, ``at`` (the database's clock), ``paused`` (at, by, reason; or None),
       ``all_paused``: the same of the pause of all scopes
     - ``enabled``: whether nodes with these settings serve it (``QUEUETOPIA["ENABLED"]``)
     - ``max_running``, ``rate`` (number, seconds), ``spacing``: its limits; None: no limit. ``limits``: in words
-    - ``priority``
+    - ``priority``; ``ordered``: whether the jobs of a queue run one after the other, in order
     - ``snoozed_until``: before that nothing of it starts, because a performer said so; or None
     - ``schedules``: ``schedules.described`` of each, none if the class declares none
     - ``breaker``: None while it is closed, or there is none; else its ``state`` ("open" or "catching up"), ``since``
@@ -168,7 +172,8 @@ def scope_status(queuetopia, queues: int = 20) -> dict[str, Any]:
     queue_counts = _queue_counts(alias, scope)
     held = {name: queue_counts[name] for name in ("running", "outside", "backing_off")}
     waiting = max(0, jobs.pop("pending") - sum(held.values()))
-    rows = _first_queues(alias, scope, now, max(0, min(queues, MOST_QUEUES)))
+    first = _first_queues if queuetopia.option("ordered") else _first_of_names
+    rows = first(alias, scope, now, max(0, min(queues, MOST_QUEUES)))
     described = _described(queuetopia, alias, rows, now, scope_is_paused=bool(paused or all_paused))
     names = {node.pk: str(node) for node in all_nodes}
     for queue in described:
@@ -187,6 +192,7 @@ def scope_status(queuetopia, queues: int = 20) -> dict[str, Any]:
         "spacing": queuetopia.option("spacing") or None,
         "limits": limits_in_words(scope),
         "priority": queuetopia.option("priority"),
+        "ordered": queuetopia.option("ordered"),
         "snoozed_until": snoozed_until(alias, scope, now),
         "schedules": schedules.of_scope(queuetopia, now),
         "breaker": breaker_of(Scope.objects.using(alias).filter(name=scope, ramp__isnull=False).first(), now),
@@ -237,8 +243,30 @@ def _outside(alias, scope):
 
 
 def _first_queues(alias, scope, now, limit):
-    """Return the rows to list. That a blocked queue's job is halted shows in its row: nothing is due."""
-    rank = Case(
+    """Return the rows to list."""
+    queues = Queue.objects.using(alias).filter(_NOT_EMPTY, scope=scope)
+    return list(queues.order_by(_rank(now), "due_at", "id")[:limit])
+
+
+def _first_of_names(alias, scope, now, limit):
+    """Return one row for each name that jobs were given: the one that would be listed first."""
+    queues = Queue.objects.using(alias).filter(_NOT_EMPTY, scope=scope)
+    place = ExpressionWrapper(_rank(now) * _IDS + F("id"), BigIntegerField())
+    names = queues.values(given=given_of("name")).annotate(first=Min(place)).order_by("first")
+    ids = [place % _IDS for place in names.values_list("first", flat=True)[:limit]]
+    rows = Queue.objects.using(alias).in_bulk(ids)
+    return [rows[pk] for pk in ids if pk in rows]
+
+
+def first_of_name(alias, scope, queue, now) -> Queue | None:
+    """Return the row of those independent jobs' queues that is to be listed first, None if there is none."""
+    queues = Queue.objects.using(alias).filter(_NOT_EMPTY, has_name(queue, "name"), scope=scope)
+    return queues.order_by(_rank(now), "due_at", "id").first()
+
+
+def _rank(now):
+    """Return where rows are listed. That a blocked queue's job is halted shows in its row: nothing is due."""
+    return Case(
         When(QueueIs.HELD, then=_LISTED_AT[QueueState.RUNNING]),
         When(QueueIs.HALTED, then=_LISTED_AT[QueueState.HALTED]),
         When(QueueIs.BLOCKED | QueueIs.WITH_A_PROBLEM, then=_LISTED_AT[QueueState.BACKING_OFF]),
@@ -246,16 +274,19 @@ def _first_queues(alias, scope, now, limit):
         When(due_at__lte=now, then=_LISTED_AT[QueueState.READY]),
         default=_LISTED_AT[QueueState.SCHEDULED],
     )
-    queues = Queue.objects.using(alias).filter(_NOT_EMPTY, scope=scope)
-    return list(queues.order_by(rank, "due_at", "id")[:limit])
 
 
 def _described(queuetopia, alias, rows, now, *, scope_is_paused):
-    names = [row.name for row in rows]
-    unfinished = Job.objects.using(alias).unfinished().filter(scope=queuetopia.scope, queue__in=names)
+    shown = str if queuetopia.option("ordered") else given_name
+    names = {shown(row.name) for row in rows}
+    unfinished = Job.objects.using(alias).unfinished().filter(scope=queuetopia.scope)
+    if shown is given_name:
+        line = unfinished.annotate(given=given_of("queue")).filter(given__in=names).values_list("given")
+    else:
+        line = unfinished.filter(queue__in=names).values_list("queue")
     lines = {
         name: {"depth": depth, "oldest": oldest}
-        for name, depth, oldest in unfinished.values_list("queue").annotate(Count("id"), Min("scheduled_at"))
+        for name, depth, oldest in line.annotate(Count("id"), Min("scheduled_at"))
     }
     light = Job.objects.using(alias).defer("params", "errors", "result")
     heads = light.in_bulk([row.current_job for row in rows if row.current_job is not None])
@@ -265,11 +296,11 @@ def _described(queuetopia, alias, rows, now, *, scope_is_paused):
         state = queue_state(row, job, now, scope_is_paused=scope_is_paused)
         described.append(
             {
-                "queue": row.name,
+                "queue": shown(row.name),
                 "state": str(state),
                 "problem": row.problem or None,
                 "paused": pause_of(row),
-                **lines.get(row.name, {"depth": 0, "oldest": None}),
+                **lines.get(shown(row.name), {"depth": 0, "oldest": None}),
                 **_job_keys(queuetopia, row, job),
                 "due_at": row.due_at,
                 "held_by": row.held_by,
@@ -444,7 +475,7 @@ def _running_jobs(queues):
         running.setdefault(queue.held_by, {})[queue.current_job] = {
             "job": queue.current_job,
             "scope": queue.scope,
-            "queue": queue.name,
+            "queue": given_name(queue.name),
             "action": queue.action,
             "attempt": queue.attempt,
             "since": queue.held_since,

@@ -137,7 +137,7 @@ def _refuse_if_vain(job):
             "starts after its commit. Wait after the transaction, or in transaction.on_commit()."
         )
     running = current_job.get()
-    if running is not None and (running.scope, running.queue) == (job.scope, job.queue):
+    if running is not None and (running.scope, running.row_name) == (job.scope, job.row_name):
         raise Refused(
             f"{_named(job)} stands in the queue that job {running.pk}, which this attempt runs, holds: it cannot end "
             "before. Let the job behind do what needs the result, or create the job in another queue."

@@ -19,6 +19,7 @@ from .. import conf, exceptions, signals
 from ..attempts import Claim, Outcome, Verdict, current_job, describe, raised, readable, result_text
 from ..completion import acompleted, completed
 from ..jobs import failed, was_cut_short
+from ..lines import given_name
 from ..models import Job
 from ..outside import Deferred, aended, ended
 from ..params import Unreadable
@@ -58,7 +59,7 @@ def job_of(claim: Claim) -> Job:
         "_state": state,
         "id": claim.job_id,
         "scope": claim.scope,
-        "queue": claim.queue,
+        "queue": given_name(claim.queue),
         "action": name_now(by_scope()[claim.scope].performer, claim.action),
         "params": readable(claim.params),
         **dict(zip(conf.JOB_OPTIONS, _options(claim), strict=True)),

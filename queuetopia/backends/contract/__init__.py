@@ -26,6 +26,7 @@ TOPICS = (
     "under_fire",
     "sweeping",
     "names",
+    "independent",
     "due",
     "nodes",
     "sessions",
@@ -37,6 +38,7 @@ from .breaking import Breaking  # noqa: E402
 from .claiming import Claiming  # noqa: E402
 from .corrupt import Corrupt  # noqa: E402
 from .due import Due  # noqa: E402
+from .independent import Independent  # noqa: E402
 from .keys import Keyed  # noqa: E402
 from .limits import Limited  # noqa: E402
 from .locking import Locking  # noqa: E402
@@ -65,6 +67,7 @@ class BackendContract(
     UnderFire,
     Sweeping,
     Names,
+    Independent,
     Due,
     Nodes,
     Sessions,

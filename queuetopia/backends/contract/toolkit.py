@@ -93,6 +93,10 @@ with registry.only():
     class OtherQueue(ContractQueue):
         scope = "queuetopia.contract.other"
 
+    class IndependentQueue(ContractQueue):
+        scope = "queuetopia.contract.independent"
+        ordered = False
+
 
 SCOPE = ContractQueue.scope
 
