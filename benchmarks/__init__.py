@@ -25,6 +25,8 @@ Workloads, each in a new database of its own, run three times (once with ``--qui
 - ``memory``: what the scheduler occupies while 100,000 jobs pass through it;
 - ``idle``: what a node costs that has nothing to do;
 - ``limits``: how much of ``max_running`` and of ``rate`` three nodes use, and what they cost while no place is free;
+- ``independent``: the jobs of ``drain`` with ``ordered = False``, each with a queue of its own, and how fast they are
+  pruned, their queues' rows included;
 - ``admin``: server time and queries of the admin's pages beside 1,000,000 jobs in 100,000 blocked queues (a tenth with
   ``--quick``);
 - ``curves``, on PostgreSQL: throughput over the number of blocked queues, of waiting jobs and of nodes, and latency
@@ -37,7 +39,7 @@ compared, ratios can: ``ratio`` is the figure over its ``reference``, measured i
 - for ``drain`` and ``rounds`` the backend's own claims and records in one process on one connection, 200 queues at a
   time: no processes, no performers. 1.00 is what the database could do if the rest cost nothing;
 - for ``line`` one UPDATE with its own commit for each job, for ``waits`` the jobs' own time;
-- for ``cluster`` ``drain`` by one node;
+- for ``cluster`` ``drain`` by one node; for ``independent`` ``drain``, and pruning its jobs;
 - for ``latency`` one INSERT into the same table, and a process that does nothing but wait for NOTIFY (where there is
   none, it polls every millisecond);
 - for ``memory`` what the scheduler occupied after the first tenth of the jobs. 1.00 is flat.

@@ -14,7 +14,7 @@ from .tables import print_beside, print_figures
 
 WORKLOADS = (
     "create", "bulk", "drain", "rounds", "line", "latency", "crowded", "waits", "cluster", "memory", "idle",
-    "limits", "admin",
+    "limits", "independent", "admin",
 )  # fmt: skip
 # What may stand beside a workload's jobs, in the same tables.
 BESIDE = {"blocked": {"blocked": 100_000, "behind": 9}, "done": {"done": 1_000_000}}

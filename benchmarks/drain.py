@@ -33,24 +33,24 @@ def measure(size):
     ]
 
 
-def drain_by_nodes(size, nodes=1, processes=PROCESSES, **options):
+def drain_by_nodes(size, nodes=1, processes=PROCESSES, queuetopia=BenchmarkQueue, **options):
     crowd(size)
     with running_nodes(nodes, processes, **options):
-        BenchmarkQueue.pause()
-        create_jobs(size.jobs, size.queues)
+        queuetopia.pause()
+        create_jobs(size.jobs, size.queues, queuetopia=queuetopia)
         create_waiting_jobs(size.waiting, size.queues)
         tidy_up()
-        seconds = since_resumed(size.jobs)
-        BenchmarkQueue.pause()
-    check(size.jobs)
+        seconds = since_resumed(size.jobs, queuetopia)
+        queuetopia.pause()
+    check(size.jobs, queuetopia)
     return size.jobs / seconds
 
 
-def since_resumed(count):
+def since_resumed(count, queuetopia=BenchmarkQueue):
     """Resume the scope; return the seconds until so many of its jobs are done, by the database's clock."""
     began = backend_for("default").now()
-    BenchmarkQueue.resume()
-    done = BenchmarkQueue.jobs().filter(done_at__gt=began).order_by("done_at").values_list("done_at", flat=True)
+    queuetopia.resume()
+    done = queuetopia.jobs().filter(done_at__gt=began).order_by("done_at").values_list("done_at", flat=True)
     wait_until(lambda: done[count - 1 : count], timeout=600, interval=0.1)
     return (done[count - 1] - began).total_seconds()
 

@@ -46,3 +46,7 @@ class BenchmarkPerformer(Performer):
 
 class BenchmarkQueue(Queuetopia):
     performer = BenchmarkPerformer
+
+
+class IndependentQueue(BenchmarkQueue):
+    ordered = False
