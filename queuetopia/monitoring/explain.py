@@ -22,6 +22,8 @@ from ..models import Job, Queue, Scope, has_name
 from ..params import Unreadable
 from ..performer import known_actions
 from ..registry import by_scope
+from ..times import local
+from . import schedules
 from .status import (
     QueueState,
     breaker_of,
@@ -482,13 +484,24 @@ def _running(facts):
 
 def _empty(facts):
     if facts.row is None:
-        return Cause.EMPTY, f"{facts.name} is empty: no job of {facts.scope} was ever created in it"
+        return Cause.EMPTY, f"{facts.name} is empty: no job of {facts.scope} was ever created in it{_scheduled(facts)}"
     causes = {
         Cause.PAUSED: facts.paused, Cause.ALL_PAUSED: facts.all_paused, Cause.SCOPE_PAUSED: facts.scope_paused,
     }  # fmt: skip
     cause, pause = next(((cause, pause) for cause, pause in causes.items() if pause), (Cause.EMPTY, None))
     also = f", and {_paused(facts, pause)}" if pause else ""
-    return cause, f"{facts.name} is empty{also}: it has no unfinished job"
+    return cause, f"{facts.name} is empty{also}: it has no unfinished job{_scheduled(facts)}"
+
+
+def _scheduled(facts) -> str:
+    """Return which schedules create jobs in the queue, and when, as text."""
+    found = schedules.of_scope(facts.queuetopia, facts.now) if facts.queuetopia else []
+    clauses = [
+        f"schedule {each['schedule']} {f'creates its next at {local(at)}' if (at := each['next_at']) else 'is paused'}"
+        for each in found
+        if each["queue"] == facts.name
+    ]
+    return "".join(f"; {clause}" for clause in clauses)
 
 
 def _next_try(facts):

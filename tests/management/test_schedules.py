@@ -8,6 +8,7 @@ from queuetopia import Every
 from queuetopia.backends import backend_for
 from queuetopia.models import JobEvent, Schedule
 from queuetopia.testing import create_due_jobs
+from queuetopia.times import local
 from tests.commands import HOSTILE, check, run, run_json
 from tests.states import mail_queue
 
@@ -77,6 +78,14 @@ class TestSchedules:
 def test_status_says_when_the_next_is_due(queues):
     assert queues.status()["schedules"][0]["schedule"] == "digest"
     assert "  schedules: 1; the next is due in " in run("status")[0]
+
+
+def test_explain_says_when_an_empty_queue_gets_its_next_job(queues):
+    next_at = local(queues.list_schedules()[0]["next_at"])
+    assert queues.explain("digest")["sentence"].endswith(f"; schedule digest creates its next at {next_at}.")
+    assert "schedule" not in queues.explain("another")["sentence"]
+    queues.pause_schedule("digest")
+    assert queues.explain("digest")["sentence"].endswith("; schedule digest is paused.")
 
 
 class TestCheck:
