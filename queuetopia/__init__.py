@@ -16,6 +16,7 @@ _HOMES = {
     "Cron": "schedules",
     "QueuetopiaError": "exceptions",
     "InvalidJob": "exceptions",
+    "QueueFull": "exceptions",
     "Refused": "exceptions",
     "ReadOnlyJob": "exceptions",
     "StaleAttempt": "exceptions",

@@ -162,6 +162,14 @@ def _clean_max_running(value):
     return value
 
 
+def _clean_max_depth(value):
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{value!r} is not a whole number from 1 on")
+    return value
+
+
 def _clean_rate(value):
     """A rate as (number, seconds), or None."""
     if value is None:
@@ -231,6 +239,7 @@ OPTIONS: dict[str, Option] = {
     "setup_retry": Option(5.0, _clean_interval),
     "poll_interval": Option(60.0, _clean_interval),
     "max_running": Option(None, _clean_max_running),
+    "max_depth": Option(None, _clean_max_depth),
     "priority": Option(0, _clean_priority),
     "rate": Option(None, _clean_rate),
     "spacing": Option(0.0, _clean_spacing),

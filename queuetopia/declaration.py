@@ -80,8 +80,8 @@ class Queuetopia:
 
     A subclass without ``performer`` is abstract. ``scope`` is its name in the database and never inherited.
     Options (class attributes, see ``conf.OPTIONS``): timeout, backoff_base, backoff_factor, max_backoff, max_attempts,
-    on_exhausted, on_error, breaker, jitter, setup_retry, poll_interval, max_running, priority, rate, spacing, ordered,
-    using, commit_ordered, retention, sensitive_params.
+    on_exhausted, on_error, breaker, jitter, setup_retry, poll_interval, max_running, max_depth, priority, rate,
+    spacing, ordered, using, commit_ordered, retention, sensitive_params.
 
     ``schedules`` is a list of ``Every`` and ``Cron``: jobs that nodes create by the clock.
     """
@@ -184,8 +184,9 @@ class Queuetopia:
 
         ``is_new`` of the returned job is False if it was there.
 
-        Raises InvalidJob, naming the argument, if anything in the job could not run or be stored; Refused where
-        autocommit is off and no ``transaction.atomic()`` is open.
+        Raises InvalidJob, naming the argument, if anything in the job could not run or be stored; QueueFull if the
+        queue has as many unfinished jobs as the class's ``max_depth``; Refused where autocommit is off and no
+        ``transaction.atomic()`` is open.
         """
         from . import jobs
 
@@ -201,7 +202,7 @@ class Queuetopia:
             unique=unique,
             coalesce=coalesce,
         )
-        return jobs.create(cls, [job])[0]
+        return jobs.create_new(cls, [job])[0]
 
     @classmethod
     @_sync
@@ -310,6 +311,39 @@ class Queuetopia:
         from .monitoring import schedules
 
         return schedules.of_scope(cls, backend_for(cls.database()).now())
+
+    @classmethod
+    @_sync
+    def position(cls, queue):
+        """Return where the line of ``queue`` ends now, a short text for ``is_through``. After a commit.
+
+        See ``positions.position``.
+        """
+        from .monitoring import positions
+
+        return positions.position(cls, queue)
+
+    @classmethod
+    @_sync
+    def is_through(cls, position):
+        """Return whether all jobs up to the position have ended. See ``positions.is_through``."""
+        from .monitoring import positions
+
+        return positions.is_through(cls, position)
+
+    @classmethod
+    def wait_through(cls, position, timeout=None):
+        """Wait until all jobs up to the position have ended; raise TimeoutError. See ``positions.wait_through``."""
+        from .monitoring import positions
+
+        positions.wait_through(cls, position, timeout)
+
+    @classmethod
+    async def await_through(cls, position, timeout=None):
+        """Do what ``wait_through`` does in async code, without blocking the event loop or a thread."""
+        from .monitoring import positions
+
+        await positions.await_through(cls, position, timeout)
 
     @classmethod
     @_sync

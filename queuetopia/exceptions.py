@@ -2,6 +2,7 @@
 
 QueuetopiaError
 ├── InvalidJob              create_job was given something that could not run or be stored
+│   └── QueueFull           the queue has as many unfinished jobs as its class's ``max_depth`` lets it have
 ├── Refused                 a verb (retry, skip, cancel, …) does not apply to the job as it is
 ├── ReadOnlyJob             save() or delete() on the job a performer was handed
 ├── StaleAttempt            what is written together with the job was rolled back: its queue has gone on without it
@@ -60,6 +61,13 @@ def _sentence(argument, text):
     job, _, name = argument.rpartition(".")
     is_named = name in _NAMED_BY_ITSELF and re.search(_NAMED_BY_ITSELF[name], text)
     return f"{job and f'{job}: '}{text if is_named else f'{name} {text}'}"
+
+
+class QueueFull(InvalidJob):
+    """The queue has as many unfinished jobs as its class's ``max_depth`` lets it have; nothing was written.
+
+    ``message_dict`` is keyed by ``queue``, in bulk by ``jobs[3].queue``, the first job that was too many.
+    """
 
 
 class Refused(QueuetopiaError):

@@ -40,6 +40,11 @@ def take_up(backend, job: Job) -> Job | None:
     return None
 
 
+def is_taken(backend, job: Job) -> bool:
+    """True if an unfinished job has the key of this new one, which has one."""
+    return _with_key(backend, "coalesce_key" if job.unique_key is None else "unique_key", job).exists()
+
+
 def _with_key(backend, column, job) -> models.QuerySet:
     """Return the unfinished jobs, one at most, that have the key of ``job``."""
     jobs = Job.objects.using(backend.alias).unfinished().in_queue(job.scope, job.queue)

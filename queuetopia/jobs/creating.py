@@ -15,8 +15,9 @@ from django.utils import timezone
 from .. import conf, signals
 from .. import params as params_module
 from ..backends import backend_for
+from ..backends.keys import is_taken
 from ..backends.values import has_no_time
-from ..exceptions import InvalidJob, Refused
+from ..exceptions import InvalidJob, QueueFull, Refused
 from ..lines import LONGEST_GIVEN, is_own, own_name
 from ..models import MAX_KEY, Job
 from ..moving import MAX_NAME, name_problem
@@ -168,9 +169,41 @@ def _check_keys(queuetopia, given, problems):
 
 
 def create_many(queuetopia, jobs: list) -> list[Job]:
-    """Validate all jobs, then ``create`` them."""
+    """Validate all jobs, then ``create_new`` them."""
     _check_bulk(queuetopia, jobs)
-    return create(queuetopia, jobs)
+    return create_new(queuetopia, jobs)
+
+
+def create_new(queuetopia, jobs: list[Job]) -> list[Job]:
+    """Do what ``create`` does, unless a queue would get deeper than the class's ``max_depth``: raise QueueFull then."""
+    most = queuetopia.option("max_depth")
+    if most is None or not jobs:
+        return create(queuetopia, jobs)
+    alias = queuetopia.database()
+    _refuse_manual_transaction(alias)
+    with transaction.atomic(using=alias):
+        if queuetopia.option("commit_ordered"):  # then the count is exact
+            backend_for(alias).lock_order(queuetopia.scope, {job.queue for job in jobs})
+        _refuse_if_full(queuetopia, backend_for(alias), jobs, most)
+        return create(queuetopia, jobs)
+
+
+def _refuse_if_full(queuetopia, backend, jobs, most):
+    by_queue: dict[str, list[int]] = {}
+    for index, job in enumerate(jobs):
+        by_queue.setdefault(job.queue, []).append(index)
+    for queue, indexes in by_queue.items():
+        line = queuetopia.jobs().unfinished().filter(queue=queue).order_by()
+        room = most - line[:most].count()
+        if len(indexes) <= room:
+            continue
+        new = [index for index in indexes if not (_has_key(jobs[index]) and is_taken(backend, jobs[index]))]
+        if len(new) > room:
+            argument = "queue" if len(jobs) == 1 else f"jobs[{new[room]}].queue"
+            raise QueueFull({argument: [
+                f"{queue!r} has {most - room} unfinished jobs, of {most} that {queuetopia.__name__} lets it have "
+                "(max_depth). Nothing was created; try again when some have ended."
+            ]})  # fmt: skip
 
 
 def create(queuetopia, jobs: list[Job]) -> list[Job]:
