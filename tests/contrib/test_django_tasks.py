@@ -39,6 +39,7 @@ def backend(settings, declare_only):
     settings.TASKS = {
         "default": {"BACKEND": PATH, "OPTIONS": {"max_attempts": 2}},
         "mail": {"BACKEND": PATH, "QUEUES": ["mail"]},
+        "any": {"BACKEND": PATH, "OPTIONS": {"ordered": False}},
     }
     return task_backends["default"]
 
@@ -160,6 +161,15 @@ class TestRunning:
         drain(queues)
         behind.refresh()
         assert behind.status == TaskResultStatus.SUCCESSFUL
+
+    def test_an_alias_whose_tasks_need_no_order_holds_none_of_them_up(self):
+        queues = task_backends["any"].queuetopia
+        failing, behind = tasks.fail.using(backend="any").enqueue("boom"), tasks.add.using(backend="any").enqueue(1)
+        drain(queues)
+        failing.refresh()
+        behind.refresh()
+        assert (failing.status, behind.status) == (TaskResultStatus.READY, TaskResultStatus.SUCCESSFUL)
+        assert (behind.task.queue_name, failing.attempts) == ("default", 1)
 
     def test_what_is_no_json_is_a_failed_attempt(self, queues):
         result = tasks.loop.enqueue()
