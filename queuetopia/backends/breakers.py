@@ -86,7 +86,7 @@ class Breakers:
         if row.ramp is not None and row.ramp > 0 and not claim.trial:
             return False, None  # it was started before the outage, or early in it
         was_closed = row.ramp is None
-        row.failures = 1 if was_closed and self._has_succeeded(row) else (row.failures or 0) + 1
+        row.failures = 1 if was_closed and _has_succeeded(self._alias, row, self._now) else (row.failures or 0) + 1
         row.failed_at = now
         row.failure = storable(f"{outcome.error['type']}: {outcome.error['message']}", 500)
         if row.failures < (terms.after if was_closed else at_once(row.ramp)):
@@ -98,14 +98,6 @@ class Breakers:
             row.probe_at = now + timedelta(seconds=min(max(lasted, terms.backoff_base), terms.max_backoff))
         row.ramp = 0
         return was_closed, (OPENED, now.isoformat()) if is_new else None
-
-    def _has_succeeded(self, row):
-        """True if a job of the scope was done since its last failure, or is in this transaction."""
-        if row.failed_at is None:
-            return True
-        since = min(self._now, row.failed_at + timedelta(microseconds=1))
-        done = Job.objects.using(self._alias).filter(scope=row.name, done_at__gte=since, state=Job.State.DONE)
-        return done.exists()
 
     def _succeeded(self, claim) -> tuple[str, str] | None:
         """Return whether the success has closed the scope."""
@@ -124,6 +116,22 @@ class Breakers:
         """True while another queue of the scope waits to be tried, or is."""
         others = Queue.objects.using(self._alias).filter(scope=claim.scope).exclude(pk=claim.queue_id)
         return others.due(self._now).exists() or others.with_a_place().exists()
+
+
+def _has_succeeded(alias, row, now) -> bool:
+    """True if a job of the scope was done since its last failure, or is in this transaction."""
+    if row.failed_at is None:
+        return True
+    since = min(now, row.failed_at + timedelta(microseconds=1))
+    return Job.objects.using(alias).filter(scope=row.name, done_at__gte=since, state=Job.State.DONE).exists()
+
+
+def note_successes(alias: str, scope: str, now: datetime) -> None:
+    """Begin the row of failures anew if jobs were done since the last one, before these are deleted."""
+    closed = Scope.objects.using(alias).filter(name=scope, ramp=None, failures__gt=0)
+    for row in closed:
+        if _has_succeeded(alias, row, now):
+            closed.filter(failed_at=row.failed_at).update(failures=0)
 
 
 def _locked(alias, scope) -> Scope:

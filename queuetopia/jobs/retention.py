@@ -8,7 +8,7 @@ from django.db import transaction
 from django.db.models import Q
 
 from .. import conf
-from ..backends import backend_for, rows
+from ..backends import backend_for, breakers, rows
 from ..lines import is_own
 from ..models import Job, JobEvent, Once, Queue, Scope
 from ..registry import registered
@@ -46,6 +46,8 @@ def prune(queuetopia, *, older_than=None, batch=1_000, alias=None) -> int:
     cutoff = now - timedelta(seconds=keep)
     ended = Job.objects.using(alias).filter(scope=queuetopia.scope, done_at__lt=cutoff)
     found = list(ended.order_by("done_at").values_list("pk", "scope", "queue")[:batch])
+    if found and queuetopia.option("breaker"):
+        breakers.note_successes(alias, queuetopia.scope, now)  # of which nothing else will know
     events = JobEvent.objects.using(alias)
     of_scope = Q(scope=queuetopia.scope)
     with transaction.atomic(using=alias):

@@ -21,7 +21,7 @@ from queuetopia import (
 )
 from queuetopia.attempts import Verdict
 from queuetopia.backends import backend_for
-from queuetopia.jobs import failed
+from queuetopia.jobs import failed, prune
 from queuetopia.models import JobEvent, Scope
 from queuetopia.monitoring import health
 from queuetopia.testing import drain, jobs_created
@@ -158,6 +158,18 @@ def test_a_kill_is_of_the_kind_if_it_is_named(declared, kind):
     (claim,), _ = backend_for("default").claim([queue.scope], 1, uuid.uuid4())
     assert failed(queue, claim, kind("gone")).breaker == (2, 1.0, 60.0)
     assert failed(queue, claim, ValueError("gone")).breaker is None
+
+
+def test_a_success_in_between_counts_also_when_its_job_is_pruned(declared):
+    queue = declared(retention=0)
+    put(queue, 2)
+    Scope.objects.create(name=queue.scope, failures=2, failed_at=timezone.now() - 2 * MINUTE)
+    Provider.down = False
+    drain(queue)
+    queue.jobs().update(done_at=timezone.now() - MINUTE)
+    assert Scope.objects.get().failures == 2
+    assert prune(queue) == 2
+    assert Scope.objects.get().failures == 0
 
 
 def test_it_is_told_once(declared, caplog):
