@@ -13,6 +13,7 @@ import subprocess
 import sys
 from datetime import datetime
 
+MB = 2**20  # bytes
 MARK = "QUEUETOPIA_WORKER"  # environment variable by which a worker's descendants are known, wherever they moved
 USERS_PYTHONPATH = "QUEUETOPIA_PYTHONPATH"  # on its way to a child, which has our sys.path in PYTHONPATH at first
 _WITH_PATH = (
@@ -243,10 +244,17 @@ def _stat(pid):
     return []
 
 
+def memory_of(pid: int | str) -> int | None:
+    """Return the bytes of memory that a process takes; None where the system does not say so, or it has ended."""
+    with contextlib.suppress(OSError, IndexError), open(f"/proc/{pid}/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+    return None
+
+
 def resident_memory() -> int:
     """Return the bytes of memory that this process takes; on macOS the most that it has ever taken."""
-    with contextlib.suppress(OSError), open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
+    if (taken := memory_of("self")) is not None:
+        return taken
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

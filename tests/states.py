@@ -15,6 +15,7 @@ UNFINISHED = (
 )  # fmt: skip
 ENDED = ("done", "skipped", "cancelled")
 STATES = (*UNFINISHED, *ENDED)
+WORKER_FIGURES = ("age", "attempts", "memory", "max_attempts", "max_memory")  # that nodes report, but for older ones
 
 
 class MailPerformer(Performer):

@@ -209,7 +209,7 @@ class TestSteps:
         charge = shop.queues.OrderQueue.jobs().get(action="charge_payment")
         assert charge.is_outside()
         may_call.set()
-        wait_until(lambda: shop.queues.OrderQueue.jobs().get(pk=charge.pk).outside, PATIENCE)
+        wait_until(lambda: shop.queues.OrderQueue.jobs().get(pk=charge.pk).is_reported(), PATIENCE)
         assert actions(drain(shop.queues.OrderQueue)) == STEPS[2:]
         order.refresh_from_db()
         number = shop.provider.Booking.objects.get(kind="payment").number

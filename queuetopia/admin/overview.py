@@ -471,6 +471,7 @@ def _node_shown(node):
         "workers": [
             {
                 "pid": worker["pid"],
+                "memory": worker["memory"],
                 "jobs": [
                     {
                         **{name: job[name] for name in ("job", "action", "attempt")},

@@ -428,8 +428,9 @@ def nodes(alias: str) -> list[dict[str, Any]]:
     - ``node`` (host:pid), ``host``, ``pid``, ``database``, ``at`` (the database's clock), ``scopes``, ``started_at``,
       ``last_seen``, ``age`` (seconds since then), ``alive``, ``fenced_at``, ``held`` (how many queues it holds)
     - ``workers``: pid, ``age`` (seconds since its start, at the last heartbeat), ``attempts`` (how many have ended in
-      it by then), and ``jobs``: job, scope, queue, action, attempt, since, progress (fraction, text, at; or None);
-      the first two None for older nodes
+      it by then), ``memory`` (MB that it took then), ``max_attempts`` and ``max_memory`` (after which it is replaced;
+      None: never), and ``jobs``: job, scope, queue, action, attempt, since, progress (fraction, text, at; or None).
+      None what an older node does not report
 
     Heartbeats report which worker has which job; a job started since the last one is listed under a
     worker whose pid is None. ``alive`` is False once a successor may take the node's queues over.
@@ -491,11 +492,15 @@ def _workers(node, running):
             "pid": worker["pid"],
             "age": worker.get("age"),
             "attempts": worker.get("attempts"),
+            "memory": worker.get("memory"),
+            "max_attempts": worker.get("max_attempts"),
+            "max_memory": worker.get("max_memory"),
             "jobs": [running.pop(job) for job in worker["jobs"] if job in running],
         }
         for worker in node.workers
     ]
-    of_none = {"pid": None, "age": None, "attempts": None, "jobs": list(running.values())}
+    names = ("pid", "age", "attempts", "memory", "max_attempts", "max_memory")
+    of_none = {**dict.fromkeys(names), "jobs": list(running.values())}
     return [*workers, of_none] if running else workers
 
 

@@ -460,7 +460,9 @@ class Pool:
 
     def report(self) -> list[dict]:
         """Return how each worker does, for the node's row."""
-        return [worker.report() for worker in self.workers]
+        given = {"max_attempts": self._options["max_jobs"], "max_memory": self._options["max_memory"]}
+        most = {name: value for name, value in given.items() if value}
+        return [worker.report() | most for worker in self.workers]
 
     def say_goodbye(self) -> None:
         for worker in self.workers:

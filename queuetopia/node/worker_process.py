@@ -14,7 +14,7 @@ from typing import Any
 
 from ..attempts import FAILURES, Claim, Outcome, Verdict
 from ..channel import MAX_FRAME, SETTLE, Board, Frames, GarbledChannel, Message, encode, receive, uptime
-from ..processes import kill_marked, kill_tree, start_child
+from ..processes import MB, kill_marked, kill_tree, memory_of, start_child
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +169,14 @@ class WorkerProcess:
     def report(self) -> dict:
         """Return how it does, for the node's row."""
         age = round(uptime() - self.started_at)
-        return {"pid": self.pid, "jobs": self.running_jobs(), "attempts": self.attempts, "age": age}
+        memory = memory_of(self.pid)
+        return {
+            "pid": self.pid,
+            "jobs": self.running_jobs(),
+            "attempts": self.attempts,
+            "age": age,
+            "memory": None if memory is None else memory // MB,
+        }
 
     def has_unbegun(self) -> bool:
         """True while it may have jobs that it has not begun."""

@@ -30,7 +30,7 @@ from ..attempts import Claim, Outcome, Verdict, raised
 from ..channel import Board, Frames, Message, encode, receive, uptime
 from ..completion import cancel
 from ..jobs import failed, report_in_background, timeout_text
-from ..processes import reap_orphans, resident_memory
+from ..processes import MB, reap_orphans, resident_memory
 from ..registry import by_scope
 from . import alerts, surroundings
 from .news import notify, send_alert, wants_news
@@ -41,7 +41,6 @@ logger = logging.getLogger(__name__)
 EXIT_TIME = 2.0  # seconds that functions registered with atexit have at a worker's clean end
 UNKNOWN_RETRY = 5.0  # seconds until a job of a scope that this code does not know is tried again
 REAP_EVERY = 10.0  # seconds between two searches for dead orphans
-MB = 2**20  # bytes
 MOST_ORPHANS = 100  # dead children that a worker keeps, for what has started them may still ask how they ended
 
 

@@ -17,7 +17,7 @@ from queuetopia.management.commands import queuetopia as command
 from queuetopia.models import Job, JobEvent, Queue, Scope
 from queuetopia.monitoring import status
 from tests.commands import HOSTILE, run, run_json
-from tests.states import ENDED, mail_queue, put, put_node
+from tests.states import ENDED, WORKER_FIGURES, mail_queue, put, put_node
 
 pytestmark = pytest.mark.django_db
 
@@ -369,12 +369,15 @@ class TestPrune:
 class TestStatus:
     def test_shows_nodes_workers_and_what_each_runs(self, queues):
         job = put(queues, "running again")
-        put_node(workers=[{"pid": 11, "jobs": [job.pk]}, {"pid": 12, "jobs": [], "age": 90, "attempts": 7}])
+        idle = {"jobs": [], "age": 90, "attempts": 7}
+        limited = {"pid": 13, "memory": 120, "max_attempts": 1000, "max_memory": 512}
+        put_node(workers=[{"pid": 11, "jobs": [job.pk]}, {"pid": 12, **idle}, {**idle, **limited}])
         text, _ = run("status")
         assert "node web1:4242 (database default): alive, last seen 0 s ago, started " in text
         assert "queues held: 1, serves tests.mail" in text
         assert f"  worker 11:\n    job {job.pk} (send_mail of tests.mail/customer-42), attempt 3, for 0 s\n" in text
         assert "  worker 12 (for 90 s, attempts: 7): idle\n" in text
+        assert "  worker 13 (for 90 s, attempts: 7 of 1000, 120 of 512 MB): idle\n" in text
 
     def test_says_how_to_start_a_node_when_there_is_none(self, queues):
         assert run("status")[0].startswith("No node is running. Start one: manage.py run_queuetopia\n")
@@ -392,10 +395,8 @@ class TestStatus:
         text, _ = run("status")
         lines = text[text.index("tests.mail (") :].splitlines()
         assert lines[0] == "tests.mail (tests.states.MailQueue, database default)"
-        assert (
-            "unfinished jobs: 4 (1 waiting, 1 running, 1 backing off, 1 halted); the oldest is due for 60 min"
-            in lines[1]
-        )
+        counts = "1 waiting, 1 running, 0 outside, 1 backing off, 1 halted"
+        assert f"unfinished jobs: 4 ({counts}); the oldest is due for 60 min" in lines[1]
         assert "queues with work: 4 (2 blocked, 1 running, 0 paused, 0 with a problem)" in lines[2]
         assert lines[3].split() == list(command.COLUMNS)
         columns = [" ".join(line.split()) for line in lines[4:]]
@@ -459,7 +460,7 @@ class TestStatus:
         (scope,) = answer["scopes"]
         assert scope["queues"][0]["job"] == job.pk
         assert timezone.is_aware(datetime.fromisoformat(scope["queues"][0]["oldest"]))
-        assert answer["nodes"][0]["workers"] == [{"pid": 11, "age": None, "attempts": None, "jobs": []}]
+        assert answer["nodes"][0]["workers"] == [{"pid": 11, **dict.fromkeys(WORKER_FIGURES), "jobs": []}]
         assert answer["unknown_scopes"][0]["scope"] == "tests.gone"
 
     def test_has_no_colours_when_they_are_not_wanted(self, queues):

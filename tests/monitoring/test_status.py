@@ -12,7 +12,7 @@ from django.utils import timezone
 from queuetopia import conf
 from queuetopia.models import Job, Node, Queue
 from queuetopia.monitoring import status
-from tests.states import NODE, mail_queue, put, put_node
+from tests.states import NODE, WORKER_FIGURES, mail_queue, put, put_node
 
 pytestmark = pytest.mark.django_db
 
@@ -262,7 +262,7 @@ class TestNodes:
             workers=[
                 {"pid": 11, "jobs": [second.pk]},
                 {"pid": 12, "jobs": [first.pk]},
-                {"pid": 13, "jobs": [], "age": 7, "attempts": 40},
+                {"pid": 13, "jobs": [], "age": 7, "attempts": 40, "memory": 120, "max_memory": 512},
             ]
         )
         (node,) = status.nodes("default")
@@ -270,7 +270,9 @@ class TestNodes:
         assert (node["scopes"], node["held"], node["alive"]) == (["tests.mail"], 2, True)
         assert 0 <= node["age"] < 30
         b, a, idle = node["workers"]
-        assert (b["pid"], a["pid"], idle) == (11, 12, {"pid": 13, "age": 7, "attempts": 40, "jobs": []})
+        assert (b["pid"], a["pid"], b["memory"]) == (11, 12, None)
+        limits = {"max_attempts": None, "max_memory": 512}
+        assert idle == {"pid": 13, "age": 7, "attempts": 40, "memory": 120, **limits, "jobs": []}
         assert b["jobs"] == [
             {
                 "job": second.pk,
@@ -297,7 +299,7 @@ class TestNodes:
         job = put(queues, "done")
         put_node(workers=[{"pid": 11, "jobs": [job.pk]}])
         (node,) = status.nodes("default")
-        assert node["workers"] == [{"pid": 11, "age": None, "attempts": None, "jobs": []}]  # of older code
+        assert node["workers"] == [{"pid": 11, **dict.fromkeys(WORKER_FIGURES), "jobs": []}]  # of older code
 
     def test_are_alive_until_a_successor_may_take_over(self, queues):
         takeover = timedelta(seconds=conf.lease().takeover)

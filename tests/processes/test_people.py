@@ -1,5 +1,6 @@
 """What people decide reaches a node at once, though it polls once an hour."""
 
+import re
 import subprocess
 import sys
 import time
@@ -248,7 +249,7 @@ def test_status_shows_how_many_attempts_have_ended_in_each_worker(node, nodes):
         return sum(worker["attempts"] for worker in found["workers"] if worker["pid"])
 
     wait_until(lambda: attempts() == 5, PATIENCE)
-    assert "attempts: " in say(nodes.environment, "status").stdout
+    assert re.search(r"attempts: \d+, \d+ MB\)", say(nodes.environment, "status").stdout)
 
 
 @pytest.mark.capability("Q22", "H22")

@@ -528,7 +528,9 @@ class Command(TerminalCommand):
     def write_worker(self, worker, now):
         name = "claimed or started since the last heartbeat" if worker["pid"] is None else f"worker {worker['pid']}"
         if worker["age"] is not None:
-            name += f" (for {span(worker['age'])}, attempts: {worker['attempts']})"
+            name += f" (for {span(worker['age'])}, attempts: {worker['attempts']}{_of(worker['max_attempts'])}"
+            memory = "" if worker["memory"] is None else f", {worker['memory']}{_of(worker['max_memory'])} MB"
+            name += f"{memory})"
         self.write(f"  {name}:{'' if worker['jobs'] else ' idle'}")
         for job in worker["jobs"]:
             self.write(
@@ -750,6 +752,10 @@ def _why(queue):
         queue["paused"] and f"paused {_paused(queue['paused'])}",
     ]
     return "; ".join(reason for reason in reasons if reason)
+
+
+def _of(most):
+    return f" of {most}" if most else ""
 
 
 def _progress(job):
