@@ -56,8 +56,9 @@ def prune(queuetopia, *, older_than=None, batch=1_000, alias=None) -> int:
         # Plain DELETEs: no signal is sent, no row is fetched.
         events.filter(of_scope, job__in=ids)._raw_delete(alias)
         ended.filter(pk__in=ids)._raw_delete(alias)
-        rows.remove_own(alias, own.ids)
-        Once.objects.using(alias).filter(scope=queuetopia.scope, queue__in=own.names)._raw_delete(alias)
+        if own.names:
+            rows.remove_own(alias, own.ids)
+            Once.objects.using(alias).filter(scope=queuetopia.scope, queue__in=own.names)._raw_delete(alias)
     if not ids:
         old = of_scope & Q(at__lt=cutoff) | _old_of_everything(alias, now)
         events.filter(old, job=None)._raw_delete(alias)

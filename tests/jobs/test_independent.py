@@ -9,6 +9,8 @@ from datetime import timedelta
 
 import pytest
 from django.core import checks
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from queuetopia import Every, InvalidJob, Move, Performer, Queuetopia, Refused, action
@@ -350,6 +352,17 @@ def test_a_job_deleted_by_hand_takes_its_row_along(thumbnails):
     job = put(thumbnails, "skipped", own_name("pictures").row_name)
     assert delete_ended(job.pk, alias="default") is True
     assert not rows().exists()
+
+
+def test_pruning_an_ordered_class_asks_for_no_queues(declare_only):
+    declare_only()
+    ordered = declared(scope="tests.ordered")
+    put(ordered, "done", "pictures", done_at=timezone.now() - HOUR)
+    with CaptureQueriesContext(connection) as captured:
+        assert prune(ordered, older_than=60) == 1
+    statements = " ".join(query["sql"] for query in captured)
+    assert Queue._meta.db_table not in statements  # nor needs the right to delete any
+    assert Once._meta.db_table not in statements
 
 
 # From one kind to the other
