@@ -13,12 +13,14 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
+from django.db.models import Sum
+
 from .. import conf
 from ..backends import backend_for
 from ..backends.limits import Limits, Rate
 from ..backends.values import attempts_of
 from ..lines import given_name, is_own, row_name
-from ..models import Job, Queue, Scope, has_name
+from ..models import Job, Queue, Scope, Statistic, has_name
 from ..params import Unreadable
 from ..performer import known_actions
 from ..registry import by_scope
@@ -41,6 +43,7 @@ from .status import (
 )
 
 MOST_COUNTED = 1_000  # jobs or queues counted; beyond, the text says "more than"
+RECENT = timedelta(hours=1)  # whose statistics say how fast a line goes
 LONGEST_ERROR = 300  # characters of an error in the sentence
 
 
@@ -93,6 +96,9 @@ def explain(queuetopia, queue: str) -> dict[str, Any]:
     - ``limit``: what keeps a due head from starting, or None: its ``cause``, ``until`` (None: until a queue of the
       scope is let go), and of ``max_running`` how many queues have places (``taken``) and may (``most``)
     - ``breaker``: None while that of the scope is closed; else as in ``status``
+    - ``catches_up_in``: an estimate of the seconds until what waits now has ended, by how long the jobs of the scope
+      took in the last hour; a lower bound where more than ``MOST_COUNTED`` wait. None if that is not known, where the
+      queue is blocked, paused or held up, and with ``ordered = False``
 
     With ``ordered = False`` all this is about one of the jobs of that name, the one that is in most trouble, and
     ``jobs`` is how many of them have not ended.
@@ -101,8 +107,28 @@ def explain(queuetopia, queue: str) -> dict[str, Any]:
     """
     alias, scope = queuetopia.database(), queuetopia.scope
     if queuetopia.option("ordered") or is_own(row_name(queue)):
-        return explain_queue(scope, given_name(row_name(queue)), alias)
+        return _with_estimate(queuetopia, explain_queue(scope, given_name(row_name(queue)), alias))
     return _explain_independent(scope, queue, alias)
+
+
+def _with_estimate(queuetopia, found):
+    """Add when the line will have caught up, if it goes on by itself and something is known of its pace."""
+    seconds = None
+    goes_on = found["cause"] in (Cause.RUNNING, Cause.CLAIMED, Cause.READY) and found["nodes"]
+    if found["waiting"] and goes_on and not found["limit"] and (pace := _pace(queuetopia, found["at"])):
+        seconds = pace * (found["waiting"] + (found["state"] == QueueState.RUNNING))
+        over = "more than " if found["waiting"] > MOST_COUNTED else "about "
+        found["sentence"] = f"{found['sentence'][:-1]}; an estimate: it will have caught up in {over}{span(seconds)}."
+    return {**found, "catches_up_in": seconds}
+
+
+def _pace(queuetopia, now) -> float | None:
+    """Return the seconds that attempts took for each job that was done, in the last hour; None if none was."""
+    recent = Statistic.objects.using(queuetopia.database()).filter(scope=queuetopia.scope, at__gte=now - RECENT)
+    sums = recent.aggregate(seconds=Sum("run_seconds"), done=Sum("done"))
+    if not sums["done"]:
+        return None
+    return max(sums["seconds"] / sums["done"], queuetopia.option("spacing"))
 
 
 def _explain_independent(scope, queue, alias):
@@ -116,7 +142,7 @@ def _explain_independent(scope, queue, alias):
     if count > 1:
         number = _counted(count, "job", "jobs")
         found["sentence"] = f"{queue} is the name of {number} that need no order. One of them: {found['sentence']}"
-    return {**found, "jobs": count}
+    return {**found, "catches_up_in": None, "jobs": count}
 
 
 @dataclass

@@ -11,7 +11,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from queuetopia import conf, pause_all
-from queuetopia.models import Job, Node, Queue, Scope
+from queuetopia.models import Job, Node, Queue, Scope, Statistic
 from queuetopia.monitoring import explain
 from queuetopia.monitoring.explain import Cause
 from queuetopia.testing import drain
@@ -42,6 +42,59 @@ def said(queues, queue=NAME):
     explained = queues.explain(queue)
     assert explained["cause"] == explained["causes"][0]
     return explained["causes"], explained["sentence"]
+
+
+def took(queues, *, done, seconds, ago=MINUTE):
+    """Note that so many jobs of the scope were done, by attempts that took so long together."""
+    values = {"action": "send_mail", "node": NODE, "done": done, "run_seconds": seconds}
+    Statistic.objects.create(scope=queues.scope, at=timezone.now() - ago, **values)
+
+
+@pytest.mark.capability("X7")
+@pytest.mark.usefixtures("node")
+class TestEstimate:
+    def test_of_catching_up_is_the_depth_times_what_jobs_took_in_the_last_hour(self, queues):
+        put(queues, "waiting")
+        wait_behind(queues, 9)
+        took(queues, done=4, seconds=10.0)
+        took(queues, done=1000, seconds=1.0, ago=2 * HOUR)
+        explained = queues.explain(NAME)
+        assert explained["catches_up_in"] == explained["waiting"] * 2.5
+        assert explained["sentence"].endswith("; an estimate: it will have caught up in about 25 s.")
+
+    def test_counts_the_job_that_runs(self, queues):
+        put(queues, "running again")
+        wait_behind(queues, 3)
+        took(queues, done=2, seconds=2.0)
+        assert queues.explain(NAME)["catches_up_in"] == 4.0
+
+    def test_is_a_lower_bound_where_many_wait(self, queues, monkeypatch):
+        monkeypatch.setattr(explain, "MOST_COUNTED", 5)
+        put(queues, "waiting")
+        wait_behind(queues, 9)
+        took(queues, done=1, seconds=1.0)
+        explained = queues.explain(NAME)
+        assert (explained["waiting"], explained["catches_up_in"]) == (6, 6.0)
+        assert explained["sentence"].endswith("it will have caught up in more than 6 s.")
+
+    @pytest.mark.parametrize("state", ["backing off", "halted", "done"])
+    def test_is_not_made_of_a_queue_that_does_not_go_on(self, queues, state):
+        put(queues, state)
+        if state != "done":
+            wait_behind(queues, 3)
+        took(queues, done=2, seconds=2.0)
+        assert queues.explain(NAME)["catches_up_in"] is None
+
+    def test_is_not_made_where_nothing_is_known(self, queues):
+        put(queues, "waiting")
+        assert queues.explain(NAME)["catches_up_in"] is None
+        assert "estimate" not in queues.explain(NAME)["sentence"]
+
+    def test_is_not_made_without_a_node(self, queues):
+        Node.objects.all().delete()
+        put(queues, "waiting")
+        took(queues, done=2, seconds=2.0)
+        assert queues.explain(NAME)["catches_up_in"] is None
 
 
 class TestBlocked:
@@ -392,6 +445,8 @@ class TestFacts:
     @pytest.mark.parametrize("state", ["waiting", "running again", "backing off", "halted", "done"])
     def test_take_a_few_reads(self, queues, node, state):
         put(queues, state)
+        wait_behind(queues, 2)
+        took(queues, done=4, seconds=2.0)
         with CaptureQueriesContext(connection) as queries:
             queues.explain(NAME)
         assert len(queries) <= 9
