@@ -41,6 +41,11 @@ DECISIONS = {
         {"job": _("Can move jobs to the end of their queues")},
         ends_job=True,
     ),
+    "move": Decision(
+        "carry waiting, backing-off or halted jobs to the end of another queue, in their order",
+        {"job": _("Can move jobs to other queues")},
+    ),
+    "reschedule": Decision("give jobs that were never attempted another time", {"job": _("Can reschedule jobs")}),
     "run_now": Decision(
         "make jobs that are scheduled for later due now",
         {"job": _("Can make jobs scheduled for later due now"), "schedule": _("Can run schedules now")},

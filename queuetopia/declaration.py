@@ -453,6 +453,14 @@ class Queuetopia:
 
     @classmethod
     @_sync
+    def reschedule(cls, job, at, *, by="", reason=""):
+        """Give a job that was never attempted another time; return it. See ``jobs.reschedule``."""
+        from . import jobs
+
+        return jobs.reschedule(cls, job, at, by=by, reason=reason)
+
+    @classmethod
+    @_sync
     def run_now(cls, job, *, by="", reason=""):
         """Make a job that is scheduled for later due now; return it. See ``jobs.run_now``."""
         from . import jobs

@@ -6,8 +6,11 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 
 from django.core.management.base import BaseCommand
+from django.utils import timezone
+from django.utils.dateparse import parse_datetime
 
 from .conf import DAY
 from .monitoring.status import span
@@ -49,6 +52,17 @@ def duration(text: str) -> float:
     if not found or found[2] not in _UNITS:
         raise argparse.ArgumentTypeError(f"{text!r} is no duration; write 90s, 10m, 2h or 7d")
     return float(found[1]) * _UNITS[found[2]]
+
+
+def moment(text: str) -> datetime:
+    """Return the time that ISO text names, without an offset in the project's time zone: a type for arguments."""
+    try:
+        at = parse_datetime(text.strip())
+    except ValueError:
+        at = None
+    if at is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time; write 2030-01-31T08:00")
+    return at if timezone.is_aware(at) else timezone.make_aware(at)
 
 
 def interval(text: str) -> float:

@@ -59,7 +59,8 @@ def serving(scope: str, alias: str, what: str):
 def on_job(verb: str, queuetopia, job_id: int, *, by: str, reason: str, **more) -> dict[str, Any]:
     """Apply a verb to a job; return what the job is now, the ``answer`` and a ``message``.
 
-    more: for ``edit`` the new ``params``, and what they ``was``.
+    more: for ``edit`` the new ``params``, and what they ``was``; for ``move`` the other queue, ``to``; for
+    ``reschedule`` the time, ``at``.
 
     Raises Refused, and InvalidJob for params that the job's action would not take.
     """
@@ -125,6 +126,21 @@ def _run_now(queuetopia, job_id, why):
     return "due now", job, f"is due now, and {when}"
 
 
+def _move(queuetopia, job_id, why):
+    to = why.pop("to")
+    queuetopia.move(job_id, to, **why)
+    note = "" if queuetopia.jobs().filter(queue=to).exclude(pk=job_id).exists() else _NEW_QUEUE
+    return "moved", queuetopia.jobs().get(pk=job_id), f"is moved to the end of queue {to}{note}"
+
+
+_NEW_QUEUE = " (it has had no other job so far: is the name right?)"
+
+
+def _reschedule(queuetopia, job_id, why):
+    job = queuetopia.reschedule(job_id, why.pop("at"), **why)
+    return "rescheduled", job, f"is scheduled for {local(job.scheduled_at)}"
+
+
 def unmasked(params, old, sensitive) -> Any:
     """Return ``params`` with the old values of the sensitive ones that are still masked."""
     if not isinstance(params, dict) or not isinstance(old, dict):
@@ -145,7 +161,7 @@ def _cancel(queuetopia, job_id, why):
 
 _DONE_TO_A_JOB = {
     "retry": _retry, "skip": _skip, "cancel": _cancel, "mark_done": _mark_done, "edit": _edit,
-    "move_to_end": _move_to_end, "run_now": _run_now,
+    "move_to_end": _move_to_end, "run_now": _run_now, "move": _move, "reschedule": _reschedule,
 }  # fmt: skip
 
 

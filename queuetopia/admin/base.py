@@ -87,7 +87,7 @@ class ReadOnlyAdmin(admin.ModelAdmin):
 
     verbs: dict[str, str] = {}
     verbs_of_one: tuple[str, ...] = ()  # those that never apply to several rows at once
-    verbs_of_many: dict[str, str] = {}  # {verb: retry or skip} that is done to several rows in a few statements
+    verbs_of_many: dict[str, str] = {}  # {verb: retry, skip or move} that is done to several rows in a few statements
     order_of_verbs: tuple[str, ...] = ()  # the rows' order in which a verb comes to them
     heavy: tuple[str, ...] = ()  # columns that only a row's own page needs
 
@@ -235,11 +235,15 @@ class ReadOnlyAdmin(admin.ModelAdmin):
             row.seen = seen.get(row_id(row))
         if "confirmed" not in request.POST:
             return self._confirmation(request, verb, rows, one=object_id is not None)
-        if object_id is not None and (form := self.form_of(verb, rows[0], request.POST)) is not None:
+        form = self.form_of(verb, rows[0], request.POST)
+        if form is not None and object_id is not None:
             return self._do_one(request, verb, rows[0], form)
+        if form is not None and not form.is_valid():
+            return self._confirmation(request, verb, rows, form=form)
+        more = {} if form is None else form.cleaned_data
         if missing := len(chosen) - len(rows):
             self.message_user(request, f"Not there any more: {missing} of {len(chosen)}.", messages.WARNING)
-        self._do(request, verb, rows, request.POST.get("reason", "").strip())
+        self._do(request, verb, rows, request.POST.get("reason", "").strip(), **more)
         return self._back(request, rows[0] if object_id is not None and verb != "delete" else None)
 
     def confirm_selected(self, request, queryset, verb):
@@ -280,7 +284,7 @@ class ReadOnlyAdmin(admin.ModelAdmin):
                 "media": self.media,
                 "preserved_filters": self.get_preserved_filters(request),
                 "verb": words(verb),
-                "form": form or (self.form_of(verb, row) if one else None),
+                "form": form or self.form_of(verb, row),
                 "reason": visible(request.POST.get("reason", "")),
                 "does": self._does(verb, rows),
                 "rows": [(row_id(row), address(site, row), visible(row), str(row.state_seen)) for row in rows],
@@ -292,11 +296,11 @@ class ReadOnlyAdmin(admin.ModelAdmin):
             },
         )
 
-    def _do(self, request, verb, rows, reason):
+    def _do(self, request, verb, rows, reason, **more):
         if verb in self.verbs_of_many and len(rows) > 1:
-            results = self._do_together(request, verb, rows, reason)
+            results = self._do_together(request, verb, rows, reason, **more)
         else:
-            results = [tried(partial(self._act_and_log, request, verb, row, reason)) for row in rows]
+            results = [tried(partial(self._act_and_log, request, verb, row, reason, **more)) for row in rows]
         done = [result["message"] for result in results if result["ok"]]
         refused = [result["message"] for result in results if not result["ok"]]
         for level, texts in ((messages.SUCCESS, done), (messages.ERROR, refused)):
@@ -306,15 +310,15 @@ class ReadOnlyAdmin(admin.ModelAdmin):
             level = messages.WARNING if refused else messages.SUCCESS
             self.message_user(request, f"{words(verb)}: {len(done)} done, {_numbered(results, len(refused))}.", level)
 
-    def _do_together(self, request, verb, rows, reason):
-        """Retry or skip the jobs of rows, a fixed number of statements for each scope; return a result for each."""
+    def _do_together(self, request, verb, rows, reason, **more):
+        """Retry, skip or move the jobs of rows, in few statements for each scope; return a result for each."""
         results = {row_id(row): _refused(*why) for row in rows if (why := self.refusal(verb, row))}
         for alias in dict.fromkeys(row._state.db for row in rows):
             tries = [row for row in rows if row._state.db == alias and row_id(row) not in results]
             jobs = self.jobs_of(tries, alias) if tries else {}
             for scope in sorted({row.scope for row in tries}):
                 of_scope = [(row, jobs[row.pk]) for row in tries if row.scope == scope and row.pk in jobs]
-                results |= self.decide_scope(request, self.verbs_of_many[verb], alias, scope, of_scope, reason)
+                results |= self.decide_scope(request, self.verbs_of_many[verb], alias, scope, of_scope, reason, **more)
         return [results.get(row_id(row)) or _refused("gone", f"{row} has no job any more.") for row in rows]
 
     def refusal(self, verb, row) -> tuple[str, str] | None:
@@ -325,12 +329,12 @@ class ReadOnlyAdmin(admin.ModelAdmin):
         """Return {id of a row: the job that a verb of many is about}."""
         return {row.pk: row for row in rows}
 
-    def decide_scope(self, request, verb, alias, scope, pairs, reason) -> dict[str, dict[str, Any]]:
-        """Retry or skip jobs of one scope, and write each into the admin's own log, in one transaction.
+    def decide_scope(self, request, verb, alias, scope, pairs, reason, **more) -> dict[str, dict[str, Any]]:
+        """Retry, skip or move jobs of one scope, and write each into the admin's own log, in one transaction.
 
         pairs: (row, its job). Return {id of the row: the result}, with ``why`` in a word or two if it is not ``ok``.
         """
-        decided = tried(partial(self._decide, request, verb, alias, scope, pairs, reason))
+        decided = tried(partial(self._decide, request, verb, alias, scope, pairs, reason, **more))
         if not decided["ok"]:
             return {row_id(row): decided for row, _ in pairs}
         done, left = decided["done"], decided["left"]
@@ -339,16 +343,17 @@ class ReadOnlyAdmin(admin.ModelAdmin):
             for row, job in pairs
         }
 
-    def _decide(self, request, verb, alias, scope, pairs, reason):
+    def _decide(self, request, verb, alias, scope, pairs, reason, **more):
         queuetopia = serving(scope, alias, "The jobs")
-        done = again_after_deadlock(alias, partial(self._decide_and_log, request, verb, queuetopia, pairs, reason))
+        act = partial(self._decide_and_log, request, verb, queuetopia, pairs, reason, **more)
+        done = again_after_deadlock(alias, act)
         rest = [job.pk for _, job in pairs if job.pk not in done]
-        return {"done": done, "left": refusals(queuetopia, verb, rest) if rest else {}}
+        return {"done": done, "left": refusals(queuetopia, verb, rest, **more) if rest else {}}
 
-    def _decide_and_log(self, request, verb, queuetopia, pairs, reason) -> set[int]:
+    def _decide_and_log(self, request, verb, queuetopia, pairs, reason, **more) -> set[int]:
         with transaction.atomic(using=queuetopia.database()):
             by = request.user.get_username()
-            done = set(decide(queuetopia, verb, [job.pk for _, job in pairs], by=by, reason=reason))
+            done = set(decide(queuetopia, verb, [job.pk for _, job in pairs], by=by, reason=reason, **more))
             self.log_all(request, [(row, _decided(verb, job)) for row, job in pairs if job.pk in done], reason)
         return done
 
@@ -418,7 +423,7 @@ class ReadOnlyAdmin(admin.ModelAdmin):
 
 
 def _decided(verb, job):
-    return f"{name_of(job)} is {'retried' if verb == 'retry' else 'skipped'}."
+    return f"{name_of(job)} is { {'retry': 'retried', 'skip': 'skipped', 'move': 'moved'}[verb] }."
 
 
 def _refused(why, message) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from ..models import Job, JobEvent, Queue
 from ..monitoring.explain import Seen, explain_queue
 from ..monitoring.search import matching
 from ..monitoring.status import JobState, job_state, most_attempts, span
+from ..moving import name_problem
 from ..params import ParamsEncoder, loads
 from ..registry import by_scope
 from ..text import MASK, covered, mask, masked, secrets_of, visible, visible_json, visible_lines
@@ -61,10 +62,12 @@ class JobAdmin(ReadOnlyAdmin):
         "delete": "delete jobs that have ended, and their events; no unfinished one",
     }
     verbs_of_one = ("edit",)
-    verbs_of_many = {"retry": "retry", "skip": "skip"}
+    verbs_of_many = {"retry": "retry", "skip": "skip", "move": "move"}
     order_of_verbs = ("scheduled_at", "id")
     heavy = ("params", "errors", "result")
-    actions = ["retry", "skip", "cancel", "mark_done", "move_to_end", "run_now", "delete_selected"]
+    actions = [
+        "retry", "skip", "cancel", "mark_done", "move_to_end", "move", "reschedule", "run_now", "delete_selected",
+    ]  # fmt: skip
 
     list_display = [
         "number", "state_now", "queue_name", "action_name", "details", "attempts_made", "scheduled", "age",
@@ -118,6 +121,12 @@ class JobAdmin(ReadOnlyAdmin):
     def has_move_to_end_permission(self, request, obj=None):
         return request.user.has_perm("queuetopia.move_to_end_job")
 
+    def has_move_permission(self, request, obj=None):
+        return request.user.has_perm("queuetopia.move_job")
+
+    def has_reschedule_permission(self, request, obj=None):
+        return request.user.has_perm("queuetopia.reschedule_job")
+
     def has_run_now_permission(self, request, obj=None):
         return request.user.has_perm("queuetopia.run_now_job")
 
@@ -149,6 +158,14 @@ class JobAdmin(ReadOnlyAdmin):
     def move_to_end(self, request, queryset):
         return self.confirm_selected(request, queryset, "move_to_end")
 
+    @admin.action(permissions=["move"], description=_("Move selected jobs to another queue"))
+    def move(self, request, queryset):
+        return self.confirm_selected(request, queryset, "move")
+
+    @admin.action(permissions=["reschedule"], description=_("Give selected jobs another time"))
+    def reschedule(self, request, queryset):
+        return self.confirm_selected(request, queryset, "reschedule")
+
     @admin.action(permissions=["run_now"], description=_("Run selected jobs that are scheduled for later now"))
     def run_now(self, request, queryset):
         return self.confirm_selected(request, queryset, "run_now")
@@ -166,7 +183,10 @@ class JobAdmin(ReadOnlyAdmin):
         return {"message": f"{name_of(row)} is deleted."}
 
     def form_of(self, verb, row, data=None):
-        return ParamsForm(row, data) if verb == "edit" else None
+        if verb == "edit":
+            return ParamsForm(row, data)
+        form = {"move": QueueForm, "reschedule": TimeForm}.get(verb)
+        return form(data) if form else None
 
     def applies(self, verb, row):
         blocked = (JobState.OUTSIDE, JobState.BACKING_OFF, JobState.HALTED)
@@ -174,7 +194,9 @@ class JobAdmin(ReadOnlyAdmin):
             "retry": blocked,
             "skip": blocked,
             "cancel": (JobState.WAITING, JobState.RUNNING, JobState.OUTSIDE),
+            "reschedule": (JobState.WAITING,),
             **dict.fromkeys(("mark_done", "edit", "move_to_end"), (JobState.WAITING, *blocked)),
+            "move": (JobState.WAITING, JobState.BACKING_OFF, JobState.HALTED),
         }
         if verb == "run_now":
             return row.state_seen == JobState.WAITING and row.scheduled_at > timezone.now()
@@ -381,6 +403,23 @@ def as_json(value, secrets=None):
 class JSONInput(forms.Textarea):
     def __init__(self):
         super().__init__({"rows": 12, "cols": 80, "class": "vLargeTextField", "spellcheck": "false"})
+
+
+class QueueForm(forms.Form):
+    """To which queue jobs move."""
+
+    to = forms.CharField(label=_("To queue"), strip=False, help_text=_("Of the same scope; its name, exactly."))
+
+    def clean_to(self):
+        if problem := name_problem(self.cleaned_data["to"]):
+            raise forms.ValidationError(f"It {problem}.")
+        return self.cleaned_data["to"]
+
+
+class TimeForm(forms.Form):
+    """When a job is due."""
+
+    at = forms.DateTimeField(label=_("At"), help_text=_("As in 2030-01-31 08:00, later than now."))
 
 
 class ParamsForm(forms.Form):

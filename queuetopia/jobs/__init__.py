@@ -16,6 +16,7 @@ from .deciding import (
     pause,
     pause_all,
     prioritize,
+    reschedule,
     resume,
     resume_all,
     retry,
@@ -40,11 +41,11 @@ from .scheduling import (
 from .sending import keep_hook_error, number_waiting, send, send_unblocked
 
 __all__ = [
-    "again_after_deadlock", "batches", "begin_ramp", "blocking", "build", "cancel", "complete", "create", "create_due",
-    "create_many", "create_new", "decide", "declared", "delete_ended", "edit", "edit_memory", "fail", "failed",
-    "keep_hook_error", "log_wrong", "mark_done", "movable", "move", "move_to_end", "moves", "number_waiting", "pause",
-    "pause_all", "pause_schedule", "pending_problems", "prioritize", "prune", "prune_schedules", "refusals",
-    "report_in_background", "report_outside", "resume", "resume_all", "resume_schedule", "retry", "retry_all",
-    "run_now", "run_schedule", "schedule_problems", "send", "send_unblocked", "settled", "skip", "skip_all",
-    "timeout_text", "was_cut_short", "why_not_moved", "write_reports",
+    "again_after_deadlock", "batches", "begin_ramp", "blocking", "build", "cancel", "complete", "create",
+    "create_due", "create_many", "create_new", "decide", "declared", "delete_ended", "edit", "edit_memory", "fail",
+    "failed", "keep_hook_error", "log_wrong", "mark_done", "movable", "move", "move_to_end", "moves",
+    "number_waiting", "pause", "pause_all", "pause_schedule", "pending_problems", "prioritize", "prune",
+    "prune_schedules", "refusals", "report_in_background", "report_outside", "reschedule", "resume", "resume_all",
+    "resume_schedule", "retry", "retry_all", "run_now", "run_schedule", "schedule_problems", "send", "send_unblocked",
+    "settled", "skip", "skip_all", "timeout_text", "was_cut_short", "why_not_moved", "write_reports",
 ]  # fmt: skip

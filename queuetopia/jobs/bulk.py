@@ -12,6 +12,7 @@ from ..backends import backend_for, breakers
 from ..exceptions import Refused
 from ..models import Job, JobEvent, Queue
 from ..text import storable
+from .carrying import move_batch, why_not_moved
 from .deciding import persons_verb, recheck_all, why_not_at_rest, why_not_blocked
 from .sending import send, send_unblocked
 
@@ -84,9 +85,16 @@ def batches(queuetopia, verb, ids, *, by="", reason=""):
         yield batch, decide(queuetopia, verb, batch, by=by, reason=reason)
 
 
+def decide(queuetopia, verb, ids, *, by="", reason="", to="") -> list[int]:
+    """Retry, skip or move (to queue ``to``) those of the jobs that can be, in one transaction; return their ids."""
+    if verb == "move":
+        return move_batch(queuetopia, ids, to, by=by, reason=reason)
+    return _decide(queuetopia, verb, ids, by=by, reason=reason)
+
+
 @persons_verb
-def decide(queuetopia, verb, ids, *, by="", reason="") -> list[int]:
-    """Retry or skip those of the jobs that hold their queues, in one transaction; return their ids.
+def _decide(queuetopia, verb, ids, *, by, reason) -> list[int]:
+    """Retry or skip those of the jobs that hold their queues, or are halted behind their heads; return their ids.
 
     What another transaction has locked is left alone. A fixed number of statements, however many jobs there are.
     """
@@ -155,8 +163,12 @@ def _notify_skipped(queuetopia, job):
         send_unblocked(queuetopia, job, job.failed_at or job.attempted_at)
 
 
-def refusals(queuetopia, verb, ids) -> dict[int, tuple[str, str]]:
+def refusals(queuetopia, verb, ids, to="") -> dict[int, tuple[str, str]]:
     """Return {id: (why in a word or two, the sentence)} of jobs that ``decide`` left alone, in two queries."""
+    if verb == "move":
+        reasons = why_not_moved(queuetopia, ids, to)
+        gone = "Job {} cannot be moved: it is not there any more, or has just changed. Try it again."
+        return {pk: ("not movable", reasons.get(pk, gone.format(pk))) for pk in ids}
     held = Queue.objects.using(queuetopia.database()).held()
     running = {queue.current_job: queue for queue in held.filter(scope=queuetopia.scope, current_job__in=ids)}
     jobs = queuetopia.jobs().filter(pk__in=ids).defer("params", "errors", "result").in_bulk()

@@ -54,6 +54,8 @@ def movable(queuetopia, queue_or_jobs, to: str) -> list[int]:
         problems["queue"] = [f"{problem}."]
     if problems:
         raise InvalidJob(problems)
+    if not queuetopia.option("ordered"):
+        raise Refused(f"The jobs of {queuetopia.scope} are independent: each is a line of its own, and none moves.")
     if queue_or_jobs == to:
         raise Refused(f"The jobs of {queuetopia.scope}/{to} are there already: name another queue to move them to.")
     jobs = queuetopia.jobs()
@@ -85,7 +87,7 @@ def moves(queuetopia, ids: Sequence[int], to: str, *, by="", reason="") -> Itera
             pause(queuetopia, name, by=by, reason=f"{why}: {reason}" if reason else why)
     for first in range(0, len(ids), BATCH):
         batch = ids[first : first + BATCH]
-        yield batch, _move_batch(queuetopia, batch, to, by=by, reason=reason)
+        yield batch, move_batch(queuetopia, batch, to, by=by, reason=reason)
     for name, paused_reason in _paused(queuetopia, left).items():
         if paused_reason.startswith(storable(why, 500)):  # by this call, or by one that was killed
             resume(queuetopia, name, by=by, reason=reason)
@@ -107,7 +109,7 @@ def _paused(queuetopia, names) -> dict[str, str]:
 
 
 @persons_verb
-def _move_batch(queuetopia, ids, to, *, by, reason) -> list[int]:
+def move_batch(queuetopia, ids, to, *, by="", reason="") -> list[int]:
     """Move those of the jobs that can be, in this order and in one transaction; return their ids."""
     alias, scope = queuetopia.database(), queuetopia.scope
     with transaction.atomic(using=alias):

@@ -72,7 +72,7 @@ def _problems(queuetopia, queue, action, params, given) -> dict[str, list[str]]:
         problems["queue"] = [f"{queue!r} is how the queue of an independent job is named; choose another name."]
     check_action(queuetopia, action, problems)
     check_params(queuetopia, action, params, problems)
-    _check_scheduled_at(given.get("scheduled_at"), problems)
+    check_scheduled_at(given.get("scheduled_at"), problems)
     _check_keys(queuetopia, given, problems)
     for name, clean in conf.JOB_OPTIONS.items():
         if name not in given:
@@ -139,7 +139,7 @@ def check_params(queuetopia, action, params, problems):
         problems["params"] = [f"{problem}." for problem in wrong]
 
 
-def _check_scheduled_at(scheduled_at, problems):
+def check_scheduled_at(scheduled_at, problems):
     if scheduled_at is None:
         return
     if not isinstance(scheduled_at, datetime):

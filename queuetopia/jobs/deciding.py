@@ -27,7 +27,7 @@ from ..lines import is_own, row_name
 from ..models import UNBEGUN, Job, JobEvent, Queue, Scope
 from ..text import masked, storable
 from ..times import local
-from .creating import check_params, check_queue, create
+from .creating import check_params, check_queue, check_scheduled_at, create
 from .sending import send, send_unblocked
 
 logger = logging.getLogger("queuetopia.jobs")
@@ -178,6 +178,24 @@ def run_now(queuetopia, job, *, by="", reason="") -> Job:
 
 
 @_verb_on_job
+def reschedule(queuetopia, job, at, *, by="", reason="") -> Job:
+    """Give a job that was never attempted another time; return the job as stored.
+
+    ``job`` is a Job or its id. ``at``: an aware datetime, later than now: its ``scheduled_at``, and so its place in
+    line. ``run_now`` makes it due. Raises InvalidJob for a wrong time, Refused when the job holds its queue, is running
+    or has ended.
+    """
+    problems: dict[str, list[str]] = {}
+    check_scheduled_at(at, problems)
+    if problems or at is None:
+        raise InvalidJob({"at": problems.get("scheduled_at") or ["is no time; run_now makes a job due."]})
+    with _verb(queuetopia, job, "reschedule", by, reason) as verb:
+        verb.refuse_unless_at_rest("rescheduled")
+        verb.schedule_at(at)
+    return verb.job
+
+
+@_verb_on_job
 def mark_done(queuetopia, job, *, by="", reason="") -> Job:
     """Take a job for done, because its work was done in another way; its queue goes on.
 
@@ -306,10 +324,23 @@ class _Verb:
             raise Refused(
                 f"Job {job.pk} cannot be run now: it is due since {local(job.scheduled_at)}, and waits for its turn."
             )
-        self.noted_before["scheduled_at"] = job.scheduled_at.isoformat()
-        self.noted_after["scheduled_at"] = self.now.isoformat()
+        self.note_time(self.now)
         job.scheduled_at = self.now
         job.save(using=self.alias, update_fields=["scheduled_at"])
+
+    def schedule_at(self, at):
+        job = self.job
+        if job.attempted_at is not None:
+            raise Refused(f"Job {job.pk} cannot be rescheduled: it has been attempted and holds its queue. Retry it.")
+        if at <= self.now:
+            raise InvalidJob({"at": [f"is over: it is {local(self.now)} now; run_now makes a job due."]})
+        self.note_time(at)
+        job.scheduled_at = at
+        job.save(using=self.alias, update_fields=["scheduled_at"])
+
+    def note_time(self, at):
+        self.noted_before["scheduled_at"] = self.job.scheduled_at.isoformat()
+        self.noted_after["scheduled_at"] = at.isoformat()
 
     def join_line_again(self) -> Job:
         """Set a waiting job's time behind those of all jobs that are due; return it."""

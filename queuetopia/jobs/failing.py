@@ -32,6 +32,8 @@ def failed(
     if exhausted:
         step = next_step or _step_on_exhausted(queuetopia, claim)
     move = as_move(step)
+    if move and not queuetopia.option("ordered"):
+        step, move = "halt", None  # an independent job is a line of its own: it holds nothing up where it is
     verdict = Verdict.MOVE if move else GIVEN_UP.get(step, Verdict.RETRY)
     if delay is None:
         delay = _backoff(queuetopia, claim)

@@ -18,7 +18,7 @@ class Event(NamedTuple):
     """Something that has happened to a job or a queue.
 
     event: "started", "progress", "failed", "halted", "done", "skipped" or "cancelled"; or an operator's verb: "retry",
-    "skip", "cancel", "mark_done", "edit", "move_to_end", "run_now", "pause", "resume".
+    "skip", "cancel", "mark_done", "edit", "move_to_end", "move", "reschedule", "run_now", "pause", "resume".
     queue: None for a pause of the whole scope. job, action, attempt, error, node: None where there is none.
     by, reason: of an operator's verb.
     progress: what ``Job.report_progress`` has reported: ``fraction``, ``text``, ``at``; the last in a second.

@@ -533,7 +533,7 @@ class TestPagesOfQueues:
         assert text.index(f'href="{of(head)}change/"') < text.index(f'href="{of(waiting)}change/"')
 
 
-AT_REST = ("mark done", "edit", "move to end")
+AT_REST = ("mark done", "edit", "move to end", "move")
 
 
 class TestTimeline:
@@ -747,7 +747,8 @@ class TestLines:
 class TestVerbs:
     @pytest.mark.parametrize(
         ("state", "verbs"),
-        [("waiting", {"cancel", *AT_REST}), ("running again", {"cancel"}), ("backing off", {"retry", "skip", *AT_REST}),
+        [("waiting", {"cancel", "reschedule", *AT_REST}), ("running again", {"cancel"}),
+         ("backing off", {"retry", "skip", *AT_REST}),
          ("halted", {"retry", "skip", *AT_REST}), ("done", {"delete"})],
     )  # fmt: skip
     def test_are_offered_where_they_apply(self, boss, queues, state, verbs):
@@ -760,6 +761,49 @@ class TestVerbs:
         assert offered.findall(page(boss, f"{line_page(job)}change/")) == [*first, *memory, "Pause", *head]
         queues.pause("customer-42")
         assert offered.findall(page(boss, f"{line_page(job)}change/")) == [*memory, "Pause", "Resume", *head]
+
+    @pytest.mark.capability("X5")
+    def test_move_one_job_to_another_queue(self, queues):
+        ann, job = client_of("view_job", "move_job"), put(queues, "halted")
+        assert 'name="to"' in page(ann, f"{of(job)}move/")
+        answer = ann.post(f"{of(job)}move/", {"confirmed": "yes", "to": "b", "reason": "one line"})
+        (said,) = told(answer)
+        assert said.startswith(f"Job {job.pk} (send_mail of tests.mail/b) is moved to the end of queue b")
+        event = JobEvent.objects.get()
+        assert (event.verb, event.by, event.reason) == ("move", "ann", "one line")
+        assert (Job.objects.get().queue, Job.objects.get().state) == ("b", "halted")
+
+    @pytest.mark.capability("X5")
+    def test_move_selected_jobs_together_in_their_order(self, queues, django_assert_max_num_queries):
+        ann = client_of("view_job", "move_job")
+        jobs = [put(queues, "waiting") for _ in range(20)] + [put(queues, "done", queue="c")]
+        Job.objects.filter(pk=jobs[3].pk).update(scheduled_at=jobs[0].scheduled_at - HOUR)
+        chosen = {"_selected_action": [f"default:{job.pk}" for job in jobs], "confirmed": "yes"}
+        with django_assert_max_num_queries(60):
+            answer = ann.post(f"{JOBS}move/", {**chosen, "to": "b"})
+        order = [3, 0, 1, 2, *range(4, 20)]
+        moved = Job.objects.filter(queue="b").in_order()
+        assert list(moved.values_list("pk", flat=True)) == [jobs[place].pk for place in order]
+        assert any(f"Job {jobs[20].pk} cannot be moved: it is done since " in text for text in told(answer))
+        assert JobEvent.objects.count() == LogEntry.objects.count() == 20
+
+    def test_a_move_names_a_queue(self, queues):
+        ann, job = client_of("view_job", "move_job"), put(queues, "waiting")
+        for address, to in ((f"{of(job)}move/", "x" * 256), (f"{JOBS}move/", "")):
+            chosen = {"_selected_action": f"default:{job.pk}", "confirmed": "yes", "to": to}
+            assert "It was not done: see below." in ann.post(address, chosen).content.decode()
+        assert Job.objects.get().queue == "customer-42"
+
+    @pytest.mark.capability("X5")
+    def test_reschedule_a_job(self, queues):
+        ann, job = client_of("view_job", "reschedule_job"), put(queues, "waiting")
+        answer = ann.post(f"{of(job)}reschedule/", {"confirmed": "yes", "at": "2042-01-31 08:00"})
+        assert told(answer)[0].startswith(
+            f"Job {job.pk} (send_mail of tests.mail/customer-42) is scheduled for 2042-01"
+        )
+        assert Job.objects.get().scheduled_at.year == 2042
+        answer = ann.post(f"{of(job)}reschedule/", {"confirmed": "yes", "at": "2020-01-31 08:00"})
+        assert "is over" in answer.content.decode()
 
     @pytest.mark.capability("E5", "E27")
     @pytest.mark.parametrize(
@@ -1045,7 +1089,8 @@ class TestNothingElse:
         )
         assert {name for name in codenames if name.endswith(("_job", "_queue", "_params"))} == {
             "view_job", "delete_job", "retry_job", "skip_job", "cancel_job", "mark_done_job", "edit_job",
-            "move_to_end_job", "run_now_job", "view_params", "view_queue", "prioritize_queue", "edit_memory_queue",
+            "move_to_end_job", "move_job", "reschedule_job",
+            "run_now_job", "view_params", "view_queue", "prioritize_queue", "edit_memory_queue",
             "pause_queue", "resume_queue",
         }  # fmt: skip
 

@@ -321,3 +321,22 @@ def test_a_queue_that_an_operator_paused_stays_so(declared, monkeypatch):
     queues.pause("a", by="bob", reason="to be looked at")
     assert queues.move("a", "b") == 5
     assert Queue.objects.paused().get().paused_by == "bob"
+
+
+def test_keys_stay_behind_when_a_job_moves(declared):
+    queues = declared()
+    first = queues.create_job("a", "send", unique="k")
+    queues.create_job("b", "send", unique="k")
+    assert queues.move("a", "b") == 1
+    first.refresh_from_db()
+    assert (first.queue, first.unique_key) == ("b", None)
+
+
+def test_independent_jobs_are_lines_of_their_own_and_move_nowhere(declared):
+    queues = declared(ordered=False, on_exhausted=Move("graveyard"), max_attempts=1)
+    job, other = queues.create_job("a", "fail"), queues.create_job("a", "send")
+    drain(queues)
+    assert [Job.objects.get(pk=one.pk).state for one in (job, other)] == ["halted", "done"]
+    assert not JobEvent.objects.exists()
+    with pytest.raises(Refused, match="are independent"):
+        queues.move(job, "b")

@@ -4,7 +4,7 @@ The states are written as rows, as a scheduler leaves them, so that each is ther
 """
 
 import re
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from unittest import mock
 
@@ -384,6 +384,41 @@ class TestRunNow:
         job = put(queues, "scheduled")
         queues.run_now(job)
         assert line_of(job).due_at <= backend_for("default").now()
+
+
+@pytest.mark.django_db
+@pytest.mark.capability("X5")
+class TestReschedule:
+    @pytest.mark.parametrize("state", ["waiting", "scheduled"])
+    def test_gives_a_job_another_time(self, queues, state):
+        job, at = put(queues, state), timezone.now() + 5 * HOUR
+        event_before = job.scheduled_at
+        assert queues.reschedule(job, at, by="ann", reason="not before noon").scheduled_at == at
+        assert Job.objects.get().scheduled_at == at
+        event = JobEvent.objects.get()
+        assert (event.verb, event.by, event.reason) == ("reschedule", "ann", "not before noon")
+        assert (event.before["scheduled_at"], event.after["scheduled_at"]) == (event_before.isoformat(), at.isoformat())
+
+    @pytest.mark.django_db(transaction=True)
+    def test_wakes_its_queue_for_an_earlier_time(self, queues):
+        job, at = put(queues, "scheduled"), timezone.now() + HOUR / 2
+        queues.reschedule(job, at)
+        assert line_of(job).due_at == at
+
+    @pytest.mark.parametrize("state", sorted({*STATES} - {"waiting", "scheduled"}))
+    def test_is_refused_for_what_was_attempted_runs_or_has_ended(self, queues, state):
+        job = put(queues, state)
+        with pytest.raises(Refused, match=f"^Job {job.pk} cannot be rescheduled: it "):
+            queues.reschedule(job, timezone.now() + HOUR)
+        assert Job.objects.get().scheduled_at == job.scheduled_at
+
+    @pytest.mark.parametrize("at", [None, "tomorrow", 7, datetime(2030, 1, 1), datetime(2020, 1, 1, tzinfo=UTC)])
+    def test_takes_an_aware_time_to_come(self, queues, at):
+        job = put(queues, "waiting")
+        with pytest.raises(InvalidJob) as wrong:
+            queues.reschedule(job, at)
+        assert list(wrong.value.message_dict) == ["at"]
+        assert JobEvent.objects.count() == 0
 
 
 @pytest.mark.django_db

@@ -240,6 +240,50 @@ def test_prioritize_gives_a_queue_a_head_start(queues):
 
 
 @pytest.mark.capability("X4")
+@pytest.mark.capability("X5")
+class TestMove:
+    def test_of_jobs(self, queues):
+        jobs = [put(queues, "waiting"), put(queues, "done")]
+        text, error = run("move", jobs[0].pk, jobs[1].pk, "--to", "b", "--by", "ann", "--reason", "one line")
+        assert text == (
+            f"Job {jobs[0].pk} (send_mail of tests.mail/b) is moved to the end of queue b "
+            "(it has had no other job so far: is the name right?).\n"
+        )
+        assert error.startswith(f"Job {jobs[1].pk} cannot be moved: it is done since ")
+        event = JobEvent.objects.get()
+        assert (event.verb, event.by, event.reason) == ("move", "ann", "one line")
+
+    def test_of_a_queue(self, queues):
+        put(queues, "waiting")
+        put(queues, "waiting")
+        put(queues, "running first")
+        text, _ = run("move", "--queue", "customer-42", "--scope", "tests.mail", "--to", "b")
+        assert text == "tests.mail/customer-42: jobs moved to b: 2.\n"
+        found, _ = run_json("move", "--queue", "customer-42", "--scope", "tests.mail", "--to", "b")
+        (result,) = found["results"]
+        assert (result["ok"], result["found"], result["done"], result["left"]) == (True, 0, 0, 0)
+
+    @pytest.mark.parametrize("words", [[], ["1", "--queue", "a"], ["--queue", "a"]])
+    def test_names_jobs_or_one_queue(self, queues, words):
+        assert run("move", *words, "--to", "b")[1].startswith("Error: ")
+
+    @pytest.mark.parametrize("to", ["", "x" * 256, "customer-42"])
+    def test_refuses_a_wrong_name(self, queues, to):
+        put(queues, "waiting")
+        assert run("move", "--queue", "customer-42", "--scope", "tests.mail", "--to", to)[1]
+        assert Job.objects.get().queue == "customer-42"
+
+
+@pytest.mark.capability("X5")
+def test_reschedule_gives_a_job_another_time(queues):
+    job = put(queues, "waiting")
+    text, _ = run("reschedule", job.pk, "--at", "2042-01-31T08:00+01:00")
+    assert text.startswith(f"Job {job.pk} (send_mail of tests.mail/customer-42) is scheduled for 2042-01-31")
+    assert Job.objects.get().scheduled_at.isoformat() == "2042-01-31T07:00:00+00:00"
+    assert "is no time; write" in run("reschedule", job.pk, "--at", "2042-13-31")[1]
+    assert "is over" in run("reschedule", job.pk, "--at", "2020-01-31T08:00")[1]
+
+
 def test_edit_memory_gives_a_queue_another_one(declare_only):
     declare_only()
     queues = mail_queue(sensitive_params=("token",))

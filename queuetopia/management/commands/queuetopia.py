@@ -10,6 +10,7 @@ import time
 from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
+from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import CommandError, OutputWrapper
@@ -30,7 +31,7 @@ from ...params import loads
 from ...progress import Bar, counted
 from ...registry import by_scope
 from ...streams import hush
-from ...terminal import Screen, TerminalCommand, duration, interval, short_span, table
+from ...terminal import Screen, TerminalCommand, duration, interval, moment, short_span, table
 from ...text import MASK, visible
 from ...times import local
 from ...verbs import known, on_everything, on_job, on_queue, on_schedule, pruned_schedules, serving, tried, unmasked
@@ -102,7 +103,7 @@ class Command(TerminalCommand):
         )
         for name in decisions_on("job"):
             verb = _add_verb(verbs, name.replace("_", "-"), DECISIONS[name].help, decides=True)
-            number = {"edit": 1, "retry": "*", "skip": "*"}.get(name, "+")
+            number = {"edit": 1, "retry": "*", "skip": "*", "move": "*"}.get(name, "+")
             verb.add_argument("job_ids", nargs=number, type=int, metavar="JOB_ID")
             if name in ("retry", "skip"):
                 verb.add_argument("--all", action="store_true", help="all jobs that hold queues, instead of ids")
@@ -115,6 +116,12 @@ class Command(TerminalCommand):
                     action="store_true",
                     help="with --all: 1, 2, 4, 8 … queues at a time",
                 )
+            if name == "move":
+                verb.add_argument("--to", required=True, metavar="QUEUE", help="the queue to which they move")
+                verb.add_argument("--queue", metavar="QUEUE", help="all unfinished jobs of this one, instead of ids")
+            if name == "reschedule":
+                when = "as in 2030-01-31T08:00 or 2030-01-31T08:00+01:00"
+                verb.add_argument("--at", type=moment, required=True, metavar="TIME", help=when)
             if name == "edit":
                 verb.add_argument("params", metavar="PARAMS", help=f"all of them, as JSON; {MASK} keeps a masked one")
             verb.add_argument("--scope", help="of the jobs; found by their ids if left out")
@@ -202,13 +209,7 @@ class Command(TerminalCommand):
             return {"found": len(ids), "message": f"{queuetopia.scope}: jobs that would be {done}: {len(ids)}."}
         if gently and ids:
             jobs.begin_ramp(queuetopia)
-        bar, number = Bar(len(ids), stream=sys.stderr) if ids and self.has_bar() else None, 0
-        for batch, decided in jobs.batches(queuetopia, verb, ids, **why):
-            number += len(decided)
-            if bar is not None:
-                bar.advance(len(batch))
-        if bar is not None:
-            bar.end()
+        number = self.with_bar(len(ids), jobs.batches(queuetopia, verb, ids, **why))
         left = len(ids) - number
         note = f"; left alone, because they run, have ended or are locked meanwhile: {left}" if left else ""
         return {
@@ -231,6 +232,40 @@ class Command(TerminalCommand):
 
     def answer_move_to_end(self, **options):
         return self.each_job("move_to_end", **options)
+
+    def answer_move(self, job_ids, queue, to, scope, by, reason, **options):
+        if bool(job_ids) == (queue is not None):
+            raise CommandError("Error: name jobs by their ids, or one queue by --queue and --scope.")
+        if queue is None:
+            return self.each_job("move", job_ids, scope=scope, by=by, reason=reason, to=to, **options)
+        if scope is None:
+            raise CommandError("Error: --queue: say of which --scope.")
+        act = partial(self.move_queue, known(scope), queue, to, {"by": _person(by), "reason": reason})
+        return iter([tried(act, scope=scope, queue=queue)])
+
+    def move_queue(self, queuetopia, queue, to, why):
+        ids = jobs.movable(queuetopia, queue, to)
+        number = self.with_bar(len(ids), jobs.moves(queuetopia, ids, to, **why))
+        left = len(ids) - number
+        note = f"; left alone, because they run or have ended meanwhile: {left}" if left else ""
+        return {
+            "found": len(ids), "done": number, "left": left,
+            "message": f"{queuetopia.scope}/{queue}: jobs moved to {to}: {number}{note}.",
+        }  # fmt: skip
+
+    def with_bar(self, most, parts):
+        """Go through batches with a progress bar; return how many jobs were changed."""
+        bar, number = Bar(most, stream=sys.stderr) if most and self.has_bar() else None, 0
+        for batch, changed in parts:
+            number += len(changed)
+            if bar is not None:
+                bar.advance(len(batch))
+        if bar is not None:
+            bar.end()
+        return number
+
+    def answer_reschedule(self, **options):
+        return self.each_job("reschedule", **options)
 
     def answer_run_now(self, **options):
         return self.each_job("run_now", **options)
@@ -653,10 +688,11 @@ def _person(by):
 # Verbs on jobs
 
 
-def _each_job(verb, job_ids, scope, database, by, reason, params=None, **options):
+def _each_job(verb, job_ids, scope, database, by, reason, **options):
     if scope is not None:
         known(scope)
-    why = {"by": _person(by), "reason": reason, **({} if params is None else {"params": params})}
+    why: dict[str, Any] = {name: options[name] for name in ("params", "to", "at") if name in options}
+    why |= {"by": _person(by), "reason": reason}
     for job_id in job_ids:
         yield tried(partial(_on_job, verb, job_id, scope, database, why), job=job_id)
 
