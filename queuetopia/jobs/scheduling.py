@@ -82,17 +82,24 @@ def _job(queuetopia, schedule, at) -> Job:
 def create_due(backend, found: dict[Any, dict[str, Periodic]], now: datetime | None = None) -> tuple[list[Job], float]:
     """Create the jobs of these schedules, by class and name, that are due; return them, and the seconds until the next.
 
-    Each schedule is a transaction of its own. One whose row another node or an operator has locked is left to them.
+    Each schedule is a transaction of its own. One whose row another node or an operator has locked is left to them. An
+    error of one is raised after the others were served.
     """
     moment = now or backend.now()
     rows = _rows(backend, found, moment)
     jobs: list[Job] = []
     nexts: list[datetime] = []
+    failed: Exception | None = None
     for queuetopia, schedules in found.items():
         for name, schedule in schedules.items():
             row = rows[queuetopia.scope, name]
-            jobs += create_due_of(backend, queuetopia, schedule, row, moment)
+            try:
+                jobs += create_due_of(backend, queuetopia, schedule, row, moment)
+            except Exception as exc:
+                failed = failed or exc
             nexts.append(schedule.after(max(row.until, moment)))
+    if failed is not None:
+        raise failed
     return jobs, (min(nexts) - (now or backend.now())).total_seconds()
 
 

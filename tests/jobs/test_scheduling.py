@@ -4,7 +4,7 @@ import threading
 from datetime import timedelta
 
 import pytest
-from django.db import OperationalError, connection, transaction
+from django.db import IntegrityError, OperationalError, connection, transaction
 
 from queuetopia import Every, Queuetopia, Refused, jobs
 from queuetopia.backends import backend_for
@@ -156,6 +156,21 @@ class TestDueTimes:
         with pytest.raises(ConnectionError):
             jobs.create_due(backend, {queue: jobs.declared(queue)}, start + HOUR)
         assert (row().until, queue.jobs().count()) == (start, 0)
+
+    def test_one_that_cannot_be_written_keeps_no_other_from_its_jobs(self, scheduled, start):
+        queue = scheduled(hourly(), Every("tock", hours=1, queue="b", action="noop"))
+        backend = backend_for("default")
+        insert = backend.insert
+
+        def refuse(jobs):
+            if jobs[0].queue == "a":
+                raise IntegrityError("refused")
+            insert(jobs)
+
+        backend.insert = refuse
+        with pytest.raises(IntegrityError):
+            jobs.create_due(backend, {queue: jobs.declared(queue)}, start + HOUR)
+        assert [job.queue for job in queue.jobs()] == ["b"]
 
 
 class TestVerbs:
