@@ -4,7 +4,7 @@ A unique index sees to it that there is one. A job that coalesces gets the param
 claimed: they lock its row, not its queue's, so a claim clears the key first, and takes the params that are stored then.
 """
 
-from django.db import models, transaction
+from django.db import OperationalError, models, transaction
 
 from ..attempts import Claim, Outcome, Verdict
 from ..models import Job
@@ -12,6 +12,7 @@ from . import rows
 from .columns import is_live
 from .values import Ending
 
+TRIES = 5  # to let such a job go; what then still is held without a claim is found by the node
 LOCKED_BY_CREATOR = 0.1  # seconds until a job is claimed again to which a creator's open transaction has given params
 
 
@@ -61,17 +62,33 @@ def close_to_creators(backend, claims: list[Claim], holder) -> list[Claim]:
     ids = [claim.job_id for claim in claims if claim.coalesces]
     if not ids:
         return claims
-    with transaction.atomic(using=backend.alias):
-        unlocked = rows.head_rows(backend.alias).filter(pk__in=ids).select_for_update(skip_locked=True).order_by("id")
-        params = {row["id"]: row["params_text"] for row in unlocked}
-        Job.objects.using(backend.alias).filter(pk__in=params).update(coalesce_key=None)
+    params = _closed(backend, ids)
     wait = Outcome(0, 0, Verdict.RETURN, LOCKED_BY_CREATOR)
     let_go = [
         Ending(claim, wait._replace(job_id=claim.job_id, fence=claim.fence))
         for claim in claims
         if claim.coalesces and claim.job_id not in params
     ]
-    if let_go:
-        backend.record(let_go, holder, "", lambda claim: False)
+    for _ in range(TRIES):
+        if not let_go:
+            break
+        let_go = backend.record(let_go, holder, "", lambda claim: False).locked
     last = (claim._replace(params=params.get(claim.job_id, claim.params)) for claim in claims)
     return [claim for claim in last if not claim.coalesces or claim.job_id in params]
+
+
+def _closed(backend, ids) -> dict[int, str]:
+    """Clear the keys of those of the jobs that are not locked; return {id: the params that are stored}.
+
+    What has been committed before must not be lost by an error of the moment: then all are taken for locked.
+    """
+    try:
+        with transaction.atomic(using=backend.alias):
+            found = rows.head_rows(backend.alias).filter(pk__in=ids).order_by("id")
+            params = {row["id"]: row["params_text"] for row in found.select_for_update(skip_locked=True)}
+            Job.objects.using(backend.alias).filter(pk__in=params).update(coalesce_key=None)
+            return params
+    except OperationalError as exc:
+        if not backend.is_busy(exc):
+            raise
+        return {}

@@ -21,6 +21,7 @@ from .toolkit import (
     claim,
     claim_one,
     end,
+    fail,
     finish,
     join,
     line,
@@ -44,6 +45,14 @@ def coalesced(number, queue="q", key="k", **options):
 
 def params(claim):
     return json.loads(claim.params)["edited"]
+
+
+class Refusing:
+    """A database in which no transaction can be opened at the moment."""
+
+    @staticmethod
+    def atomic(using):
+        fail()
 
 
 class Keyed(Contract):
@@ -138,6 +147,21 @@ class Keyed(Contract):
         (ours,) = finish(backend, one, keep=True).claims if goes_on else claim(backend)
         assert (ours.job_id, params(ours)) == (job.pk, 2)
         assert (stored(job).params, coalesced(3).is_new) == ({"edited": 2}, True)
+
+    @pytest.mark.parametrize("goes_on", [False, True])
+    def test_a_claim_that_cannot_read_the_last_params_now_is_let_go_and_made_again(self, backend, goes_on, monkeypatch):
+        if goes_on:
+            put()
+            one = claim_one(backend)
+        job = coalesced(1)
+        with monkeypatch.context() as patch:
+            patch.setattr(backend, "is_busy", lambda exc: True)
+            patch.setattr(keys, "transaction", Refusing)
+            claims = finish(backend, one, keep=True).claims if goes_on else claim(backend)
+        assert claims == []
+        assert (line().held_by, stored(job).coalesce_key) == (None, "k")
+        assert coalesced(2).pk == job.pk
+        assert params(claim_one(backend, now=backend.now() + HOUR)) == 2
 
     @several_writers
     @pytest.mark.parametrize("commits", [True, False])
