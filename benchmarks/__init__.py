@@ -16,6 +16,7 @@ Workloads, each in a new database of its own, run three times (once with ``--qui
   tenth of that on SQLite and MariaDB);
 - ``rounds``: the same with ``--slice 1``: each job is a claim of its own;
 - ``line``: 2,000 jobs of one queue, each of which starts after the commit of the one before it;
+- ``chunks``: ten times as many of one queue, whose action has a chunk of 500;
 - ``cluster``: ``drain`` by two and by four nodes on this one machine;
 - ``waits``: 2,000 jobs that wait for 0.1 s, ``async def``, 200 at once in one process, over 500 queues;
 - ``latency``: from the commit of ``create_job`` to the start of ``perform``, one job at a time on an idle node;
@@ -39,6 +40,7 @@ compared, ratios can: ``ratio`` is the figure over its ``reference``, measured i
 - for ``drain`` and ``rounds`` the backend's own claims and records in one process on one connection, 200 queues at a
   time: no processes, no performers. 1.00 is what the database could do if the rest cost nothing;
 - for ``line`` one UPDATE with its own commit for each job, for ``waits`` the jobs' own time;
+- for ``chunks`` the same line, one job at a time (``line``'s figure, measured anew);
 - for ``cluster`` ``drain`` by one node; for ``independent`` ``drain``, and pruning its jobs;
 - for ``latency`` one INSERT into the same table, and a process that does nothing but wait for NOTIFY (where there is
   none, it polls every millisecond);

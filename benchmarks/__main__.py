@@ -13,7 +13,7 @@ from .servers import PRIVATE, url_of
 from .tables import print_beside, print_figures
 
 WORKLOADS = (
-    "create", "bulk", "drain", "rounds", "line", "latency", "crowded", "waits", "cluster", "memory", "idle",
+    "create", "bulk", "drain", "rounds", "line", "chunks", "latency", "crowded", "waits", "cluster", "memory", "idle",
     "limits", "independent", "admin",
 )  # fmt: skip
 # What may stand beside a workload's jobs, in the same tables.

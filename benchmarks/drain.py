@@ -33,11 +33,13 @@ def measure(size):
     ]
 
 
-def drain_by_nodes(size, nodes=1, processes=PROCESSES, queuetopia=BenchmarkQueue, **options):
+def drain_by_nodes(
+    size, nodes=1, processes=PROCESSES, queuetopia=BenchmarkQueue, action="do_nothing", **options
+):  # fmt: skip
     crowd(size)
     with running_nodes(nodes, processes, **options):
         queuetopia.pause()
-        create_jobs(size.jobs, size.queues, queuetopia=queuetopia)
+        create_jobs(size.jobs, size.queues, queuetopia=queuetopia, action=action)
         create_waiting_jobs(size.waiting, size.queues)
         tidy_up()
         seconds = since_resumed(size.jobs, queuetopia)

@@ -27,9 +27,9 @@ def fresh_database():
         connection.creation.destroy_test_db(name, verbosity=0)
 
 
-def create_jobs(count, queues, kind="queue", queuetopia=BenchmarkQueue):
+def create_jobs(count, queues, kind="queue", queuetopia=BenchmarkQueue, action="do_nothing"):
     """Create ``count`` jobs that do nothing, one for each queue in turns."""
-    queuetopia.create_jobs(queuetopia.job(f"{kind}-{number % queues}", "do_nothing") for number in range(count))
+    queuetopia.create_jobs(queuetopia.job(f"{kind}-{number % queues}", action) for number in range(count))
 
 
 def crowd(size):

@@ -20,6 +20,10 @@ class BenchmarkPerformer(Performer):
     def do_nothing(self, job):
         pass
 
+    @action(chunk=500)
+    def do_nothing_together(self, jobs, params):
+        pass
+
     @action
     def note_start(self, job):
         os.write(self.starts, START.pack(job.pk, time.monotonic_ns()))

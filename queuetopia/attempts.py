@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from django.db import DatabaseError
 
-from .exceptions import InvalidMemory
+from .exceptions import InvalidMemory, Unfinished
 from .params import InvalidParams, ParamsDecoder, ParamsEncoder, Unreadable, as_text, check, loads
 from .text import loggable, masked_end, masked_start, without_rows
 
@@ -151,6 +151,7 @@ class Outcome(NamedTuple):
     wants_news: bool = False  # the worker has hooks or receivers that wait for the commit
     memory: str | None = None  # JSON text of the queue's memory, to be stored with a success; None: as it was
     to: str = ""  # the queue that a job moves to
+    chunk: list | None = None  # [[id, scheduled at, result], …] of the jobs behind it that were done with it
 
 
 def checked(outcome: Outcome) -> Outcome:
@@ -225,6 +226,24 @@ def result_text(result) -> str | None:
     except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError):
         return None
     return text if len(text) <= RESULT_LIMIT else None
+
+
+def result_texts(job, returned) -> tuple[str | None, list | None]:
+    """Return the job's result as text, and what is stored of the jobs that were done with it; None if it is no chunk.
+
+    Raises Unfinished for a list of results that has not one for each job.
+    """
+    if job.chunk is None:
+        return result_text(returned), None
+    results = returned if isinstance(returned, list) else [returned] * len(job.chunk)
+    if len(results) != len(job.chunk):
+        raise Unfinished(
+            f"a chunk of {len(job.chunk)} jobs returned a list of {len(results)}: return a result for each job, in "
+            "their order, or one that is no list for all of them"
+        )
+    first, *others = map(result_text, results)
+    behind = zip(job.chunk[1:], others, strict=True)
+    return first, [[one.pk, one.scheduled_at.isoformat(), text] for one, text in behind] or None
 
 
 # The memory of a queue

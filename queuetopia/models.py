@@ -157,6 +157,8 @@ class Job(models.Model):
     _claim: Any = None  # of the attempt, on the job a performer is handed
     _completed: Any = None  # the ``Completion`` that its attempt has committed, once it has
     _memory: Any = None  # the queue's memory, once the attempt has asked for it
+    chunk: "list[Job] | None" = None  # of an attempt whose action has a chunk: the jobs that it does, this one first
+    _head: "Job | None" = None  # on the others of these: the first of them
 
     objects = JobQuerySet.as_manager()
 
@@ -292,12 +294,17 @@ class Job(models.Model):
                 f"Job {self.pk} runs nowhere here: its queue's memory is for the attempt that a performer makes. "
                 "MailQueue.memory(queue) reads it."
             )
+        if self._head is not None:
+            return self._head.memory
         if "_memory" not in vars(self):
-            self._memory = memory_of(self._claim.memory)
+            self._remember(memory_of(self._claim.memory))
         return self._memory
 
     @memory.setter
     def memory(self, memory):
+        (self._head or self)._remember(memory)
+
+    def _remember(self, memory):
         self._memory = memory
 
     def changed_memory(self) -> str | None:
@@ -357,6 +364,20 @@ class Job(models.Model):
 
     def note_new(self):
         self.is_new = True
+
+    @property
+    def is_of_several(self) -> bool:
+        """True in an attempt that does several jobs together."""
+        return self.chunk is not None and len(self.chunk) > 1
+
+    def lead(self, behind: "list[Job]") -> None:
+        """Make this job, and those behind it, the chunk of its attempt."""
+        self.chunk = [self, *behind]
+        for job in behind:
+            job.follow(self)
+
+    def follow(self, head: "Job") -> None:
+        self._head = head
 
     def _note_completion(self, completion):
         self._completed = completion
@@ -420,6 +441,7 @@ class Queue(models.Model):
     rev: raised by every verb of an operator; whatever was decided before it is decided again.
     alert_at: when to check whether it is still blocked, and report it; set when its head fails first.
     memory: what its last success has left for the next attempt: see ``Job.memory``.
+    chunk: the last fence under which several of its jobs began together, and the ids of those behind the head.
     """
 
     id = models.BigAutoField(primary_key=True)
@@ -441,6 +463,7 @@ class Queue(models.Model):
     paused_reason = WideCharField(_("reason"), max_length=500, db_default="")
     alert_at = models.DateTimeField(_("alert at"), null=True)
     memory = ParamsField(_("memory"), null=True)
+    chunk = models.JSONField(_("chunk"), null=True)
 
     objects = QueueQuerySet.as_manager()
 
@@ -485,6 +508,15 @@ class Queue(models.Model):
 
     def is_running(self):
         return self.held_by is not None
+
+    def chunk_of(self, fence) -> list[int]:
+        """Return the ids of the jobs that began under this fence together with the head, behind it."""
+        chunk = self.chunk if isinstance(self.chunk, dict) else {}
+        return chunk.get("jobs", []) if chunk.get("fence") == fence else []
+
+    def runs(self, job_id) -> bool:
+        """True if an attempt of this job runs, alone or in a chunk."""
+        return self.held_by is not None and (job_id == self.current_job or job_id in self.chunk_of(self.fence))
 
 
 class Node(models.Model):

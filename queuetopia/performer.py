@@ -16,6 +16,8 @@ from .completion import acompleted, completed, must_await
 logger = logging.getLogger(__name__)
 
 _MARK = "_queuetopia_action"
+_CHUNK = "_queuetopia_chunk"
+MOST_TOGETHER = 1_000  # jobs of a chunk: their ids stand in the queue's row
 _NO_METHODS = (staticmethod, classmethod, property, cached_property)  # marked, they are a system-check error
 PERFORMER_HINT = (
     "Write class MailPerformer(Performer), and set performer to the class itself: performer = MailPerformer."
@@ -23,17 +25,23 @@ PERFORMER_HINT = (
 _logged_shadows: set[tuple[type, str]] = set()
 
 
-def action(function_or_name: Callable | str | None = None) -> Any:
+def action(function_or_name: Callable | str | None = None, *, chunk: int | None = None) -> Any:
     """Make a method an action: ``@action`` or ``@action()`` (named like the method), or ``@action("send-mail")``.
 
     The method is called as ``method(job, **params)``; it may be ``async def``.
+
+    chunk: at most so many jobs, 2 to 1,000, that stand right behind each other are done together, by one attempt. The
+    method is called as ``method(jobs, params)`` then, with a list of jobs and a list of their params, as dicts; after a
+    failure with one job at a time. A list that it returns has the result of each job, anything else is that of all.
     """
+    if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or not 2 <= chunk <= MOST_TOGETHER):
+        raise ValueError(f"chunk is a number of jobs from 2 to {MOST_TOGETHER}, not {chunk!r}.")
     if function_or_name is None or isinstance(function_or_name, str):
-        return lambda function: _mark(function, function_or_name)
-    return _mark(function_or_name, None)
+        return lambda function: _mark(function, function_or_name, chunk)
+    return _mark(function_or_name, None, chunk)
 
 
-def _mark(function, name):
+def _mark(function, name, chunk):
     if isinstance(function, type) or not (callable(function) or isinstance(function, (*_NO_METHODS, partialmethod))):
         raise TypeError(f"@action stands above a method, as in def send_mail(self, job, email); {function!r} is none.")
     name = getattr(_inside(function), "__name__", "") if name is None else name
@@ -42,6 +50,8 @@ def _mark(function, name):
     if len(name) > 255:
         raise ValueError(f"An action's name has 1 to 255 characters, not {len(name)}.")
     setattr(_inside(function), _MARK, name)
+    if chunk is not None:
+        setattr(_inside(function), _CHUNK, chunk)
     return function
 
 
@@ -86,7 +96,7 @@ class Performer:
         performer: Any = type(self)
         if _has_async_perform(performer) and not inspect.iscoroutinefunction(method):
             return _run_in_thread(method, job, who)
-        returned = method(job, **job.params)
+        returned = _call(method, job)
         return returned if must_await(returned) else completed(returned, who)
 
     def setup(self):
@@ -150,7 +160,13 @@ def hooks() -> list[str]:
 
 
 async def _run_in_thread(method, job, who):
-    return await acompleted(await sync_to_async(method)(job, **job.params), who)
+    return await acompleted(await sync_to_async(_call)(method, job), who)
+
+
+def _call(method, job):
+    if (jobs := job.chunk) is None:
+        return method(job, **job.params)
+    return method(jobs, [one.params for one in jobs])
 
 
 @cache
@@ -197,6 +213,18 @@ def alias_problems(performer) -> list[str]:
         unknown = [new for new in aliases.values() if new not in known]
         problems += [f"aliases says {new!r}, and there is no such action" for new in unknown]
     return problems
+
+
+def chunk_of(performer, action: str) -> int | None:
+    """Return how many jobs of the action may be done together at most; None if each is done alone."""
+    return _chunks(performer).get(action_methods(performer).get(name_now(performer, action), ""))
+
+
+@cache
+def _chunks(performer):
+    """Return {method name: chunk}."""
+    marked = ((base, name) for base in reversed(performer.__mro__) for _, name in own_actions(base))
+    return {name: getattr(_inside(vars(base)[name]), _CHUNK, None) for base, name in marked}
 
 
 def own_actions(cls: type) -> list[tuple[str, str]]:
@@ -249,6 +277,9 @@ def method_problem(performer, method: str) -> str | None:
         return f"it is a {type(function).__name__}, which Python gives no self"
     if is_generator(function):
         return "it is a generator: a call would run nothing"
+    if _chunks(performer).get(method):
+        problem = call_problem(performer, method, ["jobs", "params"])
+        return problem and f"its jobs are done in chunks, and it {problem}"
     try:
         first, others = _arguments(performer, method)
     except (TypeError, ValueError) as exc:
@@ -284,6 +315,8 @@ def mistaken_for_job(performer, method: str) -> str | None:
     Meant for the job are: job, and names that end with it; names that begin with _; what is annotated as Job or
     cannot be a param (positional-only, *args).
     """
+    if _chunks(performer).get(method):
+        return None
     first, _ = _arguments(performer, method)
     if len(first) < 2 or first[1].kind is not first[1].POSITIONAL_OR_KEYWORD:
         return None
@@ -302,8 +335,8 @@ def param_problems(performer, action_name: str, params: dict) -> list[str]:
 def _param_problems(performer, action_name, params):
     kinds = inspect.Parameter
     method = action_methods(performer).get(name_now(performer, action_name))
-    if method is not None and method_problem(performer, method):
-        return []  # said of the action
+    if method is not None and (method_problem(performer, method) or _chunks(performer).get(method)):
+        return []  # said of the action; or it takes them as dicts
     first, arguments = _arguments(performer, method) if method else ([], [])
     taken = {"self", "job", *(a.name for a in first if a.kind is kinds.POSITIONAL_OR_KEYWORD)}
     problems = [

@@ -29,7 +29,7 @@ from .monitoring.events import Event
 from .monitoring.follow import Follower
 from .outside import ended
 from .params import Unreadable, dumps
-from .performer import known_actions
+from .performer import chunk_of, known_actions
 from .registry import by_scope, registered
 from .text import masked
 from .worker.middleware import wrapped
@@ -161,6 +161,8 @@ def perform_job(job: Job, memory: dict | None = None) -> Any:
 
 def _performed(performer, handed):
     current_job.set(handed)
+    if chunk_of(type(performer), handed.action) is not None:
+        handed.lead([])
     start(performer, handed)
     who = f"Action {handed.action!r} of {type(performer).__name__}"
     returned = wrapped(performer, who, is_async=False)(handed)
@@ -196,7 +198,7 @@ def drain(queuetopia, queue: str | None = None, *, now: datetime | None = None, 
 
     The rules of queues hold: order, blocking, attempts, backoff, exhaustion; hooks and signals follow each attempt.
     Nothing needs to be committed, so it works inside the test's transaction; jobs that the performers create are run
-    too. Timeouts are not enforced. The list holds one entry per attempt, in order.
+    too. Timeouts are not enforced. The list holds one entry per attempt, in order, and one for each job of a chunk.
 
     queue: only this queue; None means all of them.
     now: what counts as due; None means the database's clock. Hand a later datetime in to pass a backoff.
@@ -212,14 +214,14 @@ def drain(queuetopia, queue: str | None = None, *, now: datetime | None = None, 
     holder = uuid.uuid4()
     jobs: list[int] = []
     while claim := _next_claim(backend, queuetopia, queue, holder, now):
-        if len(jobs) == limit:
+        if len(jobs) >= limit:
             raise RuntimeError(f"{limit} attempts made and more are due; does a job fail with a max_backoff of 0?")
         attempt = _attempt(claim) if claim.outside is None else None
         outcome = attempt.outcome if attempt else settled(claim)
         recorded = backend.record([Ending(claim, outcome)], holder, "drain", lambda claim: False, now)
         for ending in recorded.written:
             notify(ending.claim, ending.outcome, attempt and attempt.exc)
-        jobs.append(claim.job_id)
+        jobs += [ending.claim.job_id for ending in recorded.written] or [claim.job_id]
     stored = queuetopia.jobs().in_bulk(jobs)
     return [stored[pk] for pk in jobs if pk in stored]
 

@@ -58,6 +58,7 @@ from .values import (
     has_no_time,
     is_late,
     later,
+    of_each,
     problem_of,
     queue_of,
 )
@@ -546,13 +547,17 @@ class Backend:
                 continue
             if was_run and ending.outcome.verdict != Verdict.DONE:
                 ending = rows.with_what_is_known(self.alias, ending)
+            if queue.chunk and ending.outcome.verdict != Verdict.DONE:
+                ending = rows.of_chunk(self.alias, queue, ending)
             ending = breakers.judge(ending)
             rows.write_job(self.alias, ending, node, now, was_run)
+            if ending.outcome.verdict == Verdict.DONE and ending.outcome.chunk:
+                rows.write_chunk(self.alias, ending, node, now)
             if ending.outcome.verdict == Verdict.DONE and ending.outcome.memory is not None:
                 queue.memory = rows.remember(self.alias, ending.claim, ending.outcome.memory)
             if ending.outcome.of_scope:
                 rows.snooze_scope(self.alias, queue.scope, later(now, ending.outcome))
-            result.written.append(ending)
+            result.written.extend(of_each(ending))
             may_go_on = keep(ending.claim) and queue.paused_at is None and queue.scope not in resting
             claim, due_at, current_job = self._after(ending, queue, now, may_go_on, holder)
             if claim:

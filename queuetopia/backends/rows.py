@@ -3,15 +3,19 @@
 Each takes the alias of a connection and leaves the transaction to its caller.
 """
 
+from functools import partial
+from itertools import takewhile
+
 from django.db import connections, models
-from django.db.models import Q
+from django.db.models import F, Q
 from django.db.models.functions import Cast
 
-from ..attempts import Claim, Verdict, memory_of
+from .. import conf
+from ..attempts import MEANING, Claim, Verdict, memory_of
 from ..lines import is_own
 from ..models import Job, JobEvent, Queue, Scope
 from .columns import DatabaseNow
-from .values import HEAD_COLUMNS, as_done, claim_of, history, job_values, next_attempt
+from .values import HEAD_COLUMNS, as_done, claim_of, history, ids_of, job_values, next_attempt, result_of
 
 
 def note_problem(alias: str, queue_id: int, text: str) -> None:
@@ -32,8 +36,9 @@ def locks_job(alias, ending) -> bool:
     """Lock the job's row if it will be written; False if another transaction has it locked."""
     if ending.outcome.verdict == Verdict.RETURN or not connections[alias].features.has_select_for_update:
         return True
-    rows = Job.objects.using(alias).filter(pk=ending.claim.job_id).values_list("pk")
-    return bool(rows.select_for_update(skip_locked=True)) or not rows.exists()
+    ids = ids_of(ending)
+    rows = Job.objects.using(alias).filter(pk__in=ids).values_list("pk")
+    return (locked := len(rows.select_for_update(skip_locked=True))) == len(ids) or locked == rows.count()
 
 
 def still_held(alias, claims: list[Claim]) -> set[int]:
@@ -103,6 +108,65 @@ def _note_move(alias, claim, outcome):
     JobEvent.objects.using(alias).create(
         verb="move", scope=claim.scope, queue=claim.queue, job=claim.job_id, reason=why, **places
     )
+
+
+def jobs_behind(alias, claim, most, now) -> list[dict]:
+    """Return the first due jobs behind the claim's that may be done with it, as far as nothing else stands between.
+
+    That is: another action, options of a job's own, or an earlier attempt.
+    """
+    line = head_rows(alias).unfinished().in_queue(claim.scope, claim.queue).in_order().exclude(pk=claim.job_id)
+    return _closed_to_creators(alias, list(takewhile(partial(_goes_with, claim, now), line[:most])))
+
+
+def _closed_to_creators(alias, jobs: list[dict]) -> list[dict]:
+    """Clear the keys of jobs that coalesce; return the jobs with their last params, up to one that a creator writes."""
+    ids = [job["id"] for job in jobs if job["coalesce_key"] is not None]
+    if not ids:
+        return jobs
+    unlocked = head_rows(alias).filter(pk__in=ids).select_for_update(skip_locked=True).order_by("id")
+    last = {job["id"]: job for job in jobs if job["coalesce_key"] is None} | {row["id"]: row for row in unlocked}
+    closed = [last[job["id"]] for job in takewhile(lambda job: job["id"] in last, jobs)]
+    coalescing = [job["id"] for job in closed if job["coalesce_key"] is not None]
+    Job.objects.using(alias).filter(pk__in=coalescing).update(coalesce_key=None)
+    return closed
+
+
+def _goes_with(claim, now, job):
+    is_fresh = job["state"] == Job.State.PENDING and job["attempted_at"] is None and job["scheduled_at"] <= now
+    return is_fresh and job["action"] == claim.action and all(job[name] is None for name in conf.JOB_OPTIONS)
+
+
+def mark_chunk(alias, claim, jobs: list[int]) -> None:
+    """Note on the queue's row, which is locked, that these jobs begin together with the claim's."""
+    chunk = {"fence": claim.fence, "jobs": jobs}
+    Queue.objects.using(alias).filter(pk=claim.queue_id, fence=claim.fence).update(chunk=chunk)
+
+
+def of_chunk(alias, queue, ending):
+    """Return how an attempt that was not done ends, if it was a chunk's; its jobs run alone then, after a failure.
+
+    Which of them is at fault is not known yet: so its head is neither given up nor halted, but tried alone.
+    """
+    if not queue.chunk_of(ending.claim.fence):
+        return ending
+    if not MEANING[Verdict(ending.outcome.verdict)].is_failure:  # they may begin together again
+        Queue.objects.using(alias).filter(pk=queue.pk, fence=queue.fence).update(chunk=None)
+    elif ending.outcome.verdict != Verdict.RETRY:
+        return ending._replace(outcome=ending.outcome._replace(verdict=Verdict.RETRY, delay=0.0, exhausted=False))
+    return ending
+
+
+def write_chunk(alias, ending, node, now) -> None:
+    """Write the jobs behind the ending's own, which were done with it."""
+    behind = ending.outcome.chunk
+    results = {text for *_, text in behind}
+    jobs = Job.objects.using(alias).filter(pk__in=[pk for pk, *_ in behind], done_at=None)
+    values = job_values(ending.claim, ending.outcome._replace(result=behind[0][2]), node, now, [])
+    written = jobs.update(**{**values, "attempts": F("attempts") + 1})
+    if len(results) > 1 and written:
+        each = [Job(pk=pk, result=result_of(text)) for pk, _, text in behind]
+        Job.objects.using(alias).bulk_update(each, ["result"])
 
 
 def remember(alias, claim, memory: str) -> dict:

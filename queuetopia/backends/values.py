@@ -51,13 +51,37 @@ class Alert(NamedTuple):
 
 def is_plain(ending: Ending) -> bool:
     """True for a success that may be written together with others."""
-    return ending.outcome.verdict == Verdict.DONE and not ending.passed_over and not ending.claim.trial
+    is_alone = ending.outcome.chunk is None and not ending.claim.trial
+    return ending.outcome.verdict == Verdict.DONE and not ending.passed_over and is_alone
 
 
 def as_done(ending: Ending, result: str | None = None) -> Ending:
     """Return the ending of an attempt whose job is known to be done, however it ended after that."""
     outcome = ending.outcome._replace(verdict=Verdict.DONE, delay=0.0, error=None, result=result, exhausted=False)
     return ending._replace(outcome=outcome)
+
+
+def ids_of(ending: Ending) -> list[int]:
+    """Return the ids of the jobs whose end it is: several, of a chunk."""
+    return [ending.claim.job_id, *(pk for pk, *_ in ending.outcome.chunk or ())]
+
+
+def of_each(ending: Ending) -> list[Ending]:
+    """Return the ending as one for each of its jobs, which have taken the same share of its time."""
+    if not ending.outcome.chunk or ending.outcome.verdict != Verdict.DONE:
+        return [ending]
+    one = ending.outcome._replace(chunk=None, duration=ending.outcome.duration / len(ids_of(ending)))
+    claim = ending.claim._replace(params="", attempt=1, attempted=False, failed_at=None)
+    return [
+        ending._replace(outcome=one),
+        *(
+            ending._replace(
+                claim=claim._replace(job_id=pk, scheduled_at=scheduled_at),
+                outcome=one._replace(job_id=pk, result=result),
+            )
+            for pk, scheduled_at, result in ending.outcome.chunk
+        ),
+    ]
 
 
 def joined(one: Recorded, other: Recorded) -> Recorded:
@@ -170,10 +194,15 @@ def job_values(claim: Claim, outcome: Outcome, node: str, now: datetime, errors:
         values |= {"unique_key": None, "coalesce_key": None}  # there they may be taken
     if meaning.ends_job:
         values["done_at"] = now
-        values["result"] = None if outcome.result is None else json.loads(outcome.result, cls=ParamsDecoder)
+        values["result"] = result_of(outcome.result)
     if outcome.verdict == Verdict.DONE:
         values["error"] = ""  # of an earlier attempt: it stands in the history
     return values
+
+
+def result_of(text: str | None) -> Any:
+    """Return a result from its text."""
+    return None if text is None else json.loads(text, cls=ParamsDecoder)
 
 
 def bounded(errors: list[dict], most: int) -> list[dict]:

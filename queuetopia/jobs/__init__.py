@@ -5,6 +5,7 @@ Every function that the classes of a project call is named here.
 
 from .bulk import batches, begin_ramp, blocking, decide, refusals, retry_all, skip_all
 from .carrying import movable, move, moves, why_not_moved
+from .chunking import jobs_with
 from .creating import build, create, create_many, create_new
 from .deciding import (
     again_after_deadlock,
@@ -43,7 +44,7 @@ from .sending import keep_hook_error, number_waiting, send, send_unblocked
 __all__ = [
     "again_after_deadlock", "batches", "begin_ramp", "blocking", "build", "cancel", "complete", "create",
     "create_due", "create_many", "create_new", "decide", "declared", "delete_ended", "edit", "edit_memory", "fail",
-    "failed", "keep_hook_error", "log_wrong", "mark_done", "movable", "move", "move_to_end", "moves",
+    "failed", "jobs_with", "keep_hook_error", "log_wrong", "mark_done", "movable", "move", "move_to_end", "moves",
     "number_waiting", "pause", "pause_all", "pause_schedule", "pending_problems", "prioritize", "prune",
     "prune_schedules", "refusals", "report_in_background", "report_outside", "reschedule", "resume", "resume_all",
     "resume_schedule", "retry", "retry_all", "run_now", "run_schedule", "schedule_problems", "send", "send_unblocked",

@@ -64,7 +64,7 @@ def movable(queuetopia, queue_or_jobs, to: str) -> list[int]:
         heads = [] if row is None or row.current_job is None else [row.current_job]
         chosen = jobs.unfinished().filter(queue=queue_or_jobs)
         if row is not None and row.held_by is not None:
-            chosen = chosen.exclude(pk__in=heads)
+            chosen = chosen.exclude(pk__in=[*heads, *row.chunk_of(row.fence)])
     else:
         several = isinstance(queue_or_jobs, Iterable)
         named = {pk_of(job) for job in (queue_or_jobs if several else [queue_or_jobs])}
@@ -137,7 +137,7 @@ def _locked_lines(alias, scope, names) -> dict[str, Queue]:
 
 def _why_left(job, line, to) -> str | None:
     """Return why a job cannot be moved; ``line`` is the row of its queue, None if it has none."""
-    runs = line is not None and line.held_by is not None and line.current_job == job.pk
+    runs = line is not None and line.runs(job.pk)
     if why := why_not_at_rest(job, line if runs else None):
         return why
     if job.is_outside():
@@ -147,10 +147,10 @@ def _why_left(job, line, to) -> str | None:
 
 def why_not_moved(queuetopia, ids, to: str) -> dict[int, str]:
     """Return {id: the sentence} of those of the jobs that cannot be moved, in two queries."""
-    jobs = queuetopia.jobs().filter(pk__in=ids).defer(*LIGHT)
-    held = Queue.objects.using(queuetopia.database()).held().filter(scope=queuetopia.scope, current_job__in=ids)
-    running = {row.current_job: row for row in held}
-    reasons = {job.pk: _why_left(job, running.get(job.pk), to) for job in jobs}
+    jobs = list(queuetopia.jobs().filter(pk__in=ids).defer(*LIGHT))
+    held = Queue.objects.using(queuetopia.database()).held()
+    running = {row.name: row for row in held.filter(scope=queuetopia.scope, name__in={job.queue for job in jobs})}
+    reasons = {job.pk: _why_left(job, running.get(job.queue), to) for job in jobs}
     return {pk: f"Job {pk} cannot be moved: {why}" for pk, why in reasons.items() if why}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from django.db import connections, transaction
 
-from ..attempts import Claim, Outcome, Verdict, result_text
+from ..attempts import Claim, Outcome, Verdict, result_texts
 from ..backends import backend_for, rows
 from ..backends.values import Ending
 from ..exceptions import StaleAttempt
@@ -21,11 +21,6 @@ class Completion:
     """What ``with job.completing() as done`` hands to the block; ``result`` is stored as the job's."""
 
     result: Any = None
-
-    @property
-    def text(self) -> str | None:
-        """The result as it is stored."""
-        return result_text(self.result)
 
 
 @contextmanager
@@ -48,8 +43,12 @@ def completing(job: Job) -> Iterator[Completion]:
         _refuse_stale(job, rows.still_held(alias, [claim]) if has_row_locks else rows.holds_on(alias, claim))
         yield done
         _refuse_stale(job, rows.holds_on(alias, claim))
-        outcome = Outcome(claim.job_id, claim.fence, Verdict.DONE, result=done.text)
-        rows.write_job(alias, Ending(claim, outcome), _node_of(alias, claim), backend_for(alias).now(), True)
+        text, chunk = result_texts(job, done.result)
+        outcome = Outcome(claim.job_id, claim.fence, Verdict.DONE, result=text, chunk=chunk)
+        ending, node, now = Ending(claim, outcome), _node_of(alias, claim), backend_for(alias).now()
+        rows.write_job(alias, ending, node, now, True)
+        if chunk:
+            rows.write_chunk(alias, ending, node, now)
         if (memory := job.changed_memory()) is not None:
             rows.remember(alias, claim, memory)
     job._note_completion(done)
@@ -59,6 +58,8 @@ def completing(job: Job) -> Iterator[Completion]:
 def once(job: Job, using: str | None = None, step: str = "") -> Iterator[bool]:
     """See ``Job.once``."""
     claim, alias = _claim_of(job, "once"), using or _database_of(job)
+    if job.chunk is not None:
+        raise RuntimeError(f"Action {job.action!r} has a chunk: once() is for an action that does one job at a time.")
     with transaction.atomic(using=alias, durable=True):
         if _is_rehearsed(claim):
             yield True
@@ -78,6 +79,8 @@ def _claim_of(job, method) -> Claim:
         raise RuntimeError(
             f"Job {job.pk} runs nowhere here: {method}() is for the job that a performer is handed, inside its attempt."
         )
+    if job._head is not None:
+        raise RuntimeError(f"Job {job.pk} is done together with others: call {method}() of the first of them, jobs[0].")
     return job._claim
 
 

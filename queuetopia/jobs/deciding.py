@@ -246,6 +246,8 @@ def _cancel(queuetopia, job, *, by, reason) -> str:
             verb.leave_no_event()
             return "finished"
         if verb.is_running():
+            if verb.job.pk != verb.queue.current_job:
+                raise Refused(f"Job {verb.job.pk} cannot be cancelled: {why_not_at_rest(verb.job, verb.queue)}")
             verb.update_queue(stop_requested=True)
             return "running"
         if verb.job.attempted_at is not None and not verb.job.is_outside():
@@ -262,6 +264,8 @@ def why_not_at_rest(job, running) -> str | None:
         return f"it is {job.state} since {local(job.done_at)}."
     if running:
         since = f"attempt {running.attempt} since {local(running.held_since)}"
+        if job.pk != running.current_job:
+            return f"it is done together with job {running.current_job}, {since}. Wait for the end, or cancel that one."
         return f"it is running, {since}. Wait for its end, or cancel it first."
     return None
 
@@ -286,7 +290,7 @@ class _Verb:
         return {"state": self.job.state, "attempts": self.job.attempts, "running": self.is_running()}
 
     def is_running(self):
-        return self.queue.current_job == self.job.pk and self.queue.held_by is not None
+        return self.queue.runs(self.job.pk)
 
     def refuse_unless_blocked(self, participle):
         self.refuse_unless_at_rest(participle)

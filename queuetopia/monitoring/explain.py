@@ -491,7 +491,9 @@ def _waiting(facts):
 
 def _running(facts):
     ago = span(facts.ago(facts.line.held_since or facts.now))
-    job, fence = f"{facts.job_name()}, {facts.attempt_name()}", f"fence {facts.line.fence}"
+    others = len(facts.line.chunk_of(facts.line.fence))
+    job = f"{facts.job_name()}{f' and {others} behind it' if others else ''}, {facts.attempt_name()}"
+    fence = f"fence {facts.line.fence}"
     runs = f"{facts.name} runs {job}, on {facts.node_name()} for {ago}, {fence}{facts.progress()}"
     if facts.is_claimed():
         runs = f"{facts.name} is claimed for {job}, by {facts.node_name()} {ago} ago, {fence}: not begun, or only just"

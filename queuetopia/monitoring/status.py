@@ -85,7 +85,7 @@ def job_state(job: Job, queue: Queue | None) -> JobState:
     """Return what the job does; ``queue`` is its queue's row, None if it has none."""
     if job.is_ended() or job.state == Job.State.HALTED:
         return JobState(job.state)
-    if queue is not None and queue.held_by is not None and queue.current_job == job.pk:
+    if queue is not None and queue.runs(job.pk):
         return JobState.RUNNING
     if job.is_outside():
         return JobState.OUTSIDE

@@ -16,6 +16,9 @@ logger = logging.getLogger(__name__)
 def secrets(queuetopia, job):
     sensitive = queuetopia.option("sensitive_params")
     found = secrets_of(job.params, sensitive)
+    for other in (job.chunk or ())[1:] if sensitive else ():
+        for name in sensitive:
+            found.add(other.params.get(name))
     for memory in _memories(job) if sensitive else ():
         for name in sensitive:
             found.add(memory.get(name))

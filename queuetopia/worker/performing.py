@@ -8,6 +8,7 @@ import random
 import threading
 import time
 from datetime import datetime
+from itertools import takewhile
 from operator import attrgetter
 
 from asgiref.sync import sync_to_async
@@ -16,14 +17,14 @@ from django.db.models.base import ModelState
 from django.utils import timezone, translation
 
 from .. import conf, exceptions, signals
-from ..attempts import Claim, Outcome, Verdict, current_job, describe, raised, readable, result_text
+from ..attempts import Claim, Outcome, Verdict, current_job, describe, raised, readable, result_texts
 from ..completion import acompleted, completed
-from ..jobs import failed, was_cut_short
+from ..jobs import failed, jobs_with, was_cut_short
 from ..lines import given_name
 from ..models import Job
 from ..outside import Deferred, aended, ended
 from ..params import Unreadable
-from ..performer import Performer, action_methods, has_own_perform, name_now
+from ..performer import Performer, action_methods, chunk_of, has_own_perform, name_now
 from ..registry import by_scope
 from ..repeats import Repeats
 from ..text import covered
@@ -153,6 +154,7 @@ class Attempt:
             and not signals.job_started.has_listeners(self.queuetopia)
             and self.queuetopia.performer.handle_start is Performer.handle_start
             and self.queuetopia.performer.was_done is Performer.was_done
+            and self._most is None
         )
 
     def _begin(self):
@@ -165,7 +167,25 @@ class Attempt:
         send_signal("job_started", self.queuetopia, job=self.job)
         self._began = time.perf_counter()
         start(performer, self.job)
-        return None if self._was_done(performer) else performer
+        if self._was_done(performer):
+            return None
+        if self._most is not None:
+            self._gather(self._most)
+        return performer
+
+    @property
+    def _most(self):
+        """How many jobs of the action are done together at most; None if each is done alone."""
+        return chunk_of(self.queuetopia.performer, self.claim.action)
+
+    def _gather(self, most):
+        """Take the jobs behind this one that are done with it into the attempt."""
+        found = map(job_of, jobs_with(self.claim, most))
+        behind = list(takewhile(lambda job: not isinstance(job.params, Unreadable), found))
+        for job in behind:
+            send_signal("job_started", self.queuetopia, job=job)
+        self.job.lead(behind)
+        self._began = time.perf_counter()
 
     def _was_done(self, performer):
         if type(performer).was_done is Performer.was_done or not self.claim.attempted:
@@ -183,12 +203,16 @@ class Attempt:
 
     def _succeeded(self, result):
         done = self.job._completed
+        if isinstance(result, Deferred) and self.job.chunk is not None:
+            raise exceptions.Unfinished(f"{self._who()} has a chunk: its jobs cannot be deferred. Wait for their end.")
         if isinstance(result, Deferred) and done is None:
             self._end(Verdict.DEFER, delay=result.timeout, memory=self.job.changed_memory())
         elif done is None:
-            self._end(Verdict.DONE, result=result_text(result), memory=self.job.changed_memory())
+            text, chunk = result_texts(self.job, result)
+            self._end(Verdict.DONE, result=text, memory=self.job.changed_memory(), chunk=chunk)
         else:
-            self._end(Verdict.DONE, result=done.text)
+            text, chunk = result_texts(self.job, done.result)
+            self._end(Verdict.DONE, result=text, chunk=chunk)
 
     def _end(self, verdict, **values):
         duration = time.perf_counter() - self._began
@@ -243,15 +267,18 @@ class Attempt:
         outcome = failed(self.queuetopia, self.claim, exc, duration=duration, secrets=hidden, delay=delay)
         if verdict is not None:
             outcome = outcome._replace(verdict=verdict, delay=0.0, exhausted=False)
-        elif outcome.exhausted and not self._is_trial_of(outcome) and (next_step := self._next_step(exc)):
+        elif outcome.exhausted and self._is_last(outcome) and (next_step := self._next_step(exc)):
             outcome = failed(
                 self.queuetopia, self.claim, exc, duration=duration, secrets=hidden, delay=delay, next_step=next_step
             )
         self.outcome = outcome
 
-    def _is_trial_of(self, outcome):
-        """True for a failure of the kind of an outage that lasts: it will not be counted, so nothing is decided."""
-        return self.claim.trial and outcome.breaker is not None
+    def _is_last(self, outcome):
+        """False for a failure that gives no job up, so that nothing is decided.
+
+        One of the kind of an outage that lasts will not be counted; one of a chunk may be another job's.
+        """
+        return not (self.claim.trial and outcome.breaker is not None) and not self.job.is_of_several
 
     def tidy(self):
         """Undo what the attempt left open. An open transaction is a failure: its work is not stored."""

@@ -510,6 +510,65 @@ class MemoryPerformer(LedgerPerformer):
         return None
 
 
+class ChunkPerformer(LedgerPerformer):
+    @action(chunk=5)
+    def sync(self, jobs, params):
+        note("chunk", jobs[0].queue, jobs[0].attempts, jobs[0].fence, ",".join(str(each["n"]) for each in params))
+        for job, each in zip(jobs, params, strict=True):
+            job.memory = {"done": [*job.memory.get("done", ()), each["n"]]}
+            self.do(jobs, job, each)
+        return [each["n"] for each in params] if jobs[0].queue.startswith("each") else {"jobs": len(jobs)}
+
+    @action("sync-async", chunk=5)
+    async def sync_async(self, jobs, params):
+        note("chunk", jobs[0].queue, jobs[0].attempts, jobs[0].fence, ",".join(str(each["n"]) for each in params))
+
+    def do(self, jobs, job, each):
+        match each.get("how"):
+            case "fail":
+                raise ConnectionError(f"cannot sync {each['n']} {each.get('secret', '')}")
+            case "halt":
+                raise Halt("look at it")
+            case "skip":
+                raise Skip("not this one")
+            case "snooze once" if jobs[0].attempts == 1 and len(jobs) > 1 and not job.memory.get("again"):
+                raise Snooze(60)
+            case "die once" if len(jobs) > 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "hang" if len(jobs) > 1:
+                pause()
+            case "complete":
+                with jobs[0].completing() as done:
+                    models_of_tests().Note.objects.create(text=f"{len(jobs)}")
+                    done.result = "completed"
+            case "complete another":
+                with jobs[-1].completing():
+                    pass
+            case "once":
+                with jobs[0].once():
+                    pass
+
+    @action(chunk=3)
+    def give(self, jobs, params):
+        return Deferred() if params[0].get("defer") else [1, 2, 3, 4]
+
+    def handle_done_job(self, job):
+        note("told", job.queue, job.pk)
+
+
+class ChunkQueue(LedgerQueue):
+    scope = "tests.chunks"
+    performer = ChunkPerformer
+    sensitive_params = ("secret",)
+    max_backoff = 3600
+
+
+def models_of_tests():
+    return import_module("tests.testapp.models")  # not at the top: apps are not loaded yet
+
+
 class MemoryQueue(LedgerQueue):
     scope = "tests.memory"
     performer = MemoryPerformer

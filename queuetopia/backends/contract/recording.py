@@ -79,6 +79,53 @@ class Recording(Contract):
         finish(backend, one, Verdict.DEFER, delay=3600.0)
         assert json.loads(claim_one(backend).outside) == {"error": "no"}
 
+    @pytest.mark.parametrize("results", [(None, None), ('"a"', '"a"'), ('{"n": 2}', None), ("2", '"ä"')])
+    def test_jobs_that_were_done_together_are_written_together_and_their_queue_goes_on_behind_them(
+        self, backend, results
+    ):
+        first, second, third, fourth = (put() for _ in range(4))
+        one, now = claim_one(backend), backend.now()
+        behind = zip((second, third), results, strict=True)
+        chunk = [[job.pk, job.scheduled_at.isoformat(), result] for job, result in behind]
+        recorded = record(backend, end(one, result="1", chunk=chunk, duration=3.0), keep=True, now=now)
+        assert [ending.claim.job_id for ending in recorded.written] == [first.pk, second.pk, third.pk]
+        assert [ending.outcome.duration for ending in recorded.written] == [1.0] * 3
+        assert [one.job_id for one in recorded.claims] == [fourth.pk]
+        for job, result in ((first, "1"), *zip((second, third), results, strict=True)):
+            job = stored(job)
+            assert (job.state, job.attempts, job.attempted_by, job.error) == ("done", 1, "web1:7", "")
+            assert (job.attempted_at, job.done_at, job.next_attempt_at) == (job.done_at, job.attempted_at, None)
+            assert job.result == (None if result is None else json.loads(result))
+
+    def test_what_a_stale_chunk_has_done_is_refused(self, backend):
+        first, second = put(), put()
+        one = claim_one(backend)
+        Queue.objects.update(fence=one.fence + 1)
+        chunk = [[second.pk, second.scheduled_at.isoformat(), None]]
+        assert record(backend, end(one, chunk=chunk)).stale
+        assert (stored(first).state, stored(second).state) == ("pending", "pending")
+
+    @pytest.mark.parametrize("verdict", FAILED)
+    def test_the_head_of_a_chunk_that_failed_is_tried_alone_before_it_is_given_up(self, backend, verdict):
+        first, second = put(), put()
+        one = claim_one(backend)
+        rows_of_queues.mark_chunk(backend.alias, one, [second.pk])
+        finish(backend, one, verdict, error=describe(ValueError("boom")))
+        assert (stored(first).state, stored(first).attempts, stored(second).attempts) == ("pending", 1, 0)
+        two = claim_one(backend)
+        assert (two.job_id, two.attempt) == (first.pk, 2)
+        finish(backend, two, verdict, error=describe(ValueError("boom")))
+        assert stored(first).state == AFTER[verdict][0]["state"]
+
+    @pytest.mark.parametrize("verdict", [Verdict.SNOOZE, Verdict.INTERRUPT, Verdict.CANCEL])
+    def test_a_chunk_that_ended_without_a_failure_may_begin_again(self, backend, verdict):
+        _, second = put(), put()
+        one = claim_one(backend)
+        rows_of_queues.mark_chunk(backend.alias, one, [second.pk])
+        assert line().chunk_of(one.fence) == [second.pk]
+        finish(backend, one, verdict)
+        assert line().chunk is None
+
     @pytest.mark.parametrize("keep", [True, False])
     @pytest.mark.parametrize("passed_over", [True, False])
     def test_what_a_success_remembers_comes_with_the_next_claim_of_its_queue(self, backend, keep, passed_over):
