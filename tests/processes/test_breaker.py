@@ -16,7 +16,7 @@ from tests.testapp.queues import LedgerQueue, ProviderQueue
 
 pytestmark = [pytest.mark.processes, pytest.mark.django_db(transaction=True), pytest.mark.capability("X6")]
 
-# By hand more: QUEUETOPIA_OUTAGE_QUEUES=2000 QUEUETOPIA_OUTAGE_PROBES=20
+# By hand more: QUEUETOPIA_OUTAGE_QUEUES=2000 QUEUETOPIA_OUTAGE_PROBES=20 and --timeout 320
 QUEUES = int(os.environ.get("QUEUETOPIA_OUTAGE_QUEUES", "150"))
 PROBES = int(os.environ.get("QUEUETOPIA_OUTAGE_PROBES", "3"))
 AN_HOUR = 3600  # so that nothing is found by polling
