@@ -214,10 +214,11 @@ class _Facts:
         times = [job.scheduled_at for job in first if job.pk != self.line.current_job]
         self.oldest = times[0] if times and times[0] <= self.now else None
         waiting = line.filter(scheduled_at__lte=self.now).exclude(pk=self.line.current_job or 0)
-        self.waiting = waiting.count_to(MOST_COUNTED) if self.oldest else 0
-        self.halted_behind = 0
+        self.waiting = self.halted_behind = 0
         if self.oldest and self.head and self.head.state == Job.State.HALTED:
             self._tell_apart(waiting.exclude(pk=self.head.pk))
+        elif self.oldest:
+            self.waiting = waiting.count_to(MOST_COUNTED)
 
     def _tell_apart(self, behind):
         """Count what waits behind a halted head, and what is halted there: jobs that have moved to this queue."""

@@ -1460,6 +1460,8 @@ assert not [name for name in sys.modules if name.startswith(("django.contrib.adm
         assert set(ours.get_actions(request)) == {
             "retry",
             "cancel",
+            "move",
+            "reschedule",
             "mark_done",
             "move_to_end",
             "run_now",
