@@ -5,6 +5,8 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
+from tests.acceptance import ACCEPTANCE
+
 TESTS = Path(__file__).parent
 PAGE = TESTS.parent / "docs" / "capabilities.md"
 
@@ -61,18 +63,22 @@ def rows():
 
 
 def written_page(intro_and_rows):
-    """Return the page with the tests of each row filled in anew; ``python -m tests.test_capabilities`` writes it."""
-    marked, lines = marked_tests(), []
-    for line in intro_and_rows.splitlines():
-        if match := re.match(r"\| ((?:[WEJHQX]\d+ ?)+)\|([^|]*)\|", line):
-            tests = sorted(set().union(*(marked[name] for name in match[1].split())))
-            line = f"| {match[1]}|{match[2]}| {'<br>'.join(f'`{test}`' for test in tests) or 'not yet'} |"
-        lines.append(line)
-    return "\n".join(lines) + "\n"
+    """Return the page with its rows made anew; ``python -m tests.test_capabilities`` writes it."""
+    marked, intro = marked_tests(), intro_and_rows.partition("|--")[0]
+    lines = ["|---|---|---|"]
+    for names, text in ACCEPTANCE.items():
+        tests = sorted(set().union(*(marked[name] for name in names.split())))
+        lines.append(f"| {names} | {text} | {'<br>'.join(f'`{test}`' for test in tests) or 'not yet'} |")
+    return intro + "\n".join(lines) + "\n"
 
 
 def test_the_page_names_every_mark():
     assert sorted(set(marked_tests()) - set(rows())) == []
+
+
+def test_every_capability_is_accepted_by_a_test():
+    marked = marked_tests()
+    assert [names for names in ACCEPTANCE if not any(name in marked for name in names.split())] == []
 
 
 def test_the_page_says_what_the_marks_say():

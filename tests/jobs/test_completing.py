@@ -44,14 +44,14 @@ def test_the_attempts_writes_and_its_success_are_stored_together(action):
     assert Queue.objects.filter(name="a", held_by=None, current_job=None).exists()
 
 
-@pytest.mark.capability("J24")
+@pytest.mark.capability("J24", "X1")
 def test_follow_up_jobs_are_created_with_the_success(ledger):
     book(follow=True)
     (receipt,) = BookingQueue.jobs().filter(queue="receipt of a")
     assert receipt.state == "done"
 
 
-@pytest.mark.capability("J24")
+@pytest.mark.capability("J24", "X1")
 @pytest.mark.parametrize("inside", ["raise", "lose"])
 def test_what_ends_the_block_early_undoes_all_of_it(inside):
     job = BookingQueue.create_job("a", "book", {"inside": inside, "follow": True}, max_backoff=3600)

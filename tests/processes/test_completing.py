@@ -20,7 +20,7 @@ def booked(using="default"):
     return list(Note.objects.using(using).order_by("pk").values_list("text", flat=True))
 
 
-@pytest.mark.capability("J24")
+@pytest.mark.capability("J24", "X1")
 @pytest.mark.parametrize("action", ["book", "book_async"])
 def test_a_worker_that_is_killed_inside_the_block_has_done_nothing_and_the_job_runs_again(nodes, ledger, action):
     job = BookingQueue.create_job("a", action, {"inside": "die"})
