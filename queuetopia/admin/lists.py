@@ -174,7 +174,7 @@ class JobStateFilter(SimpleListFilter):
             status.JobState.OUTSIDE: backing_off.filter(outside__isnull=False),
             status.JobState.BACKING_OFF: backing_off.filter(attempted_at__isnull=False, outside__isnull=True),
             status.JobState.WAITING: idle.filter(attempted_at=None),
-            status.JobState.HALTED: unfinished.filter(pk__in=blocked.halted()).halted(),
+            status.JobState.HALTED: queryset.halted(),  # also behind a head: they have moved there
             **{state: queryset.ended().filter(state=state) for state in ("done", "skipped", "cancelled")},
         }
         return chosen.get(self.value() or "", queryset)

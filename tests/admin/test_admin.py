@@ -762,6 +762,10 @@ class TestVerbs:
         queues.pause("customer-42")
         assert offered.findall(page(boss, f"{line_page(job)}change/")) == [*memory, "Pause", "Resume", *head]
 
+    def test_halted_jobs_behind_a_halted_head_are_found_as_such(self, queues):
+        ann, jobs = client_of("view_job"), [put(queues, "halted") for _ in range(3)]
+        assert sorted(listed(ann, f"{JOBS}?state=halted")) == sorted(job.pk for job in jobs)
+
     @pytest.mark.capability("X5")
     def test_move_one_job_to_another_queue(self, queues):
         ann, job = client_of("view_job", "move_job"), put(queues, "halted")
