@@ -5,7 +5,7 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-from tests.acceptance import ACCEPTANCE
+from tests.acceptance import ACCEPTANCE, MISSING
 
 TESTS = Path(__file__).parent
 PAGE = TESTS.parent / "docs" / "capabilities.md"
@@ -68,7 +68,8 @@ def written_page(intro_and_rows):
     lines = ["|---|---|---|"]
     for names, text in ACCEPTANCE.items():
         tests = sorted(set().union(*(marked[name] for name in names.split())))
-        lines.append(f"| {names} | {text} | {'<br>'.join(f'`{test}`' for test in tests) or 'not yet'} |")
+        text += f" (not yet: {MISSING[names]})" if names in MISSING else ""
+        lines.append(f"| {names} | {text} | {'<br>'.join(f'`{test}`' for test in tests)} |")
     return intro + "\n".join(lines) + "\n"
 
 
