@@ -14,10 +14,15 @@ from tests.nodes import PATIENCE
 from tests.processes.waiting import wait_for_all
 from tests.testapp.queues import LedgerQueue, ProviderQueue
 
-pytestmark = [pytest.mark.processes, pytest.mark.django_db(transaction=True), pytest.mark.capability("X6")]
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.timeout(300),  # three nodes are started, one after the other
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.capability("X6"),
+]
 
 # By hand more: QUEUETOPIA_OUTAGE_QUEUES=2000 QUEUETOPIA_OUTAGE_PROBES=20 and --timeout 320
-QUEUES = int(os.environ.get("QUEUETOPIA_OUTAGE_QUEUES", "150"))
+QUEUES = int(os.environ.get("QUEUETOPIA_OUTAGE_QUEUES", "60"))
 PROBES = int(os.environ.get("QUEUETOPIA_OUTAGE_PROBES", "3"))
 AN_HOUR = 3600  # so that nothing is found by polling
 AFTER = ProviderQueue.breaker.after

@@ -16,9 +16,9 @@ from tests.testapp.models import Note
 from tests.testapp.queues import LedgerQueue
 
 CREATORS = 8
-ROUNDS = int(os.environ.get("QUEUETOPIA_CREATORS_ROUNDS", "40"))
+ROUNDS = int(os.environ.get("QUEUETOPIA_CREATORS_ROUNDS", "15"))
 
-pytestmark = [pytest.mark.processes, pytest.mark.django_db(transaction=True)]
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(300), pytest.mark.django_db(transaction=True)]
 
 
 @pytest.mark.capability("X3")
