@@ -71,7 +71,7 @@ def with_what_is_known(alias, ending):
         return as_done(ending)
     if outside and "result" in outside and ending.outcome.verdict != Verdict.CANCEL:
         return as_done(ending, outside["result"])
-    if outside and ending.outcome.verdict == Verdict.DEFER:
+    if outside and "error" in outside and ending.outcome.verdict == Verdict.DEFER:
         return ending._replace(outcome=ending.outcome._replace(delay=0.0))
     return ending
 

@@ -44,6 +44,8 @@ LINES = [(scope, name) for scope in CLASSES for name in NAMES]
 
 lines = st.sampled_from(LINES)
 scopes = st.sampled_from([*CLASSES])
+# Not of other queues, nor of outages: the contract has those.
+verdicts = st.sampled_from(sorted(set(Verdict) - {Verdict.MOVE, Verdict.OUTAGE}))
 delays = st.sampled_from([0.0, 0.5, 2.0, 10.0, 3600.0])
 times = st.one_of(st.none(), st.sampled_from([-3600, -5, 0, 1, 5, 30, 3600]))
 options = st.fixed_dictionaries(
@@ -199,7 +201,7 @@ class Rules(RuleBasedStateMachine):
     @precondition(is_holding)
     @rule(
         data=st.data(),
-        verdict=st.sampled_from([*Verdict]),
+        verdict=verdicts,
         delay=delays,
         keep=st.booleans(),
         problem=st.sampled_from(["", "no code"]),
@@ -294,6 +296,7 @@ class Rules(RuleBasedStateMachine):
             job.attempted_at = self.now
             job.attempts += MEANING[verdict].counted
             job.next_attempt_at = None
+            job.outside = {} if verdict == Verdict.DEFER else None
         if verdict in (Verdict.RETRY, Verdict.SNOOZE, Verdict.DEFER, Verdict.INTERRUPT):
             job.next_attempt_at = later
         elif verdict == Verdict.HALT:
@@ -347,7 +350,7 @@ class Rules(RuleBasedStateMachine):
         assert node.run(nodes.holds_nothing, node.backend, dead)
 
     @precondition(lambda self: self.stale)
-    @rule(index=st.integers(0, 1), data=st.data(), verdict=st.sampled_from([*Verdict]))
+    @rule(index=st.integers(0, 1), data=st.data(), verdict=verdicts)
     def record_late(self, index, data, verdict):
         """A dead node comes back with a result, while another one runs the job again if there is one."""
         self.claim(1 - index, 100)
@@ -367,7 +370,9 @@ class Rules(RuleBasedStateMachine):
         line = self.model.lines[job.scope, job.queue]
         is_running = line.running is not None and line.running.job_id == job.pk
         is_blocked = job.done_at is None and not is_running and job.attempted_at is not None
-        if is_blocked if verb != "cancel" else job.done_at is not None or is_running or job.attempted_at is None:
+        is_outside = job.outside is not None and not is_running
+        may_cancel = job.done_at is not None or is_running or job.attempted_at is None or is_outside
+        if is_blocked if verb != "cancel" else may_cancel:
             answer = getattr(CLASSES[job.scope], verb)(job.pk)
             getattr(self, f"did_{verb}")(job, line, is_running, answer)
             self.looked_again(line)
@@ -378,7 +383,7 @@ class Rules(RuleBasedStateMachine):
     def did_retry(self, job, line, is_running, answer):
         if job.state == "halted" and job.attempts >= (job.max_attempts or CLASSES[job.scope].option("max_attempts")):
             job.max_attempts = job.attempts + 1
-        job.state, job.next_attempt_at = "pending", answer.next_attempt_at
+        job.state, job.next_attempt_at, job.outside = "pending", answer.next_attempt_at, None
         assert job.next_attempt_at <= self.now
         line.not_before, line.asleep = None, False
 
@@ -395,6 +400,7 @@ class Rules(RuleBasedStateMachine):
         else:
             assert answer == "cancelled"
             job.state, job.done_at = "cancelled", Job.objects.get(pk=job.pk).done_at
+            job.next_attempt_at = None
 
     def looked_again(self, line):
         """Whoever has had a queue's row locked looks for jobs that were created meanwhile."""

@@ -439,7 +439,7 @@ class TestStatus:
         text, _ = run("status")
         lines = text[text.index("tests.mail (") :].splitlines()
         assert lines[0] == "tests.mail (tests.states.MailQueue, database default)"
-        counts = "1 waiting, 1 running, 0 outside, 1 backing off, 1 halted"
+        counts = "1 waiting, 1 running, 1 backing off, 1 halted"
         assert f"unfinished jobs: 4 ({counts}); the oldest is due for 60 min" in lines[1]
         assert "queues with work: 4 (2 blocked, 1 running, 0 paused, 0 with a problem)" in lines[2]
         assert lines[3].split() == list(command.COLUMNS)

@@ -186,7 +186,7 @@ class TestNews:
         """A node's session, as the scheduler has it."""
         store = Store("default", ["tests.mail"], 60)
         with selectors.DefaultSelector() as selector:
-            store.open(conf.lease(), selector)
+            store.open(conf.lease(), selector, lambda store, alias: None)
             yield store
             store.close(selector)
 

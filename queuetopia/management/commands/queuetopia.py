@@ -592,9 +592,10 @@ class Command(TerminalCommand):
         if scope["breaker"]:
             self.write(f"  its breaker is {scope['breaker']['sentence']}", self.style.WARNING)
         limit = "".join(f"; {words}" for words in scope["limits"])
+        outside = f"{found['outside']} outside, " if found["outside"] else ""
         self.write(
             f"  unfinished jobs: {found['unfinished']} ({found['waiting']} waiting, {found['running']} running, "
-            f"{found['outside']} outside, {found['backing_off']} backing off, {found['halted']} halted)"
+            f"{outside}{found['backing_off']} backing off, {found['halted']} halted)"
             f"{f'; the oldest is due for {waits}' if waits else ''}"
         )
         self.write(
