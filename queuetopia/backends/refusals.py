@@ -1,4 +1,8 @@
-"""Queues whose row the database refuses to write, because of a constraint or trigger: left out for a while."""
+"""Queues that a session leaves out for a while.
+
+Their row cannot be written, because of a constraint or trigger; or their head is of other code, which another node may
+have.
+"""
 
 import logging
 
@@ -12,6 +16,11 @@ from . import rows
 logger = logging.getLogger(__name__)
 
 LONGEST = 30.0  # seconds between two tries to claim such a queue
+# A queue whose head this code does not have is left out from so many seconds before it is due again …
+BEFORE = 0.1
+# … until so many after, or half of the time that it waited: two nodes that look at the same moment are not alike, and
+# the quicker one would have it each time.
+GIVES_WAY = 1.0
 FORGOTTEN = 120.0  # seconds after its time without another refusal: then it was claimed the usual way
 
 
@@ -21,6 +30,7 @@ class Refusals:
     def __init__(self, repeats: Repeats):
         self._repeats = repeats
         self._refused: dict[int, tuple[int, float]] = {}
+        self._given_way: dict[int, tuple[float, float]] = {}  # from when until when (uptime)
 
     def add(self, alias: str, queue_id: int, exc: Exception) -> None:
         """Leave a queue out, longer each time; from the third refusal on its row says so."""
@@ -37,6 +47,11 @@ class Refusals:
             except DatabaseError:
                 logger.info("problem not noted queue_id=%d", queue_id)
 
+    def give_way(self, queue_id: int, seconds: float) -> None:
+        """Leave a queue to other nodes at first when it is due again, in so many seconds."""
+        due_at = uptime() + seconds
+        self._given_way[queue_id] = due_at - BEFORE, due_at + min(seconds / 2, GIVES_WAY)
+
     def forget(self, queue_id: int) -> None:
         self._refused.pop(queue_id, None)
 
@@ -45,10 +60,13 @@ class Refusals:
         now = uptime()
         kept = {key: (times, until) for key, (times, until) in self._refused.items() if now < until + FORGOTTEN}
         self._refused = kept
-        return [queue_id for queue_id, (_, until) in kept.items() if now < until]
+        self._given_way = {key: (since, until) for key, (since, until) in self._given_way.items() if now < until}
+        given_way = [queue_id for queue_id, (since, _) in self._given_way.items() if since <= now]
+        return given_way + [queue_id for queue_id, (_, until) in kept.items() if now < until]
 
     def or_next(self, seconds: float | None) -> float | None:
         """Return ``seconds``, or those until a queue that is left out is tried again, if that is sooner."""
         now = uptime()
         times = [until - now for _, until in self._refused.values() if until > now]
+        times += [until - now for since, until in self._given_way.values() if since <= now < until]
         return min(times if seconds is None else [seconds, *times], default=None)

@@ -72,6 +72,7 @@ class Hands:
         error = {"message": f"This code has no action {claim.action!r}; job {claim.job_id} waits for code that has."}
         outcome = Outcome(claim.job_id, claim.fence, Verdict.RETURN, delay=store.poll_interval, error=error)
         store.endings.add(Ending(claim, outcome))
+        store.backend.refused.give_way(claim.queue_id, store.poll_interval)
 
     # To workers and back
 

@@ -9,7 +9,7 @@ import pytest
 from django.db import OperationalError, connection
 
 from queuetopia.attempts import Verdict
-from queuetopia.backends import backend_for
+from queuetopia.backends import backend_for, upkeep
 from queuetopia.backends.contract.base import Contract
 from queuetopia.backends.contract.toolkit import NODE, Dice, IndependentQueue, claim, end, join, record
 from queuetopia.jobs import prune
@@ -49,7 +49,8 @@ class Fire:
             for ending in recorded.written:
                 self.ended[ending.claim.job_id] += ending.outcome.verdict in (Verdict.DONE, Verdict.SKIP)
             claims, locked = recorded.claims, recorded.locked
-            if not claims:
+            if not claims:  # a creator may have left a wake-up to the sweep, where there is one writer
+                upkeep.sweep(backend, IndependentQueue.scope, "")
                 self.is_over.wait(0.002)
 
     def watch(self, creator):
