@@ -1,5 +1,6 @@
 """Jobs by the clock: what a class declares in ``schedules``, and when that is due. Reads and writes nothing."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import dropwhile, islice, takewhile
@@ -27,7 +28,7 @@ class Problem(NamedTuple):
     remedy: str
 
 
-class Periodic:
+class Periodic(ABC):
     """What all schedules have in common: which job is created at each due time."""
 
     def __init__(self, name: str, *, queue: str, action: str, params=None, missed="last", pile_up=False):
@@ -38,13 +39,13 @@ class Periodic:
     def __repr__(self):
         return f"<{type(self).__name__} {self.name!r}: {self}>"
 
+    @abstractmethod
     def after(self, moment: datetime) -> datetime:
         """Return the first due time after ``moment``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def between(self, after: datetime, until: datetime, most: int = MOST) -> list[datetime]:
         """Return the due times after ``after`` and up to ``until``, oldest first; the last ``most`` of them."""
-        raise NotImplementedError
 
     def wanted(self, due: list[datetime], now: datetime) -> list[datetime]:
         """Return those of the due times that get a job, as ``missed`` says."""

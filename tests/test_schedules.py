@@ -9,7 +9,7 @@ from django.core.checks import run_checks
 
 from queuetopia import Cron, Every, Queuetopia
 from queuetopia.registry import only
-from queuetopia.schedules import MOST
+from queuetopia.schedules import MOST, Periodic
 from queuetopia.testing import due_times
 from tests.testapp.queues import LedgerPerformer
 
@@ -193,3 +193,8 @@ class TestDueTimes:
         assert len(due_times(Scheduled, "tick", NEW_YEAR, NEXT_YEAR)) == 12
         with pytest.raises(LookupError, match=r"no schedule 'tock' .* it has: tick"):
             due_times(Scheduled, "tock", NEW_YEAR, NEXT_YEAR)
+
+
+def test_what_has_no_times_is_no_schedule():
+    with pytest.raises(TypeError, match="abstract"):
+        Periodic("digest", queue="digest", action="send")
