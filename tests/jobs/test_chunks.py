@@ -11,18 +11,11 @@ from queuetopia.performer import MOST_TOGETHER, method_problem
 from queuetopia.signals import job_done, job_started
 from queuetopia.testing import drain, perform_job
 from tests.testapp.models import Note
-from tests.testapp.queues import LEDGER, ChunkQueue
+from tests.testapp.queues import ChunkQueue
 
-pytestmark = [pytest.mark.django_db, pytest.mark.capability("X2")]
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("ledger"), pytest.mark.capability("X2")]
 
 DAY = timedelta(days=1)
-
-
-@pytest.fixture(autouse=True)
-def ledger(tmp_path, monkeypatch):
-    path = tmp_path / "ledger"
-    monkeypatch.setenv(LEDGER, str(path))
-    return path
 
 
 def put(count, queue="a", action="sync", **which):

@@ -12,18 +12,11 @@ from queuetopia import InvalidJob, Refused
 from queuetopia.attempts import MEMORY_LIMIT
 from queuetopia.models import JobEvent, Queue
 from queuetopia.testing import drain, perform_job
-from tests.testapp.queues import LEDGER, MemoryQueue
+from tests.testapp.queues import MemoryQueue
 
-pytestmark = [pytest.mark.django_db, pytest.mark.capability("X4")]
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("ledger"), pytest.mark.capability("X4")]
 
 DAY = timedelta(days=1)
-
-
-@pytest.fixture(autouse=True)
-def ledger(tmp_path, monkeypatch):
-    path = tmp_path / "ledger"
-    monkeypatch.setenv(LEDGER, str(path))
-    return path
 
 
 def add(*hows, queue="a", action="add", **params):

@@ -210,12 +210,7 @@ class Command(TerminalCommand):
         if gently and ids:
             jobs.begin_ramp(queuetopia)
         number = self.with_bar(len(ids), jobs.batches(queuetopia, verb, ids, **why))
-        left = len(ids) - number
-        note = f"; left alone, because they run, have ended or are locked meanwhile: {left}" if left else ""
-        return {
-            "found": len(ids), "done": number, "left": left,
-            "message": f"{queuetopia.scope}: jobs {done}: {number}{note}.",
-        }  # fmt: skip
+        return _of_many(f"{queuetopia.scope}: jobs {done}", len(ids), number, "run, have ended or are locked")
 
     def answer_cancel(self, **options):
         return self.each_job("cancel", **options)
@@ -246,12 +241,7 @@ class Command(TerminalCommand):
     def move_queue(self, queuetopia, queue, to, why):
         ids = jobs.movable(queuetopia, queue, to)
         number = self.with_bar(len(ids), jobs.moves(queuetopia, ids, to, **why))
-        left = len(ids) - number
-        note = f"; left alone, because they run or have ended meanwhile: {left}" if left else ""
-        return {
-            "found": len(ids), "done": number, "left": left,
-            "message": f"{queuetopia.scope}/{queue}: jobs moved to {to}: {number}{note}.",
-        }  # fmt: skip
+        return _of_many(f"{queuetopia.scope}/{queue}: jobs moved to {to}", len(ids), number, "run or have ended")
 
     def with_bar(self, most, parts):
         """Go through batches with a progress bar; return how many jobs were changed."""
@@ -675,6 +665,13 @@ def _add_verb(verbs, name, text, decides=False):
 
 def _chosen(scopes):
     return [known(scope) for scope in scopes] if scopes else list(by_scope().values())
+
+
+def _of_many(what, found, number, why):
+    """Return what became of so many of the jobs that were found; ``why`` says of the others what they do meanwhile."""
+    left = found - number
+    note = f"; left alone, because they {why} meanwhile: {left}" if left else ""
+    return {"found": found, "done": number, "left": left, "message": f"{what}: {number}{note}."}
 
 
 def _person(by):
