@@ -99,8 +99,9 @@ class Every(Periodic):
         return timedelta(**self._parts)
 
     def __str__(self):
-        parts = [f"{number:g} {name}" for name, number in self._parts.items() if number]
-        return f"every {' '.join(parts)}"
+        parts = [(number, name) for name, number in self._parts.items() if number]
+        words = [f"{number:g} {name.removesuffix('s') if number == 1 else name}" for number, name in parts]
+        return f"every {' '.join(words).removeprefix('1 ') if len(parts) == 1 else ' '.join(words)}"
 
     def after(self, moment):
         return MONDAY + ((moment - MONDAY) // self.interval + 1) * self.interval

@@ -198,3 +198,17 @@ class TestDueTimes:
 def test_what_has_no_times_is_no_schedule():
     with pytest.raises(TypeError, match="abstract"):
         Periodic("digest", queue="digest", action="send")
+
+
+@pytest.mark.parametrize(
+    ("interval", "words"),
+    [
+        ({"days": 1}, "every day"),
+        ({"minutes": 30}, "every 30 minutes"),
+        ({"hours": 1, "minutes": 30}, "every 1 hour 30 minutes"),
+        ({"days": 2, "seconds": 1}, "every 2 days 1 second"),
+        ({"seconds": 1.5}, "every 1.5 seconds"),
+    ],
+)
+def test_an_interval_in_words(interval, words):
+    assert str(every(**interval)) == words

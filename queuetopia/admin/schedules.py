@@ -31,9 +31,6 @@ class ScheduleAdmin(ReadOnlyAdmin):
         "times",
         "next",
         "last",
-        "created",
-        "missed",
-        "held_back",
         "pause_now",
     ]
     list_display_links = ["schedule_name"]

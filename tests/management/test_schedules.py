@@ -38,7 +38,7 @@ class TestSchedules:
     def test_are_listed(self, queues):
         text, refused = run("schedules")
         assert refused is None
-        assert "digest" in text and "every 1 hours" in text
+        assert "digest" in text and "every hour" in text
 
     def test_are_listed_for_machines(self, queues):
         answer, _ = run_json("schedules", queues.scope)
