@@ -330,6 +330,23 @@ class TestPage:
         assert [line.customer for line in lines] == [busy, *late]
         assert idle[0] not in [line.customer for line in lines]
 
+    def test_a_job_that_ends_while_the_page_is_read_is_shown_once_and_as_done(self, shop, monkeypatch):
+        queue = place(shop).customer.queue
+        orders = shop.queues.OrderQueue
+        first = orders.list_jobs().first()
+        seen = {**orders.status(), "queues": [{"queue": queue, "state": "running", "job": first.pk, "since": None}]}
+        ended = type(orders.jobs()).ended
+
+        def end_meanwhile(jobs):
+            Job.objects.filter(pk=first.pk, done_at=None).update(state="done", done_at=timezone.now())
+            return ended(jobs)
+
+        monkeypatch.setattr(orders, "status", lambda **options: seen)
+        monkeypatch.setattr(type(orders.jobs()), "ended", end_meanwhile)
+        _, (line,) = shop.lines.current_lines()
+        steps = [(step.job.action, step.state) for _, steps in line.orders for step in steps]
+        assert steps == [("confirm_order", "done"), *((step, "waiting") for step in STEPS[1:])]
+
     def test_an_admin_without_orders_or_jobs_of_its_kind_breaks_nothing(self, shop, client):
         shop.models.Customer.objects.create(email="new@mail.com")
         shop.queues.OrderQueue.create_job("somebody else's", "confirm_order", {"order_id": 0})

@@ -72,9 +72,11 @@ def _customers(queues):
 
 def _line(customer, now, at):
     line = OrderQueue.list_jobs(queue=customer.queue)
-    ended = reversed(line.ended().order_by("-done_at", "-id")[:ENDED])
     unfinished = line.unfinished()
     first = list(unfinished[:UNFINISHED])
+    # Read after these: what has ended in between is there twice, instead of nowhere.
+    ended = list(reversed(line.ended().order_by("-done_at", "-id")[:ENDED]))
+    first = [job for job in first if job not in ended]
     running = now["job"] if now and now["state"] == "running" else None
     steps = [Step(job, _state(job, running)) for job in [*ended, *first]]
     return Line(
@@ -88,7 +90,7 @@ def _line(customer, now, at):
 
 
 def _state(job, running):
-    if job.pk == running:
+    if job.pk == running and not job.is_ended():  # it may have since the status was read
         return "running"
     if job.is_outside():
         return "outside"
